@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_acquisition_has_many_names_and_no_other_has_one_of_them() {
+    fn ids_of_one_acquisition_belong_to_no_other() {
         let id = AcquisitionId::from(0x0007_ffff);
         let names = [id, id.again(1), id.again(2), id.again(u16::MAX)];
         assert_eq!(

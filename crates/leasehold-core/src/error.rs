@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_a_server_reach_no_terminal_unescaped() {
+    fn server_messages_are_escaped() {
         let error = Error::new(
             ErrorKind::UnexpectedResponse,
             "the server says `\u{1b}[2J\u{202e}`",

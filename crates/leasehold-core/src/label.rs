@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_every_backend_keeps_of_a_label_is_short_and_printable() {
+    fn truncated_label_is_short_and_printable() {
         assert_eq!(truncate_label("web-3/4711/shopd"), None);
         assert_eq!(truncate_label("anna\u{f6}\n").as_deref(), Some("anna??"));
         let cut = truncate_label(&"ä".repeat(100)).unwrap();

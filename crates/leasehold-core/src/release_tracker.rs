@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn freed_is_told_once() {
+    fn freed_is_reported_once() {
         let state = ReleaseTracker::new();
         assert!(!state.has_begun());
         assert_eq!(state.begin(), None);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn releases_that_overlap_tell_the_same() {
+    fn overlapping_releases_report_the_same() {
         let state = ReleaseTracker::new();
         assert_eq!((state.begin(), state.begin()), (None, None));
         assert_eq!(settled(&state, Ok(true), true), Released::Freed);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_was_lost() {
+    fn release_of_a_lock_that_is_not_held_is_a_loss() {
         let state = ReleaseTracker::new();
         assert_eq!(
             state.settle(Ok(false), never).unwrap(),
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn its_debug_says_how_it_stands() {
+    fn debug_shows_the_progress_of_a_release() {
         let state = ReleaseTracker::new();
         assert_eq!(format!("{state:?}"), "Held");
         assert_eq!(state.begin(), None);

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_steers_a_terminal_or_reorders_text_is_escaped() {
+    fn control_and_reordering_characters_are_escaped() {
         for c in [
             '\0', '\u{7}', '\u{1b}', '\r', '\n', '\u{7f}', '\u{9b}', '\u{200b}', '\u{202e}',
             '\u{2066}', '\u{feff}',
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_write_is_left_alone() {
+    fn ordinary_text_is_unchanged() {
         for text in ["it's \"C:\\x\"", "cafe\u{301}", "日本語", "🔒", "a b"] {
             assert_eq!(Escaped(text).to_string(), text);
         }

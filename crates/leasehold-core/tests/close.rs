@@ -75,7 +75,7 @@ fn a_close_on_the_wrong_runtime_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_close_that_is_dropped_goes_on() {
+async fn dropped_close_continues_in_the_background() {
     let (client, other) = two_processes();
     let held = client.mutex("a").lock().await.unwrap();
     {
@@ -88,7 +88,7 @@ async fn a_close_that_is_dropped_goes_on() {
     client.close().await.unwrap();
 }
 
-/// Locks and drops until the client is closed. Every error but *Closed* is a fault.
+/// Locks and drops until the client is closed. Any error other than *Closed* fails the test.
 async fn lock_and_drop(client: LockClient, key: usize) {
     loop {
         match client.mutex(format!("key/{key}")).lock().await {
@@ -99,7 +99,7 @@ async fn lock_and_drop(client: LockClient, key: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_queues_behind_its_own_lock_is_told_of_the_close() {
+async fn waiter_behind_its_own_lock_ends_with_closed() {
     let (client, _, _) = spied();
     let waiting = tokio::spawn({
         let client = client.clone();
@@ -114,11 +114,11 @@ async fn who_queues_behind_its_own_lock_is_told_of_the_close() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_queues_behind_its_own_release_is_told_of_the_close() {
+async fn waiter_behind_its_own_release_ends_with_closed() {
     let (client, watched, clock) = spied();
     watched.unordered.store(true, SeqCst);
     watched.answers_wait.store(true, SeqCst);
-    // The capabilities are read once, when the client is made.
+    // The client reads the capabilities once, when it is created.
     let client = LockClient::builder(Arc::clone(client.backend()))
         .with_clock(clock)
         .build();
@@ -140,7 +140,8 @@ async fn who_queues_behind_its_own_release_is_told_of_the_close() {
 
 #[tokio::test(start_paused = true)]
 async fn tasks_that_loop_lock_and_drop_end_with_closed_in_paused_time() {
-    // The close comes after another number of steps each time, and the releases take none or some.
+    // Each round closes after a different number of steps, and its releases yield a different
+    // number of times.
     for round in 0..90 {
         let (client, watched, clock) = spied();
         watched.unordered.store(round % 2 == 1, SeqCst);
@@ -150,7 +151,7 @@ async fn tasks_that_loop_lock_and_drop_end_with_closed_in_paused_time() {
             .build();
         let mut tasks = JoinSet::new();
         for task in 0..8 {
-            // Some are alone with their key, and some are not.
+            // Some tasks share a key and some do not.
             tasks.spawn(lock_and_drop(client.clone(), task % (3 + round % 6)));
         }
         for _ in 0..round / 6 {
@@ -163,13 +164,13 @@ async fn tasks_that_loop_lock_and_drop_end_with_closed_in_paused_time() {
     }
 }
 
-/// Many short rounds: the close meets the tasks in every state.
+/// Runs many short rounds, so that the close meets the tasks in every state.
 async fn close_while_tasks_loop(rounds: usize, backend: impl Fn() -> Arc<dyn LockBackend>) {
     for round in 0..rounds {
         let client = LockClient::builder(backend()).with_ttl(secs(30)).build();
         let mut tasks = JoinSet::new();
         for task in 0..8 {
-            // Some are alone with their key, and some are not.
+            // Some tasks share a key and some do not.
             tasks.spawn(lock_and_drop(client.clone(), task % (3 + round % 6)));
         }
         for _ in 0..round / 8 {
@@ -193,8 +194,8 @@ async fn tasks_that_loop_lock_and_drop_end_with_closed_on_files() {
     close_while_tasks_loop(50, || Arc::new(FileBackend::open(dir.path()).unwrap())).await;
 }
 
-/// A clock that closes a client at its reading number `at`, on another thread, and goes on when
-/// that has begun.
+/// A clock that closes a client on another thread at its reading number `at`, and continues once
+/// the close has begun.
 #[derive(Debug)]
 struct ClosingClock {
     client: OnceLock<(LockClient, Handle)>,
@@ -209,8 +210,8 @@ impl Clock for ClosingClock {
         {
             let (client, runtime) = (client.clone(), runtime.clone());
             let closing = std::thread::spawn(move || runtime.block_on(client.close()));
-            // Time for what a close does before it waits for us. Where it is too short, less is
-            // tested.
+            // Time for the part of a close that precedes its wait. If it is too short, the test
+            // covers less.
             std::thread::sleep(Duration::from_millis(20));
             drop(closing);
         }
@@ -219,7 +220,7 @@ impl Clock for ClosingClock {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_close_in_the_middle_of_a_grant_is_told_as_closed() {
+async fn close_during_a_grant_is_reported_as_closed() {
     for at in 0.. {
         let clock = Arc::new(ClosingClock {
             client: OnceLock::new(),

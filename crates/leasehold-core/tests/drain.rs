@@ -14,7 +14,7 @@ fn drain(client: &LockClient) -> JoinHandle<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiters_are_sent_away_and_holders_finish() {
+async fn drain_refuses_waiters_and_lets_holders_finish() {
     let (client, other) = two_processes();
     let held = client.mutex("held").lock().await.unwrap();
     let theirs = other.mutex("theirs").lock().await.unwrap();
@@ -31,7 +31,7 @@ async fn waiters_are_sent_away_and_holders_finish() {
         assert!(error.to_string().contains("drains"), "{error}");
     }
     assert!(other.inspect("theirs").await.unwrap().waiters.is_empty());
-    // Far longer than the TTL: the holder's renewals continue.
+    // This is far longer than the TTL, so the holder's lease must be renewed.
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert!(held.is_held() && !draining.is_finished());
     assert_eq!(
@@ -74,7 +74,7 @@ async fn a_client_that_holds_nothing_is_drained_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_drain_still_refuses_and_may_be_taken_up_again() {
+async fn dropped_drain_still_refuses_and_can_be_resumed() {
     let (client, _other) = two_processes();
     let held = client.mutex("k").lock().await.unwrap();
     tokio::time::timeout(Duration::from_secs(1), client.drain())
@@ -91,7 +91,7 @@ async fn a_dropped_drain_still_refuses_and_may_be_taken_up_again() {
     draining.await.unwrap();
 }
 
-/// In place or in the background: it is free when the drain returns.
+/// After the drain, the lock is free, whether it was released in place or in the background.
 #[tokio::test(start_paused = true)]
 async fn it_waits_until_releases_are_answered() {
     for in_place in [true, false] {
@@ -155,7 +155,7 @@ async fn a_lock_is_entered_again_within_its_owner() {
     draining.await.unwrap();
 }
 
-/// A grant at the moment when the drain begins is either waited for or released.
+/// A grant that races with the start of the drain is either waited for or released.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_held_after_it_however_it_races_with_grants() {
     for _ in 0..200 {

@@ -1,7 +1,7 @@
-//! `forked_processes_draw_different_ids`: a process that has drawn an id forks, and both draw
-//! again.
+//! `forked_processes_draw_different_ids`: a process that has drawn an id forks, and both processes
+//! draw another one.
 //!
-//! It has no test harness: a process forks safely only while it has one thread.
+//! The test has no harness, because a process can fork safely only while it has one thread.
 
 use std::{fs::File, io::Write, path::Path};
 

@@ -1,4 +1,4 @@
-//! Guards: what they tell, and what dropping them does.
+//! Guards: their accessors, and the effect of dropping them.
 
 mod support;
 
@@ -11,7 +11,7 @@ use leasehold_local::MemoryBackend;
 use support::{secs, settle, simulated};
 
 #[tokio::test(start_paused = true)]
-async fn a_guard_tells_its_key_token_and_deadline() {
+async fn guard_reports_key_token_and_deadline() {
     let (client, clock) = simulated();
     let guard = client.mutex("a").with_ttl(secs(10)).lock().await.unwrap();
     assert_eq!(guard.key().as_bytes(), b"a");
@@ -101,7 +101,7 @@ async fn a_suspend_counts() {
     let view = guard.info();
     let told = tokio::spawn(async move { view.lost().await });
     clock.suspend(Duration::from_secs(31));
-    // No timer has fired yet, and still:
+    // No timer has fired yet, but the clock has advanced.
     assert!(!guard.is_held());
     let woken = clock.now();
     assert_eq!(told.await.unwrap(), LossReason::Expired);
@@ -112,7 +112,7 @@ async fn a_suspend_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_loss_is_told_when_the_backend_knows_it_first() {
+async fn loss_is_reported_when_the_backend_detects_it_first() {
     let (client, _) = simulated();
     let guard = client.mutex("a").lock().await.unwrap();
     let waiter = tokio::spawn({
@@ -213,7 +213,7 @@ fn a_client_is_bound_to_its_runtime() {
     assert_eq!(error.kind(), ErrorKind::WrongRuntime);
 }
 
-/// Unlike one with a connection: see the tests of `leasehold-redis`.
+/// A client with a connection is different: see the tests of `leasehold-redis`.
 #[test]
 fn in_process_client_may_be_used_on_another_runtime() {
     let runtime = || {

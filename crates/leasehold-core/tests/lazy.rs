@@ -24,7 +24,7 @@ struct Server {
     memory: Arc<MemoryBackend>,
     up: AtomicBool,
     attempts: AtomicUsize,
-    /// Each attempt takes one.
+    /// Each attempt to connect takes one permit.
     answers: Semaphore,
     panics: AtomicBool,
 }
@@ -147,7 +147,7 @@ async fn a_waiting_lock_gives_up_after_a_ttl() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_attempt_serves_all_who_ask() {
+async fn one_connection_attempt_serves_all_callers() {
     let (server, client, _) = simulated();
     server.answers.forget_permits(Semaphore::MAX_PERMITS);
     server.up.store(true, SeqCst);
@@ -166,7 +166,7 @@ async fn one_attempt_serves_all_who_ask() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_goes_on_when_who_asked_goes_away() {
+async fn connection_attempt_continues_without_its_caller() {
     let (server, client, _) = simulated();
     server.answers.forget_permits(Semaphore::MAX_PERMITS);
     server.up.store(true, SeqCst);

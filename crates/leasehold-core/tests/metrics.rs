@@ -1,4 +1,4 @@
-//! What is measured, and what is not.
+//! Metrics: every operation is measured once, and no label names a lock.
 #![cfg(feature = "metrics")]
 
 mod support;
@@ -18,7 +18,7 @@ use leasehold_local::MemoryBackend;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use support::{flaky::Flaky, secs, settle, simulated, spied, two_processes};
 
-/// Records what this thread measures for as long as the test runs.
+/// Records the metrics of this thread while the test runs.
 struct Recording(DebuggingRecorder);
 
 impl Recording {
@@ -26,9 +26,9 @@ impl Recording {
         Self(DebuggingRecorder::new())
     }
 
-    /// What was measured since the last call, as `name{label=value}`: what counters counted, by how
-    /// much gauges changed (or what they were set to), and all values of histograms. The recorder
-    /// begins at zero each time.
+    /// Returns the metrics since the last call as `name{label=value}`: the increments of counters,
+    /// the changes (or values) of gauges, and all values of histograms. The recorder then starts at
+    /// zero.
     fn take(&self) -> BTreeMap<String, Vec<f64>> {
         let mut taken = BTreeMap::new();
         for (key, unit, description, value) in self.0.snapshotter().snapshot().into_vec() {
@@ -55,7 +55,7 @@ impl Recording {
     }
 }
 
-/// Everything that was taken, and nothing else.
+/// Asserts that exactly these metrics were recorded.
 #[track_caller]
 fn expect(taken: &BTreeMap<String, Vec<f64>>, expected: &[(&str, f64)]) {
     let taken: Vec<_> = taken
@@ -310,7 +310,7 @@ async fn renewals_count_by_their_outcome() {
     watched.renewals_fail.store(false, SeqCst);
 }
 
-/// A quorum of memories on one clock.
+/// Returns a quorum of in-memory nodes on one clock.
 async fn quorum(votes: bool) -> (LockClient, [Arc<Flaky>; 3]) {
     let clock = Arc::new(TestClock::new());
     let nodes = ["node-a", "node-b", "node-c"].map(|name| Flaky::new(name, clock.clone(), votes));
@@ -401,7 +401,7 @@ async fn a_token_that_took_a_second_round_trip_counts_as_written_back() {
     let nodes = [(); 3].map(|()| Arc::new(MemoryBackend::with_clock(clock.clone())));
     let request = Request::new(LockKey::new("a").unwrap())
         .with_clock(clock.clone(), leasehold_core::ClockDrift::DEFAULT);
-    // One node is ahead of the others, and of every clock.
+    // The token of one node is above those of the other nodes and above every clock.
     let ahead = Terms {
         attested: false,
         largest_ttl: Duration::ZERO,
@@ -438,7 +438,7 @@ async fn a_token_that_took_a_second_round_trip_counts_as_written_back() {
     );
 }
 
-/// Names and keys of locks are as many as there are things to lock.
+/// Names and keys of locks are unbounded, so that no label may contain one.
 #[tokio::test(start_paused = true)]
 async fn no_label_has_a_lock_in_it() {
     let recording = Recording::new();

@@ -1,4 +1,4 @@
-//! Waits for a backend that fails, or that does not answer: unavailable, not contended.
+//! Waits for a backend that fails or does not answer: they end as unavailable, not as contended.
 
 mod support;
 
@@ -20,20 +20,20 @@ use leasehold_core::{
 use leasehold_local::MemoryBackend;
 use support::settle;
 
-/// How long a client waits for an answer.
+/// The time for which a client waits for an answer.
 const RESPONSE: Duration = Duration::from_secs(1);
 const TTL: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Server {
     Runs,
-    /// As one that is stopped: each request fails after the response time-out.
+    /// A stopped server: each request fails after the response timeout.
     Stands,
-    /// As one that is gone: each request fails at once.
+    /// A server that is gone: each request fails at once.
     Refuses,
 }
 
-/// Memory behind a server.
+/// An in-memory backend behind a server that can fail.
 #[derive(Debug)]
 struct Remote {
     inner: Arc<MemoryBackend>,
@@ -85,7 +85,7 @@ impl LockBackend for Remote {
     }
 }
 
-/// Two clients, as two processes have them.
+/// Returns two clients, as two processes have them.
 fn clients() -> (Arc<Remote>, LockClient, LockClient) {
     let clock = Arc::new(TestClock::new());
     let inner = Arc::new(MemoryBackend::with_clock(clock.clone()));
@@ -147,7 +147,7 @@ async fn a_wait_shorter_than_the_response_timeout_is_unavailable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_behind_one_that_is_not_answered_are_unavailable_too() {
+async fn waiters_behind_an_unanswered_one_are_unavailable() {
     for limit in [RESPONSE / 2, RESPONSE * 4] {
         let (remote, client, _) = clients();
         remote.set(Server::Stands);
@@ -166,7 +166,8 @@ async fn those_behind_one_that_is_not_answered_are_unavailable_too() {
         for (number, task) in tasks.into_iter().enumerate() {
             let error = task.await.unwrap().unwrap_err();
             if number >= 4 {
-                // Whose turn within the owner comes as its time is over has one attempt left.
+                // A task that becomes the first of its owner's queue as its time ends has one
+                // attempt left.
                 assert!(
                     matches!(
                         error.kind(),
@@ -187,7 +188,7 @@ async fn those_behind_one_that_is_not_answered_are_unavailable_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_for_a_holder_is_contention_whoever_it_is() {
+async fn wait_for_any_holder_is_contention() {
     let limit = Duration::from_secs(2);
     let (_, client, other) = clients();
     let held = other.mutex("a").lock().await.unwrap();
@@ -195,15 +196,15 @@ async fn a_wait_for_a_holder_is_contention_whoever_it_is() {
         let client = client.clone();
         tokio::spawn(async move { client.mutex("a").lock_timeout(limit).await.unwrap() })
     };
-    // The first one asks the backend, all later ones queue here; those of the holder's own client
-    // queue behind it.
+    // The first task of a client sends a request, and all later ones queue in the process. The
+    // holder's own client has tasks that queue behind the holder.
     for client in [&client, &other] {
         for waiting in [waits(client), waits(client), waits(client)] {
             assert!(waiting.await.unwrap().is_none());
         }
     }
     drop(held);
-    // One that is granted while more queue, and holds.
+    // Another task is granted the lock while more tasks queue, and holds it.
     let (owner, another) = (client.reentrant_owner(), client.reentrant_owner());
     let _held = owner.lock_timeout("a", limit).await.unwrap().unwrap();
     assert!(another.lock_timeout("a", limit).await.unwrap().is_none());
@@ -220,13 +221,13 @@ async fn a_wait_that_was_refused_before_the_outage_is_contention() {
     let (asks, queues) = (waiting(5), waiting(5));
     settle().await;
     remote.set(Server::Stands);
-    // It has to be asked again: the holder's release cannot arrive.
+    // The waiter must retry, because the holder's release cannot reach the server.
     drop(held);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let late = waiting(2);
     assert!(asks.await.unwrap().unwrap().is_none());
     assert!(queues.await.unwrap().unwrap().is_none());
-    // This one came when nothing was answered any more.
+    // This wait began after the server had stopped answering.
     assert_eq!(
         late.await.unwrap().unwrap_err().kind(),
         ErrorKind::Unavailable
@@ -264,7 +265,7 @@ async fn faults_of_the_first_and_of_later_attempts_are_retried() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_limit_an_outage_is_borne_for_a_ttl_by_all_who_wait() {
+async fn unlimited_waiters_retry_an_outage_for_one_ttl() {
     let (remote, client, _) = clients();
     remote.set(Server::Stands);
     let begun = tokio::time::Instant::now();
@@ -278,7 +279,7 @@ async fn without_a_limit_an_outage_is_borne_for_a_ttl_by_all_who_wait() {
     for waiting in early {
         assert_eq!(waiting.await.unwrap(), Err(ErrorKind::Indeterminate));
     }
-    // In simulated time, so that this is what it was told to wait.
+    // In simulated time, the elapsed time is exactly the requested wait.
     let took = begun.elapsed();
     assert!(took >= TTL && took < TTL + RESPONSE * 3, "{took:?}");
     assert!(!late.is_finished());

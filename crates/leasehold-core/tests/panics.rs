@@ -1,4 +1,5 @@
-//! Recorders and subscribers that panic: at each single call, and at every one. No lock suffers.
+//! Recorders and subscribers that panic, at each single call and at every call. No lock is
+//! affected.
 
 mod support;
 
@@ -19,7 +20,7 @@ use tracing::{
     subscriber::Interest,
 };
 
-/// Panics at one call, counted from 0, or at every one.
+/// Panics at one call, counted from 0, or at every call.
 #[derive(Debug, Default)]
 struct Fuse {
     at: Option<usize>,
@@ -37,13 +38,13 @@ impl Fuse {
     fn called(&self) {
         let call = self.calls.fetch_add(1, SeqCst);
         if self.at.is_none_or(|at| at == call) {
-            // Without a message for each.
+            // Suppresses the message of each panic.
             resume_unwind(Box::new("told to panic"));
         }
     }
 }
 
-/// Uses the locks of `client` in every way. What it locked is free when it ends.
+/// Uses the locks of `client` in every way. All of them are free when it returns.
 async fn use_locks(client: &LockClient, other: &LockClient) {
     let guard = client.mutex("released").lock().await.unwrap();
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
@@ -97,8 +98,8 @@ async fn use_locks(client: &LockClient, other: &LockClient) {
     assert!(panics.await.unwrap_err().is_panic());
 }
 
-/// Uses locks while `install` has what it makes of a fuse called, for each point at which the fuse
-/// may blow.
+/// Uses locks while the fuse may blow at each possible point. `install` turns a fuse into a
+/// recorder or a subscriber.
 async fn at_every_point<G>(install: impl Fn(Arc<Fuse>) -> G) {
     let names = [
         "released",

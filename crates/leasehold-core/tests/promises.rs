@@ -1,4 +1,5 @@
-//! What must not change without notice: auto traits, dyn-safety, sizes that users pay for.
+//! Properties that must not change unnoticed: auto traits, dyn-safety, and sizes that users pay
+//! for.
 
 use std::sync::Arc;
 

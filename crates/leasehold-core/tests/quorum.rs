@@ -50,7 +50,7 @@ impl Nodes {
             .with_clock(self.clock.clone(), drift)
     }
 
-    /// Takes the lock at one node, as another program would.
+    /// Takes the lock on one node, as another program would.
     async fn occupy(&self, node: usize, key: &str) -> Arc<dyn Lease> {
         match Arc::clone(&self.nodes[node])
             .try_acquire(self.request(key))
@@ -62,7 +62,7 @@ impl Nodes {
         }
     }
 
-    /// How many nodes hold the lock for somebody.
+    /// Returns the number of nodes that are locked.
     async fn held(&self, key: &str) -> usize {
         let key = LockKey::new(key).unwrap();
         let mut held = 0;
@@ -108,7 +108,7 @@ async fn a_majority_of_the_configured_nodes_is_needed_and_enough() {
             .unwrap(),
         Attempt::Contended(_)
     ));
-    // What the failed attempt got was given back.
+    // The leases of the failed attempt were released.
     assert_eq!(nodes.held("k").await, 3);
     for lease in [one, two, three] {
         lease.release().await.unwrap();
@@ -122,7 +122,7 @@ async fn tokens_grow_whatever_the_nodes_had_before() {
     let quorum = nodes.open().await;
     let mut last = None;
     for round in 0..20 {
-        // Each node counts on its own in between.
+        // The tokens of each node grow on their own in between.
         for node in 0..round % 6 {
             nodes
                 .occupy(node % 5, "other")
@@ -165,7 +165,7 @@ async fn renewal_reacquires_free_nodes_that_had_another_holder() {
     assert_eq!(nodes.held("k").await, 0);
 }
 
-/// With any of its nodes a lock at a bare majority would be lost.
+/// A lock on a bare majority would be lost with any of its nodes.
 #[tokio::test(start_paused = true)]
 async fn nodes_missing_at_the_grant_are_asked_before_any_renewal() {
     let nodes = Nodes::new(5);
@@ -177,7 +177,7 @@ async fn nodes_missing_at_the_grant_are_asked_before_any_renewal() {
         other.release().await.unwrap();
     }
     assert_eq!(nodes.held("k").await, 3);
-    // The first renewal would be in seconds.
+    // The first renewal would be due only seconds later.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(nodes.held("k").await, 5);
     let holders = quorum
@@ -190,14 +190,14 @@ async fn nodes_missing_at_the_grant_are_asked_before_any_renewal() {
         1,
         "one holder, by whatever name: {holders:?}"
     );
-    // Nothing asks for it behind its release.
+    // After the release, no node is requested again.
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(nodes.held("k").await, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn lock_is_asked_for_no_more_once_released_or_overdue() {
+async fn released_or_expired_lock_is_not_requested_again() {
     let nodes = Nodes::new(3);
     let quorum = nodes.open().await;
     for released in [true, false] {
@@ -214,9 +214,9 @@ async fn lock_is_asked_for_no_more_once_released_or_overdue() {
     }
 }
 
-/// The task that looks after the nodes keeps nothing alive.
+/// The maintenance task keeps nothing alive.
 #[tokio::test(start_paused = true)]
-async fn nothing_runs_on_once_the_quorum_is_closed_or_dropped() {
+async fn no_task_outlives_a_closed_or_dropped_quorum() {
     let nodes = Nodes::new(3);
     let tasks = || {
         tokio::runtime::Handle::current()
@@ -239,9 +239,10 @@ async fn nothing_runs_on_once_the_quorum_is_closed_or_dropped() {
     }
 }
 
-/// A node that did not answer is released until it says so. By then it may have been healed.
+/// A node that did not answer is released until it confirms. Until then it may have been acquired
+/// again.
 #[tokio::test(start_paused = true)]
-async fn what_is_given_back_late_frees_nothing_that_was_healed_since() {
+async fn late_release_frees_no_reacquired_node() {
     let nodes = Nodes::new(3);
     let (quorum, key) = (nodes.open().await, LockKey::new("k").unwrap());
     let lease = granted(&quorum, nodes.request("k")).await;
@@ -253,7 +254,7 @@ async fn what_is_given_back_late_frees_nothing_that_was_healed_since() {
             .revoke(&gone, Revocation::Immediate)
             .await
             .unwrap();
-        // It is found out, and healed.
+        // The renewal notices the loss and acquires the node again.
         Arc::clone(&lease).renew().await.unwrap();
         tokio::time::sleep(Duration::from_millis(1)).await;
         for earlier in &names {
@@ -343,11 +344,11 @@ async fn readers_share_and_exclude_writers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_holder_is_seen_once_and_can_be_broken() {
+async fn holder_is_listed_once_and_can_be_revoked() {
     let nodes = Nodes::new(5);
     let (quorum, other) = (nodes.open().await, nodes.open().await);
     let lease = granted(&quorum, nodes.request("k").with_label("till 3")).await;
-    // One that holds a minority holds nothing.
+    // A holder on a minority of the nodes is not listed.
     let key = LockKey::new("k").unwrap();
     let seen = other.inspect(&key).await.unwrap();
     assert_eq!((seen.holders.len(), seen.nodes.len()), (1, 5));
@@ -378,8 +379,8 @@ async fn member_that_cannot_vote_leaves_the_quorum_without_tokens() {
     std::fs::remove_dir_all(dir).unwrap();
 }
 
-/// The majority is not waited for it, and yet what it answers is learned from: that it fails, and
-/// that it is back.
+/// The majority does not wait for the node, but still learns from its answers that it fails and
+/// that it answers again.
 #[tokio::test(start_paused = true)]
 async fn node_failing_after_the_majority_is_noticed_and_used_again() {
     for votes in [false, true] {
@@ -424,8 +425,8 @@ async fn node_failing_after_the_majority_is_noticed_and_used_again() {
     }
 }
 
-/// Nor is anything that is given back forgotten: a node that is asked by one request at a time is
-/// not waiting for the end of one.
+/// Releases in the background report their outcome as well, so that a suspect node, which gets one
+/// request at a time, does not wait for the end of one that was forgotten.
 #[tokio::test(start_paused = true)]
 async fn node_failing_after_a_refusal_is_probed_and_used_again() {
     let clock = Arc::new(TestClock::new());
@@ -463,7 +464,7 @@ async fn node_failing_after_a_refusal_is_probed_and_used_again() {
     assert!(failing().await.is_empty());
 }
 
-/// Three nodes that vote, a quorum of them, and a request.
+/// Returns three nodes that vote, a quorum of them, and a request.
 async fn flaky() -> ([Arc<Flaky>; 3], Arc<QuorumBackend>, Request) {
     let clock = Arc::new(TestClock::new());
     let nodes = ["a", "b", "c"].map(|name| Flaky::new(name, clock.clone(), true));
@@ -476,7 +477,7 @@ async fn flaky() -> ([Arc<Flaky>; 3], Arc<QuorumBackend>, Request) {
     (nodes, quorum, request)
 }
 
-/// How many of the nodes hold it for anybody, once all that is under way has arrived.
+/// Returns how many nodes are locked once all pending calls have completed.
 async fn held(nodes: &[Arc<Flaky>], request: &Request) -> usize {
     tokio::time::sleep(Duration::from_millis(1)).await;
     let mut held = 0;
@@ -487,9 +488,9 @@ async fn held(nodes: &[Arc<Flaky>], request: &Request) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_panics_is_one_that_fails() {
+async fn node_that_panics_counts_as_failed() {
     let (nodes, quorum, request) = flaky().await;
-    // It may have panicked before the quorum has it as a holder, or later.
+    // The node may panic before the quorum counts it as a holder, or afterwards.
     for late in [false, true] {
         nodes[0].panics.store(!late, SeqCst);
         let lease = granted(&quorum, request.clone().as_new_owner()).await;
@@ -497,7 +498,7 @@ async fn a_node_that_panics_is_one_that_fails() {
         lease.clone().renew().await.unwrap();
         assert_eq!(lease.release().await.unwrap(), Released::Freed);
         nodes[0].panics.store(false, SeqCst);
-        // What is retried in the background is released once it no longer panics.
+        // A release that is retried in the background succeeds once the node no longer panics.
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(held(&nodes, &request).await, 0);
     }
@@ -508,7 +509,7 @@ async fn a_node_that_panics_is_one_that_fails() {
     );
 }
 
-/// The node has renewed, and holds for another TTL, while the holder goes by its old deadline.
+/// The node has renewed and holds the lock for another TTL, but the holder uses its old deadline.
 #[tokio::test(start_paused = true)]
 async fn a_node_whose_renewal_is_answered_too_late_is_released() {
     let (nodes, quorum, request) = flaky().await;
@@ -525,8 +526,8 @@ async fn a_node_whose_renewal_is_answered_too_late_is_released() {
     assert_eq!(held(&nodes, &request).await, 0);
 }
 
-/// Two renewals are under way at a node, the first answer has it released and healed, and the
-/// second is of what it no longer holds.
+/// Two renewals of a node are pending. The first answer has the node released and acquired again.
+/// The second answer is for the lease that was released.
 #[tokio::test(start_paused = true)]
 async fn late_reply_to_old_renewal_keeps_a_reacquired_node() {
     let (nodes, quorum, request) = flaky().await;
@@ -546,7 +547,7 @@ async fn late_reply_to_old_renewal_keeps_a_reacquired_node() {
     assert_eq!(held(&nodes, &request).await, 0);
 }
 
-/// What did not answer when the lock was inspected holds all the same.
+/// A node that did not answer the inspection may still be locked by the holder.
 #[tokio::test(start_paused = true)]
 async fn release_is_no_success_while_a_silent_majority_may_hold() {
     let (nodes, quorum, request) = flaky().await;
@@ -572,7 +573,7 @@ async fn release_is_no_success_while_a_silent_majority_may_hold() {
     }
     Arc::clone(&lease).renew().await.unwrap();
     nodes[1].down.store(false, SeqCst);
-    // One silent node is no majority, whoever it holds for.
+    // One silent node is not a majority.
     assert_eq!(
         quorum.revoke(&holder, Revocation::Immediate).await.unwrap(),
         RevokeOutcome::Freed
@@ -582,7 +583,7 @@ async fn release_is_no_success_while_a_silent_majority_may_hold() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lock_is_also_taken_where_the_holder_was_not_shown() {
+async fn revocation_reaches_nodes_that_did_not_show_the_holder() {
     let (nodes, quorum, request) = flaky().await;
     let lease = granted(&quorum, request.clone()).await;
     assert_eq!(held(&nodes, &request).await, 3);
@@ -604,9 +605,9 @@ async fn a_lock_is_also_taken_where_the_holder_was_not_shown() {
     assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
 }
 
-/// Since it was inspected the holder has come to hold under another name.
+/// The holder has acquired a node again under another id since the inspection.
 #[tokio::test(start_paused = true)]
-async fn a_lock_is_also_taken_where_the_holder_was_healed_meanwhile() {
+async fn revocation_reaches_nodes_reacquired_meanwhile() {
     for revocation in [Revocation::Immediate, Revocation::Graceful] {
         let now = revocation == Revocation::Immediate;
         let (nodes, quorum, request) = flaky().await;
@@ -636,7 +637,7 @@ async fn a_lock_is_also_taken_where_the_holder_was_healed_meanwhile() {
     }
 }
 
-/// Each file has an identity of its own for the same holder.
+/// Each lock file identifies the same holder differently.
 #[tokio::test]
 async fn holder_with_different_ids_per_node_is_listed_once() {
     let dir = std::env::temp_dir().join(format!("leasehold-quorum-names-{}", std::process::id()));
@@ -657,7 +658,7 @@ async fn holder_with_different_ids_per_node_is_listed_once() {
     std::fs::remove_dir_all(dir).unwrap();
 }
 
-/// Two clients of many tasks each: nobody is left behind, and nothing is left over.
+/// Two clients with many tasks each: every task is served, and nothing is left behind.
 #[tokio::test(start_paused = true)]
 async fn contenders_take_turns_and_leave_nothing() {
     let nodes = Nodes::new(5);
@@ -695,7 +696,7 @@ async fn contenders_take_turns_and_leave_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ping_is_answered_by_a_majority_and_names_who_is_silent() {
+async fn ping_needs_a_majority_and_names_silent_nodes() {
     let (nodes, quorum, _) = flaky().await;
     let problems = |pong: leasehold_core::Pong| -> Vec<bool> {
         pong.nodes
@@ -723,7 +724,7 @@ async fn a_ping_is_answered_by_a_majority_and_names_who_is_silent() {
     assert!(!text.contains(&format!("{}:", nodes[0])), "{text}");
 }
 
-/// Whatever the nodes are provisioned with, a quorum promises no less.
+/// A quorum promises at least this, however its nodes are provisioned.
 #[tokio::test(start_paused = true)]
 async fn the_provisional_capabilities_of_a_quorum_are_its_weakest() {
     let nodes = Nodes::new(3);

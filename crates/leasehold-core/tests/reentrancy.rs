@@ -1,4 +1,4 @@
-//! Owners: re-entrant within, exclusive between.
+//! Re-entrancy scopes: re-entrant within one, exclusive between two.
 
 mod support;
 
@@ -78,7 +78,7 @@ async fn holder_reenters_before_queued_tasks_of_its_owner() {
         let owner = owner.clone();
         async move {
             let guard = owner.lock("a").await.unwrap();
-            // The next in the queue has been told that it is its turn, and has not run yet.
+            // The next task in the queue was notified, but has not run yet.
             let tried = owner.try_lock("a").await.unwrap().unwrap();
             let within = owner
                 .lock_timeout("a", Duration::ZERO)
@@ -101,7 +101,7 @@ async fn holder_reenters_before_queued_tasks_of_its_owner() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn tasks_that_re_enter_do_not_get_into_each_other_s_way() {
+async fn reentering_tasks_do_not_block_each_other() {
     let client = LockClient::new(MemoryBackend::new());
     let owner = client.reentrant_owner();
     let held = owner.lock("a").await.unwrap();
@@ -122,7 +122,7 @@ async fn tasks_that_re_enter_do_not_get_into_each_other_s_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_releases_first_is_told_that_what_they_share_was_lost() {
+async fn first_release_reports_the_loss_of_a_shared_lock() {
     let (client, clock) = simulated();
     let owner = client.reentrant_owner().with_ttl(secs(5));
     let (outer, inner) = (
@@ -135,7 +135,7 @@ async fn whoever_releases_first_is_told_that_what_they_share_was_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_lost_is_not_re_entered() {
+async fn lost_lock_is_not_reentered() {
     let (client, clock) = simulated();
     let owner = client.reentrant_owner().with_ttl(secs(5));
     let old = owner.lock("a").await.unwrap();

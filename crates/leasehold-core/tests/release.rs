@@ -1,5 +1,5 @@
-//! Releases in the background: done at once where the backend answers at once, and bounded where it
-//! does not.
+//! Releases in the background: immediate if the backend answers at once, and bounded if it does
+//! not.
 
 mod support;
 
@@ -11,7 +11,7 @@ use leasehold_local::MemoryBackend;
 use support::{settle, spied};
 use tokio::runtime::Handle;
 
-/// More releases than this in the background make acquisitions wait.
+/// If more releases than this run in the background, acquisitions wait.
 const BOUND: usize = 1024;
 
 fn alive_tasks() -> usize {
@@ -21,7 +21,7 @@ fn alive_tasks() -> usize {
 #[tokio::test(start_paused = true)]
 async fn dropped_guards_leave_no_task_behind_on_memory() {
     let client = LockClient::new(MemoryBackend::new());
-    // It starts the renewal task.
+    // This starts the renewal task.
     drop(client.mutex("first").lock().await.unwrap());
     let before = alive_tasks();
     for key in 0..1_000 {
@@ -53,7 +53,7 @@ async fn dropped_acquisitions_leave_no_task_behind_on_memory() {
         let mutex = client.mutex("a");
         {
             let mut locking = pin!(mutex.lock());
-            // More than once: the first poll may only spend the task's budget.
+            // Polled twice, because the first poll may only use up the task's budget.
             for _ in 0..2 {
                 assert!(poll_fn(|cx| Poll::Ready(locking.poll_unpin(cx).is_pending())).await);
             }
@@ -70,7 +70,7 @@ async fn a_backend_that_panics_does_not_panic_the_drop_of_a_guard() {
     watched.releases_panic.store(true, SeqCst);
     drop(guard);
     watched.releases_panic.store(false, SeqCst);
-    // The gate is free, the backend is not.
+    // The local queue is free, but the lock of the backend is not.
     assert!(client.mutex("a").try_lock().await.unwrap().is_none());
     client.close().await.unwrap();
 }
@@ -95,7 +95,7 @@ async fn acquisitions_wait_for_releases_that_pile_up() {
     settle().await;
     let begun = watched.acquires.load(SeqCst);
     assert!((BOUND..BOUND + 4).contains(&begun), "{begun}");
-    // The wait counts as waiting: it ends as the caller said, and does not delay a try for long.
+    // This delay counts as waiting: it ends at the caller's limit, and a try is hardly delayed.
     let mutex = client.mutex("a");
     let within = mutex
         .lock_timeout(std::time::Duration::from_millis(100))

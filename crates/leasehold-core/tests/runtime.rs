@@ -1,4 +1,4 @@
-//! Which runtime a client can be used on.
+//! The runtimes on which a client can be used.
 
 use std::{sync::Arc, time::Duration};
 
@@ -47,7 +47,7 @@ fn a_runtime_without_a_timer_is_refused_typed() {
             is_refused(client.close().await);
         });
     }
-    // Nothing stayed locked, and the backend is of use to others.
+    // Nothing is left locked, and other clients can use the backend.
     let with = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()

@@ -1,4 +1,4 @@
-//! What is traced: waits, holds, renewals and releases at debug, losses and misuse at warn.
+//! Tracing: waits, holds, renewals and releases at debug, losses and misuse at warn.
 
 mod support;
 
@@ -21,7 +21,7 @@ impl Log {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 
-    /// The spans that are over, as they end: name and fields.
+    /// The name and fields of each span, in the order in which they end.
     fn spans(&self) -> Vec<String> {
         let text = self.text();
         let ended = text.lines().filter_map(|line| {
@@ -29,7 +29,7 @@ impl Log {
                 .1
                 .split_once(": leasehold: close")
         });
-        // Without those around it.
+        // Without the spans around it.
         ended
             .map(|(spans, _)| {
                 spans
@@ -40,7 +40,7 @@ impl Log {
             .collect()
     }
 
-    /// Records everything that this thread traces until the guard is dropped.
+    /// Records all events of this thread until the guard is dropped.
     fn record(&self) -> tracing::subscriber::DefaultGuard {
         tracing::subscriber::set_default(
             tracing_subscriber::fmt()
@@ -103,7 +103,7 @@ async fn spans_have_key_backend_token_and_outcome() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_fails_is_traced_with_its_outcome() {
+async fn failures_are_traced_with_their_outcome() {
     let log = Log::default();
     let _recording = log.record();
     let (client, watched, _) = spied();
@@ -153,7 +153,7 @@ async fn what_fails_is_traced_with_its_outcome() {
     );
     assert_eq!(ended("renew"), ["unavailable"]);
     assert_eq!(ended("hold"), ["its deadline came before a renewal did"]);
-    // What is lost to us is given back, as the backend may not know it yet.
+    // A lost lock is released too, because the backend may not know of the loss yet.
     assert_eq!(ended("release"), ["\"already lost\""]);
 }
 
@@ -174,8 +174,8 @@ async fn release_of_an_unwanted_grant_is_traced() {
         let mut waiting = Box::pin(mutex.lock());
         assert!((&mut waiting).now_or_never().is_none());
         held.release().await.unwrap();
-        // Granted, and not asked about since. The backend may see first that it is cancelled, and
-        // then gives it back by itself.
+        // The lock is granted but not polled since. If the backend sees the cancellation first, it
+        // releases the lock by itself.
         drop(waiting);
         settle().await;
         let released = releases();
@@ -242,7 +242,7 @@ async fn late_renewals_are_warned_of_before_a_loss() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_waits_for_itself_is_told_so() {
+async fn task_that_waits_for_itself_is_warned() {
     let log = Log::default();
     let _recording = log.record();
     let (client, _) = simulated();
@@ -275,8 +275,8 @@ async fn a_task_that_waits_for_itself_is_told_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_body_of_main_that_waits_for_itself_is_told_so() {
-    // Not a task of the runtime, and it has no id.
+async fn main_body_that_waits_for_itself_is_warned() {
+    // This is not a task of the runtime, so it has no id.
     assert!(tokio::task::try_id().is_none());
     let log = Log::default();
     let _recording = log.record();
@@ -306,7 +306,7 @@ async fn the_body_of_main_that_waits_for_itself_is_told_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_asks_to_write_is_told_so() {
+async fn reader_that_requests_the_write_lock_is_warned() {
     let log = Log::default();
     let _recording = log.record();
     let (client, _) = simulated();
@@ -334,7 +334,7 @@ async fn a_reader_that_asks_to_write_is_told_so() {
         "{}",
         log.text()
     );
-    // Others' waits are no such thing.
+    // Waits of other tasks are not self-deadlocks.
     let another = semaphore.clone();
     assert!(
         tokio::spawn(async move { another.acquire_timeout(limit).await.unwrap().is_none() })

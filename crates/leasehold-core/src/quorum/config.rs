@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_out_of_a_node_is_in_proportion_to_the_ttl() {
+    fn node_timeout_is_proportional_to_the_ttl() {
         let timeout = |millis| {
             QuorumConfig::new()
                 .node_timeout(Ttl::from_millis(millis).unwrap())

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_node_that_is_kept_for_another_counts_when_its_time_is_over() {
+    async fn node_reserved_for_another_counts_after_its_delay() {
         let nodes: Vec<_> = (0..5).map(|_| Arc::new(Notify::new())).collect();
         let began = Instant::now();
         let tries = Tries::default();
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_enough_nodes_that_wake_it_asks_soon() {
+    async fn too_few_notifying_nodes_make_the_retry_soon() {
         let node = Arc::new(Notify::new());
         let failed = || Reply::Failed(Error::new(ErrorKind::Unavailable, "down"));
         let mut replies = vec![

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_whose_outcome_is_met_with_a_panic_is_over() {
+    fn call_whose_handler_panics_is_removed() {
         let mut calls = FanOut::with_capacity(1);
         calls.push(0, || Box::pin(ready(Ok(()))));
         let sent = catch_unwind(AssertUnwindSafe(|| {

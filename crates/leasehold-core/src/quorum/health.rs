@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_node_is_asked_no_more_until_it_answers_or_fails() {
+    fn silent_node_is_skipped_until_it_answers_or_fails() {
         let health = Health::default();
         assert!(health.late(|| "silent".into()) && !health.late(|| "silent".into()));
         assert!(!health.may_ask(at(1_000_000)));

@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn identities_are_read_back() {
+    fn holder_ids_are_decoded() {
         let ids = vec![
             Some(b"a".to_vec()),
             None,

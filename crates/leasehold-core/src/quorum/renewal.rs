@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_healed_from_the_deadline_on() {
+    fn no_node_is_reacquired_after_the_deadline() {
         let validity = Deadline::at(Timestamp::from_nanos(10));
         assert!(may_heal(validity, Timestamp::from_nanos(9)));
         assert!(!may_heal(validity, Timestamp::from_nanos(10)));

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn it_wakes_when_enough_of_the_refusing_nodes_are_free() {
+    fn waiter_retries_when_enough_refusing_nodes_are_free() {
         use Vote::{Failed, Granted, Refused};
         assert_eq!(
             tally(&[Refused, Refused, Refused, Refused, Refused]).wakes_needed(),
@@ -242,7 +242,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_decided_stays_decided(votes in votes(9), late in prop::collection::vec(0..3_usize, 9)) {
+        fn decided_attempts_stay_decided(votes in votes(9), late in prop::collection::vec(0..3_usize, 9)) {
             let before = tally(&votes).standing();
             let answers = [Vote::Granted, Vote::Refused, Vote::Failed];
             let settled: Vec<_> = votes

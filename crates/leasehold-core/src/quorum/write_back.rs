@@ -277,7 +277,7 @@ mod tests {
         }
 
         #[test]
-        fn the_next_round_is_above_all_that_was_seen(higher in prop::collection::vec(6..100_u64, 1..4)) {
+        fn next_round_exceeds_all_tokens_seen(higher in prop::collection::vec(6..100_u64, 1..4)) {
             let answers = higher.iter().map(|higher| Answer::Higher(token(*higher)));
             let Round::Again(next) = round(token(5), answers, Majority::of(higher.len())) else {
                 return Err(TestCaseError::fail("all nodes are still ours"));

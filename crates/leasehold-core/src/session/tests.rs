@@ -273,7 +273,7 @@ async fn a_session_lives_while_somebody_waits_and_is_closed_when_idle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_renews_for_a_lock_whose_keeper_is_gone() {
+async fn session_without_a_renewal_task_expires() {
     let (_, sessions, clock) = setup();
     let claim = sessions
         .claim(&request(&clock, 10), |_, _| 0)
@@ -287,7 +287,7 @@ async fn nobody_renews_for_a_lock_whose_keeper_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_of_a_session_is_told_to_all_that_hold_and_wait_in_it() {
+async fn end_of_a_session_notifies_holders_and_waiters() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
     let (holder, waiter) = (
@@ -331,7 +331,7 @@ async fn session_found_over_after_its_renewal_is_not_extended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_who_wait_for_one_renewal_do_not_overfill_its_session() {
+async fn waiters_for_one_renewal_do_not_overfill_its_session() {
     let server = Arc::new(Server {
         capacity: 3,
         ..Server::default()
@@ -384,7 +384,7 @@ async fn claims_fill_a_session_by_their_weight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn locks_are_given_up_if_what_is_owned_cannot_be_read() {
+async fn locks_are_lost_if_owned_entries_cannot_be_listed() {
     let (server, sessions, clock) = setup();
     let held = sessions
         .claim(&request(&clock, 10), |_, _| 1)
@@ -485,7 +485,7 @@ async fn a_late_renewal_does_not_revive() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_removes_what_nobody_owns_and_spares_the_rest() {
+async fn renewal_removes_orphans_and_nothing_else() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
     let held = sessions.claim(&request, |_, _| 1).await.unwrap();
@@ -524,7 +524,7 @@ async fn reconciliation_spares_concurrent_claims_and_releases() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_that_is_taken_or_retired_gives_way_to_the_next() {
+async fn taken_or_retired_name_is_skipped() {
     let (_, sessions, clock) = setup();
     let request = request(&clock, 10);
     let first = sessions.claim(&request, |_, number| number).await.unwrap();
@@ -545,7 +545,7 @@ async fn a_name_that_is_taken_or_retired_gives_way_to_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_finds_out_what_was_taken_away_and_what_was_broken() {
+async fn renewal_detects_lost_and_revoked_locks() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
     let (taken, broken) = (
@@ -569,7 +569,7 @@ async fn a_renewal_finds_out_what_was_taken_away_and_what_was_broken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_is_down_is_told_to_all_at_once() {
+async fn outage_fails_all_waiters_at_once() {
     let (server, sessions, clock) = setup();
     server.down.store(true, Ordering::Relaxed);
     let request = request(&clock, 10);

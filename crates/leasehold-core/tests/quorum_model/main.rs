@@ -1,11 +1,11 @@
-//! Every order of events that three nodes and two attempts (of three, fewer events) can see: the
-//! quorum's protocol explored exhaustively, and wrong variants of it, each of which must be found
-//! out.
+//! A model of the quorum's protocol, explored exhaustively: every order of events that three nodes
+//! and two attempts can see (with three attempts, fewer events). Wrong variants of the protocol are
+//! explored too, and each must be detected.
 //!
-//! `cargo test --release -p leasehold-core --test quorum_model`. With debug assertions the same
-//! properties are explored in smaller scopes. With `LEASEHOLD_TRACE=1` and `--nocapture` a short
-//! trace of each wrong variant is printed. What the model is, and what it leaves out:
-//! `docs/redlock-proof.md`.
+//! Run it with `cargo test --release -p leasehold-core --test quorum_model`. With debug assertions
+//! the same properties are explored in smaller scopes. With `LEASEHOLD_TRACE=1` and `--nocapture`,
+//! a short trace of each wrong variant is printed. `docs/redlock-proof.md` describes the model and
+//! its limits.
 
 mod properties;
 mod protocol;
@@ -24,7 +24,7 @@ use crate::{
     state::State,
 };
 
-/// Nothing but the protocol, and messages that are lost or late.
+/// The protocol alone, with messages that are lost or late.
 const QUIET: Scope = Scope {
     clocks: false,
     floors: &[0],
@@ -33,10 +33,10 @@ const QUIET: Scope = Scope {
     restarts: 0,
     bug: None,
 };
-/// Also where all nodes agree on it, a token of 3 is above what two attempts get to without.
+/// A floor of 3 is above every token that two attempts reach without it, even if all nodes agree.
 const HOSTILE: &[u8] = &[0, 2];
 
-/// Explores everything, in smaller scopes where the compiler has not optimised.
+/// Explores all states, in smaller scopes if the compiler has not optimised.
 fn explore<const A: usize>(name: &str, full: Scope, small: Scope) {
     let scope = if cfg!(debug_assertions) { small } else { full };
     let begun = Instant::now();
@@ -64,8 +64,8 @@ fn explore<const A: usize>(name: &str, full: Scope, small: Scope) {
     checker.assert_properties();
 }
 
-/// Explores a wrong variant until the property is broken, breadth first: the trace is a short one,
-/// if not always the shortest.
+/// Explores a wrong variant breadth first until the property is violated. The trace is short, but
+/// not always the shortest.
 fn must_be_found<const A: usize>(bug: Bug, scope: Scope, broken: &'static str) {
     let protocol = Protocol::<A> {
         scope: Scope {
@@ -141,7 +141,7 @@ fn tokens_are_ordered_with_duplicates_and_reacquired_nodes() {
 }
 
 #[test]
-fn with_clocks_one_believes_at_a_time_whatever_restarts() {
+fn one_holder_at_a_time_with_clocks_and_restarts() {
     let full = Scope {
         clocks: true,
         floors: HOSTILE,
@@ -163,7 +163,7 @@ fn with_clocks_one_believes_at_a_time_whatever_restarts() {
 
 #[test]
 fn one_valid_holder_with_clocks_duplicates_and_reacquired_nodes() {
-    // Part of the above, and small enough to be explored without it.
+    // This scope is a part of the previous one, and small enough to be explored in debug builds.
     let full = Scope {
         clocks: true,
         floors: HOSTILE,
@@ -184,7 +184,8 @@ fn one_valid_holder_with_clocks_duplicates_and_reacquired_nodes() {
 #[test]
 fn three_attempts_have_unique_and_ordered_tokens() {
     if cfg!(debug_assertions) {
-        // Three without clocks are too many for this; with clocks the same tokens are chosen.
+        // Three attempts without clocks have too many states. With clocks, the same tokens are
+        // chosen.
         let scope = Scope {
             clocks: true,
             ..QUIET
@@ -226,7 +227,7 @@ fn without_a_write_back_tokens_repeat() {
 #[test]
 fn with_a_write_back_that_is_not_strict_tokens_repeat() {
     must_be_found::<2>(Bug::NonStrictWriteBack, QUIET, UNIQUE);
-    // The check of the lock is no help where tokens are copied to a node that holds for another.
+    // Checking the holder does not help if tokens are copied to a node that another attempt holds.
     must_be_found::<2>(
         Bug::NonStrictOwnWriteBack,
         Scope {
@@ -240,7 +241,7 @@ fn with_a_write_back_that_is_not_strict_tokens_repeat() {
 }
 
 #[test]
-fn a_majority_of_those_that_answered_excludes_nobody() {
+fn majority_of_answering_nodes_does_not_exclude() {
     must_be_found::<2>(
         Bug::MajorityOfAnswered,
         Scope {
@@ -253,7 +254,7 @@ fn a_majority_of_those_that_answered_excludes_nobody() {
 }
 
 #[test]
-fn partial_wins_that_are_not_released_block_until_they_expire() {
+fn unreleased_partial_wins_block_until_they_expire() {
     must_be_found::<2>(
         Bug::NoReleaseOfPartialWins,
         Scope {
@@ -265,7 +266,7 @@ fn partial_wins_that_are_not_released_block_until_they_expire() {
 }
 
 #[test]
-fn a_node_without_memory_that_votes_gives_the_lock_to_two() {
+fn node_that_votes_after_data_loss_admits_two_holders() {
     let restart = Scope {
         clocks: true,
         restarts: 1,
@@ -276,7 +277,7 @@ fn a_node_without_memory_that_votes_gives_the_lock_to_two() {
 }
 
 #[test]
-fn grace_by_a_clock_that_is_set_gives_the_lock_to_two() {
+fn grace_period_by_a_set_clock_admits_two_holders() {
     let restart = Scope {
         clocks: true,
         restarts: 1,
@@ -335,7 +336,7 @@ fn token_copied_with_its_owner_may_be_the_wrong_owners() {
 }
 
 #[test]
-fn a_node_that_is_healed_after_a_break_hides_another_holder() {
+fn node_reacquired_after_a_break_hides_another_holder() {
     must_be_found::<2>(
         Bug::HealedAfterABreak,
         Scope {
@@ -348,7 +349,7 @@ fn a_node_that_is_healed_after_a_break_hides_another_holder() {
 }
 
 #[test]
-fn duplicate_request_that_shortens_the_lock_admits_two() {
+fn duplicate_request_that_shortens_a_lock_admits_two_holders() {
     let scope = Scope {
         clocks: true,
         duplicates: 1,

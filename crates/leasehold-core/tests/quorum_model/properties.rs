@@ -1,4 +1,5 @@
-//! What must always be so, and what must be possible at all, or else nothing is shown.
+//! The properties: those that must always hold, and those that must be reachable, or else the
+//! exploration shows nothing.
 
 use leasehold_core::quorum::Majority;
 use stateright::Property;
@@ -129,7 +130,7 @@ fn exclusive<const A: usize>(protocol: &Protocol<A>, state: &State<A>) -> bool {
     believers.count() <= 1
 }
 
-/// Without a release on its way, others would have to wait for an expiry.
+/// If no release is pending, other attempts must wait for an expiry.
 fn nothing_kept<const A: usize>(state: &State<A>) -> bool {
     state
         .nodes

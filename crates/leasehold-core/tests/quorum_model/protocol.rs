@@ -1,4 +1,4 @@
-//! The protocol as a state machine. What is decided, is decided by `leasehold_core::quorum`.
+//! The protocol as a state machine. All decisions are made by `leasehold_core::quorum`.
 
 use leasehold_core::{
     AcquisitionId, Deadline, FencingToken, Timestamp,
@@ -17,10 +17,11 @@ use crate::{
 };
 
 const ALL: Majority = Majority::of(NODES);
-/// The present, for deadlines that have passed (at 1) and that have not (at 3).
+/// The current time: after deadlines that have passed (at 1), and before those that have not (at
+/// 3).
 const NOW: Timestamp = Timestamp::from_nanos(2);
 
-/// `A` attempts on three nodes.
+/// The protocol with `A` attempts on three nodes.
 pub(crate) struct Protocol<const A: usize> {
     pub(crate) scope: Scope,
 }
@@ -38,7 +39,7 @@ impl<const A: usize> Model for Protocol<A> {
     }
 
     fn actions(&self, state: &State<A>, steps: &mut Vec<Step>) {
-        // Nothing that can come now changes what the properties speak of.
+        // No further event can change what the properties examine.
         let settled = |attempt: &Attempt| match attempt.phase {
             Phase::Over => true,
             Phase::Held => !self.scope.clocks,
@@ -47,8 +48,8 @@ impl<const A: usize> Model for Protocol<A> {
         if state.attempts.iter().all(settled) {
             return;
         }
-        // What happens at a node may as well happen at another that is just like it; and those that
-        // have not begun are alike.
+        // An event at one node has the same effect at an identical node, and attempts that have not
+        // begun are identical.
         let nodes = (0..NODES).filter(|node| !state.nodes[..*node].contains(&state.nodes[*node]));
         let begun = state
             .attempts
@@ -104,15 +105,15 @@ impl<const A: usize> Protocol<A> {
         if !matches!(phase, Phase::Idle | Phase::Over) {
             steps.push(Step::Release { attempt });
         }
-        // Before it is granted, and once it is over, nothing depends on its deadlines but that it
-        // is never granted: a release.
+        // Before the grant and after the end, deadlines only decide whether the attempt can still
+        // be granted. An attempt that cannot be is equal to one that releases.
         if self.scope.clocks && passed < sent && (phase == Phase::Held || self.scope.bug.is_some())
         {
             steps.push(Step::Pass { attempt });
         }
     }
 
-    /// What may arrive at the node from the attempt, or come back.
+    /// The messages between the attempt and this node that may arrive next.
     fn arrivals(&self, state: &State<A>, attempt: usize, node: usize, steps: &mut Vec<Step>) {
         let (
             Attempt {
@@ -130,7 +131,7 @@ impl<const A: usize> Protocol<A> {
             return;
         }
         let again = link.came;
-        // Who holds already is granted again, as a healing that meets its own late grant must be.
+        // The holder is granted again, as is a reacquisition that meets its own late grant.
         let free = at.holder == 0 || at.holder == who(attempt);
         if free && votes(at) && (!again || state.duplicates > 0) {
             for floor in self.scope.floors {
@@ -172,7 +173,7 @@ impl<const A: usize> Protocol<A> {
                 });
             }
         }
-        // Once the attempt is over, and without clocks, the lock may expire in any case.
+        // After the attempt has ended, or without clocks, the lock may expire in any case.
         if self.scope.clocks
             && phase == Phase::Held
             && sent == 2
@@ -182,7 +183,8 @@ impl<const A: usize> Protocol<A> {
             steps.push(Step::Extend { attempt, node });
         }
         if extended && link.until < 2 && free && votes(at) {
-            // Its floor is one below the attempt's token; a node's clock may lower it.
+            // The floor of a reacquisition is one below the attempt's token. A node's clock may
+            // lower it.
             let own = Some(token.saturating_sub(1)).filter(|own| !self.scope.floors.contains(own));
             let floors = self.scope.floors.iter().copied().chain(own);
             steps.extend(floors.map(|floor| Step::Heal {
@@ -191,7 +193,7 @@ impl<const A: usize> Protocol<A> {
                 floor,
             }));
         }
-        // In time, it was taken when it was given.
+        // An answer that is in time was counted when it was sent.
         let late = self.scope.bug == Some(Bug::HealedAfterABreak);
         if late && phase == Phase::Held && link.until == 2 && link.known < 2 {
             steps.push(Step::Extended { attempt, node });
@@ -203,7 +205,7 @@ impl<const A: usize> Protocol<A> {
         if at.holder != 0 {
             let holder = usize::from(at.holder) - 1;
             let passed = state.attempts[holder].passed >= at.links[holder].until;
-            // To the node it makes no difference.
+            // The node cannot tell a release from an expiry.
             if self.scope.clocks && state.attempts[holder].releases {
                 steps.push(Step::Free { node });
             } else if !self.scope.clocks || passed {
@@ -237,8 +239,8 @@ impl<const A: usize> Protocol<A> {
         }
     }
 
-    /// Whether every deadline has passed that the node ever held for: then the largest TTL has
-    /// passed since its restart.
+    /// Returns whether every deadline until which the node was ever locked has passed. The largest
+    /// TTL has then passed since its restart.
     fn expired_at(&self, state: &State<A>, node: usize) -> bool {
         let links = state.nodes[node].links;
         links
@@ -247,7 +249,7 @@ impl<const A: usize> Protocol<A> {
             .all(|(link, attempt)| attempt.passed >= link.until)
     }
 
-    /// Takes the step; `false` if it changes nothing or cannot be.
+    /// Takes a step. Returns `false` if the step changes nothing or is impossible.
     fn take(&self, state: &mut State<A>, step: Step) -> bool {
         match step {
             Step::Start { attempt } => {
@@ -272,7 +274,7 @@ impl<const A: usize> Protocol<A> {
                 let mark = self.grant(at, attempt, floor);
                 let link = &mut at.links[attempt];
                 link.came = true;
-                // The TTL counts from now, so what was sent earlier has not got longer.
+                // The TTL starts now, so that a deadline that was sent earlier is not extended.
                 link.until = match self.scope.bug {
                     Some(Bug::DuplicateShortens) => 1,
                     _ => link.until.max(1),
@@ -281,8 +283,8 @@ impl<const A: usize> Protocol<A> {
                     Phase::Asking | Phase::Writing if answered && !link.member => {
                         (link.granted, link.fenced) = (mark.token, at.standing == Standing::Full);
                     }
-                    // Adopted at once: coming later, or never, it would only shorten what the
-                    // attempt believes.
+                    // The grant is adopted at once. If it came later or never, the attempt's
+                    // deadline could only be earlier.
                     Phase::Held if self.scope.clocks && believed && !link.member => {
                         (link.member, link.known) = (true, 1);
                     }
@@ -305,7 +307,8 @@ impl<const A: usize> Protocol<A> {
             Step::Renew { attempt } => {
                 let renewing = &mut state.attempts[attempt];
                 renewing.sent = 2;
-                // Without clocks nothing is known of the answers: nodes may be healed from now on.
+                // Without clocks, answers to renewals are not modelled, so that nodes may be
+                // acquired again from now on.
                 renewing.extended =
                     !self.scope.clocks || self.scope.bug == Some(Bug::HealedAfterABreak);
                 state.renewals -= 1;
@@ -320,7 +323,7 @@ impl<const A: usize> Protocol<A> {
                 }
                 let link = &mut at.links[attempt];
                 link.until = 2;
-                // As with an adopted grant: the answer is best taken at once.
+                // As with an adopted grant, counting the answer at once gives the latest deadline.
                 if believed {
                     (link.member, link.known) = (true, 2);
                     self.judge_renewal(state, attempt);
@@ -344,7 +347,7 @@ impl<const A: usize> Protocol<A> {
                 state.attempts[attempt].passed += 1;
                 let held = state.attempts[attempt].phase == Phase::Held;
                 if self.scope.bug.is_none() && held && !self.believed(state, attempt) {
-                    // It is lost, for good.
+                    // The loss is final.
                     self.release(state, attempt);
                 }
                 true
@@ -423,9 +426,9 @@ impl<const A: usize> Protocol<A> {
             }
             Some(TokenChoice::WriteBack(token)) => self.write_back(state, attempt, number(token)),
             None => match largest {
-                // Some of the nodes could not vote on tokens; they may have rejoined by now.
+                // Some of the nodes could not vote on tokens, but may have been readmitted by now.
                 Some(token) => self.write_back(state, attempt, token),
-                // The lock, but no promise with it.
+                // The lock is granted without a promise about its token.
                 None => self.granted(state, attempt, 0),
             },
         }
@@ -462,7 +465,7 @@ impl<const A: usize> Protocol<A> {
                     node.links[attempt].raised = Raised::Unanswered;
                 }
             }
-            // It releases, which it may do at any time.
+            // The attempt releases, which it may do at any time.
             Round::Open | Round::Lost => return false,
         }
         true
@@ -496,7 +499,7 @@ impl<const A: usize> Protocol<A> {
                 Raised::Accepted
             }
             Answer::Higher(higher) => Raised::Higher(number(higher)),
-            // The same to the attempt as no answer.
+            // For the attempt, this is the same as no answer.
             Answer::Gone | Answer::Pending => Raised::Unanswered,
         };
         if writing {
@@ -505,7 +508,7 @@ impl<const A: usize> Protocol<A> {
         *at != before
     }
 
-    /// Counts the answers that the holder has to its renewal.
+    /// Evaluates the answers to the holder's renewal.
     fn judge_renewal(&self, state: &mut State<A>, attempt: usize) {
         let votes = state.nodes.map(|node| match node.links[attempt] {
             Link { member: false, .. } => Vote::Refused,
@@ -535,8 +538,8 @@ impl<const A: usize> Protocol<A> {
             .for_each(|(_, other)| other.overtaken = self.scope.clocks);
         for node in &mut state.nodes {
             let link = &mut node.links[attempt];
-            // What has been answered by now is adopted at once, and of tokens only its own matters
-            // from here on.
+            // Answers that have arrived are adopted at once. From here on, only the attempt's own
+            // token matters.
             let member = self.scope.clocks && (link.member || link.granted != 0);
             *link = Link {
                 came: link.came,
@@ -559,8 +562,8 @@ impl<const A: usize> Protocol<A> {
         }
         (over.phase, over.overtaken) = (Phase::Over, false);
         if over.releases {
-            // That it waits for no deadline any more lets the grace of nodes end early, if
-            // anything.
+            // An attempt without pending deadlines can only let the grace periods of nodes end
+            // earlier.
             over.passed = over.sent;
         }
         for node in &mut state.nodes {
@@ -573,7 +576,7 @@ impl<const A: usize> Protocol<A> {
         }
     }
 
-    /// Whether the attempt may believe that a majority holds for it.
+    /// Returns whether the attempt may consider a majority of the nodes locked for it.
     fn believed(&self, state: &State<A>, attempt: usize) -> bool {
         let majority = match self.scope.bug {
             Some(Bug::MajorityOfAnswered) => Majority::of(
@@ -598,7 +601,7 @@ impl<const A: usize> Protocol<A> {
         })
     }
 
-    /// Whether the copying is complete; if so, the node has the copy.
+    /// Returns whether the copying is complete. If so, the node has the token.
     fn rejoined(&self, state: &mut State<A>, node: usize) -> bool {
         let copied = state.nodes[node].copied;
         let asked = state.nodes.iter().filter(|other| other.asked).count();
@@ -615,8 +618,8 @@ impl<const A: usize> Protocol<A> {
     }
 }
 
-/// Forgets of attempts that are over what can make no difference any more, so that more states are
-/// one.
+/// Removes the parts of ended attempts that can make no difference any more, so that more states
+/// are equal.
 fn forget<const A: usize>(state: &mut State<A>) {
     let (duplicates, restarts) = (state.duplicates, state.restarts);
     let least = state
@@ -634,12 +637,12 @@ fn forget<const A: usize>(state: &mut State<A>) {
         let mut may_hold = duplicates > 0;
         for node in &mut state.nodes {
             let link = &mut node.links[index];
-            // Only whether a request to heal may still arrive.
+            // Only whether a request to acquire the node again may still arrive.
             link.until = if heals && link.until == 2 { 2 } else { 0 };
             may_hold |= node.holder == who(index) || !link.came || heals && link.until == 0;
         }
-        // Write-backs of tokens that every node exceeds, or that no node can hold for, are refused.
-        // A restart lowers a token.
+        // A write-back of a token that every node exceeds, or that no node can be locked for, is
+        // rejected. A restart lowers a token.
         if !may_hold {
             attempt.earlier = 0;
         } else if restarts == 0 {
@@ -651,7 +654,7 @@ fn forget<const A: usize>(state: &mut State<A>) {
     }
 }
 
-/// Until when the attempt's nodes hold for it, as far as it knows.
+/// Returns the deadline until which the attempt's nodes are locked for it, as far as it knows.
 pub(crate) fn deadline<const A: usize>(
     state: &State<A>,
     attempt: usize,
@@ -660,7 +663,7 @@ pub(crate) fn deadline<const A: usize>(
     let Attempt {
         passed, extended, ..
     } = state.attempts[attempt];
-    // What single nodes renewed does not count before the renewal has extended it.
+    // Renewals of single nodes do not count before the majority has extended the lease.
     let counts = 1 + u8::from(extended);
     let members = state
         .nodes
@@ -677,7 +680,7 @@ pub(crate) fn deadline<const A: usize>(
     validity(deadlines, majority)
 }
 
-/// Whether the attempt was granted the lock and believes that it still holds.
+/// Returns whether the attempt was granted the lock and considers it held.
 pub(crate) fn believes<const A: usize>(
     state: &State<A>,
     attempt: usize,
@@ -687,8 +690,8 @@ pub(crate) fn believes<const A: usize>(
         && deadline(state, attempt, majority).is_some_and(|until| !until.is_past(NOW))
 }
 
-/// Whether a node's grants count. What is asked of one that may not vote is not modelled: it
-/// changes nothing.
+/// Returns whether a node's grants count. Requests to a node that may not vote are not modelled,
+/// because they change nothing.
 fn votes<const A: usize>(node: &Node<A>) -> bool {
     let (memory, watched_for) = match node.standing {
         Standing::Full => (Memory::Attested, 0),

@@ -1,52 +1,51 @@
-//! What may happen in an exploration, and what is wrong with the protocol in it.
+//! The scope of an exploration, and the bug in the protocol.
 
-/// A way to get the protocol wrong.
+/// A wrong variant of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
-    /// The largest of the granted tokens is taken without being written back.
+    /// The largest of the granted tokens is used without a write-back.
     NoWriteBack,
-    /// A node accepts a token that is not smaller than its own.
+    /// A node accepts a token that is not larger than its own.
     NonStrictWriteBack,
-    /// So it does, but only if it holds the lock for the writer.
+    /// A node accepts such a token, but only if the writer holds its lock.
     NonStrictOwnWriteBack,
-    /// A majority of the nodes that answered is enough.
+    /// A majority of the nodes that answered is sufficient.
     MajorityOfAnswered,
-    /// An attempt that did not win keeps what it got.
+    /// A failed attempt does not release its nodes.
     NoReleaseOfPartialWins,
-    /// A node that restarted without its memory votes at once.
+    /// A node that restarted and lost its data votes at once.
     AmnesiacVotes,
-    /// It measures the wait by a clock that may be set, so that it may end at any time.
+    /// The grace period is measured by a clock that may be set, so that it may end at any time.
     GraceBySetClock,
-    /// It waits for locks to expire, but does not copy tokens.
+    /// A node waits for the grace period, but does not copy tokens.
     NoRejoin,
-    /// It copies tokens first, and waits then.
+    /// A node copies tokens before the grace period instead of after it.
     RejoinBeforeGrace,
-    /// A node that rejoins copies whose the token was, too.
+    /// A node that is readmitted copies the owners of tokens, too.
     OwnerCopied,
-    /// A node is taken back although no majority was held in between.
+    /// A node is acquired again although the majority was interrupted.
     HealedAfterABreak,
-    /// A node that holds for a request takes its deadline when it comes again, although a renewal
-    /// has moved it since.
+    /// A duplicate request sets the deadline of a node back, although a renewal has moved it.
     DuplicateShortens,
-    /// A grant is believed in for a TTL from its answer, not from its request.
+    /// The deadline is counted from the answer, not from the request.
     DeadlineFromAnswer,
 }
 
-/// What may happen. The protocol's own steps and the loss and lateness of messages always may.
+/// The events that may happen, besides the protocol's own steps and the loss and delay of messages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scope {
-    /// Nodes and holders measure time alike: a node keeps a lock until the holder's deadline has
-    /// passed. Without: any lock may expire at any time, and no deadline is ever known to have
-    /// passed.
+    /// Nodes and holders measure time at the same rate: a node keeps a lock until the holder's
+    /// deadline has passed. Without clocks, any lock may expire at any time, and no deadline is
+    /// known to have passed.
     pub(crate) clocks: bool,
-    /// Each node's grant may have any of these as its floor.
+    /// The floors that the grant of a node may have.
     pub(crate) floors: &'static [u8],
-    /// How many requests may arrive twice.
+    /// The number of requests that may arrive twice.
     pub(crate) duplicates: u8,
-    /// How many attempts may renew, and so heal nodes that do not hold for them.
+    /// The number of attempts that may renew, and so acquire nodes again.
     pub(crate) renewals: u8,
-    /// How many nodes may restart without memory.
+    /// The number of nodes that may restart and lose their data.
     pub(crate) restarts: u8,
-    /// What is wrong.
+    /// The bug in the protocol, if any.
     pub(crate) bug: Option<Bug>,
 }

@@ -1,8 +1,7 @@
-//! What is true at one moment: three nodes, some attempts, and the messages under way between them.
+//! One state: three nodes, some attempts, and the messages between them.
 //!
-//! A request that was sent can arrive at any later time, so it needs no place of its own: lost is
-//! one that never arrives. An answer is kept where it was given until the attempt takes it, or
-//! never does.
+//! A request that was sent may arrive at any later time, so that it is not stored. A lost request
+//! never arrives. An answer is stored at its node until the attempt counts it, which may be never.
 
 use std::{
     fmt,
@@ -11,29 +10,29 @@ use std::{
 
 pub(crate) const NODES: usize = 3;
 
-/// An attempt's number from 1; 0 is nobody.
+/// The number of an attempt from 1, or 0 for none.
 pub(crate) type Who = u8;
 
-/// F of a node: token and owner. Token 0: none yet.
+/// The token of a node and its owner. Token 0 means none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Mark {
     pub(crate) token: u8,
     pub(crate) owner: Who,
 }
 
-/// A node's right to vote.
+/// The votes that a node may cast.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Standing {
     /// On locks and tokens.
     #[default]
     Full,
-    /// It restarted, and waits for what it forgot to expire.
+    /// None: the node restarted, and its grace period has not passed.
     Grace,
-    /// On locks only: its tokens are not yet copied from the others.
+    /// On locks only: the tokens of the other nodes are not copied yet.
     Locks,
 }
 
-/// What has come of a write-back that was sent to a node.
+/// The outcome of a write-back that was sent to a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Raised {
     #[default]
@@ -42,37 +41,37 @@ pub(crate) enum Raised {
     Higher(u8),
 }
 
-/// Between one attempt and one node.
+/// The relation between one attempt and one node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Link {
-    /// The acquisition's request has arrived and was granted: when it comes once more, it is a
+    /// Whether the acquisition's request has arrived and was granted. If it arrives again, it is a
     /// duplicate.
     pub(crate) came: bool,
-    /// The answer to the acquisition: the token. 0: none yet.
+    /// The token in the answer to the acquisition, or 0 if there is none yet.
     pub(crate) granted: u8,
-    /// Whether the node could vote on tokens when it gave that answer.
+    /// Whether the node could vote on tokens when it sent that answer.
     pub(crate) fenced: bool,
-    /// The attempt has taken the answer and counts the node.
+    /// Whether the attempt has counted the answer.
     pub(crate) member: bool,
-    /// Up to which deadline, at least, the node holds for the attempt: that of the acquisition (1)
-    /// or of the renewal (2). 0: it never did. A node counts the TTL from when a request arrives,
-    /// so none that comes later makes it less.
+    /// The deadline until which the node is locked for the attempt at least: that of the
+    /// acquisition (1) or of the renewal (2), or 0 for none. A node counts the TTL from the arrival
+    /// of a request, so that no later request makes it earlier.
     pub(crate) until: u8,
-    /// Up to which of these the attempt knows.
+    /// The latest of these deadlines that the attempt knows.
     pub(crate) known: u8,
     pub(crate) raised: Raised,
 }
 
-/// One node, with its links to all attempts. Nodes are alike: a permutation of them is the same
+/// One node with its links to all attempts. Nodes are identical: permuting them gives the same
 /// state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Node<const A: usize> {
     pub(crate) mark: Mark,
     pub(crate) holder: Who,
     pub(crate) standing: Standing,
-    /// What a node that rejoins has copied so far.
+    /// The token that a node being readmitted has copied so far.
     pub(crate) copied: Mark,
-    /// The node that rejoins has asked this one.
+    /// Whether the node being readmitted has asked this one.
     pub(crate) asked: bool,
     pub(crate) links: [Link; A],
 }
@@ -85,31 +84,32 @@ pub(crate) enum Phase {
     /// A token is being written back.
     Writing,
     Held,
-    /// It has released every node, or given up.
+    /// The attempt has released every node, or has given up.
     Over,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Attempt {
     pub(crate) phase: Phase,
-    /// The token that is written back, or that it was granted with. 0: none, or one that nothing is
-    /// promised of.
+    /// The token that is written back, or with which the lock was granted. It is 0 if there is
+    /// none, or none with a promise.
     pub(crate) token: u8,
-    /// The tokens of earlier rounds, a bit each: their write-backs may still arrive.
+    /// The tokens of earlier rounds as a bit set. Their write-backs may still arrive.
     pub(crate) earlier: u16,
-    /// Which deadlines were sent (1 by the acquisition, 2 by the renewal), and which of them have
+    /// The deadlines that were sent (1 by the acquisition, 2 by the renewal), and those that have
     /// passed.
     pub(crate) sent: u8,
     pub(crate) passed: u8,
-    /// Its renewal has extended it, so that requests to heal are on their way.
+    /// Whether the renewal has extended the lease, so that requests to acquire nodes again are
+    /// pending.
     pub(crate) extended: bool,
-    /// The attempts that had been granted before this one started, a bit each.
+    /// The attempts that had been granted before this one started, as a bit set.
     pub(crate) after: u8,
-    /// What it has not been granted, or has no more, is on its way back.
+    /// Whether a release of all nodes is pending.
     pub(crate) releases: bool,
-    /// It was granted once.
+    /// Whether the attempt was ever granted.
     pub(crate) granted: bool,
-    /// Another was granted while it had not yet released.
+    /// Whether another attempt was granted before this one had released.
     pub(crate) overtaken: bool,
 }
 
@@ -117,7 +117,8 @@ pub(crate) struct Attempt {
 pub(crate) struct State<const A: usize> {
     pub(crate) nodes: [Node<A>; NODES],
     pub(crate) attempts: [Attempt; A],
-    /// How many requests may still arrive a second time, attempts renew, and nodes restart.
+    /// The number of requests that may still arrive twice, of attempts that may renew, and of nodes
+    /// that may restart.
     pub(crate) duplicates: u8,
     pub(crate) renewals: u8,
     pub(crate) restarts: u8,
@@ -142,7 +143,7 @@ impl<const A: usize> State<A> {
         }
     }
 
-    /// The same for all states that differ only in the names of nodes and attempts.
+    /// Returns the same state for all states that differ only in the names of nodes and attempts.
     pub(crate) fn representative(&self) -> Self {
         permutations::<A>()
             .into_iter()
@@ -193,7 +194,7 @@ fn permutations<const A: usize>() -> Vec<[usize; A]> {
     all
 }
 
-/// A few words for the whole state: hashing is most of the work.
+/// The whole state in a few words, because hashing is most of the work.
 impl<const A: usize> Hash for State<A> {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         for node in &self.nodes {
@@ -248,7 +249,7 @@ struct Word(u128);
 
 impl Word {
     fn put(&mut self, value: u8, bits: u32) -> &mut Self {
-        // Also in release: two states in one word would hide one of them.
+        // Checked in release builds too: two states in one word would hide one of them.
         assert!(
             bits == 8 || value < 1 << bits,
             "{value} needs more than {bits} bits"
@@ -295,7 +296,7 @@ impl<const A: usize> fmt::Display for State<A> {
     }
 }
 
-/// Attempts are called A, B and C.
+/// The attempts are named A, B and C.
 struct Holder(Who);
 
 impl fmt::Display for Holder {

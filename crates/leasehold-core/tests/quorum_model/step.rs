@@ -1,22 +1,22 @@
-//! What can happen next. Nodes and attempts are named by their index.
+//! The possible steps. Nodes and attempts are identified by their index.
 
 use std::fmt;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// The attempt asks all nodes.
+    /// The attempt sends its request to all nodes.
     Start { attempt: usize },
-    /// The request arrives, for the first time or again, at a node that is free. `answered`: the
-    /// answer takes the place of an earlier one.
+    /// The request arrives at a free node, for the first time or again. If `answered` is set, the
+    /// answer replaces an earlier one.
     Grant {
         attempt: usize,
         node: usize,
         floor: u8,
         answered: bool,
     },
-    /// The attempt counts these nodes' answers (a bit each), and goes by them.
+    /// The attempt counts the answers of these nodes (a bit set) and decides.
     Decide { attempt: usize, nodes: u8 },
-    /// It counts an answer that came later.
+    /// The attempt counts an answer that came later.
     Adopt { attempt: usize, node: usize },
     /// A write-back of this token arrives.
     Raise {
@@ -24,36 +24,37 @@ pub(crate) enum Step {
         node: usize,
         token: u8,
     },
-    /// The attempt counts these nodes' answers to its write-back; the others time out.
+    /// The attempt counts the answers of these nodes to its write-back. The answers of the
+    /// remaining nodes time out.
     Settle { attempt: usize, nodes: u8 },
     /// The holder sends a renewal to all nodes.
     Renew { attempt: usize },
-    /// It arrives at a node that holds for the attempt.
+    /// The renewal arrives at a node that is locked for the attempt.
     Extend { attempt: usize, node: usize },
-    /// The request to hold again, which goes with a renewal, arrives at a node that is free, or has
-    /// come to hold meanwhile.
+    /// The request that accompanies a renewal, to acquire the node again, arrives at a node that is
+    /// free or was locked for the attempt meanwhile.
     Heal {
         attempt: usize,
         node: usize,
         floor: u8,
     },
-    /// The answer to it arrives.
+    /// The answer to a renewal arrives.
     Extended { attempt: usize, node: usize },
-    /// The attempt releases every node, because it was not granted, is done, or is cancelled.
+    /// The attempt releases every node, because it failed, is done, or is cancelled.
     Release { attempt: usize },
     /// The release arrives.
     Free { node: usize },
     /// A deadline of the attempt passes.
     Pass { attempt: usize },
-    /// The node lets its lock expire.
+    /// The lock of the node expires.
     Expire { node: usize },
-    /// The node restarts and has forgotten everything.
+    /// The node restarts and has lost all data.
     Restart { node: usize },
-    /// Whatever it may have forgotten has expired.
+    /// The grace period of the node ends.
     GraceEnds { node: usize },
-    /// It is told another node's tokens.
+    /// The node receives another node's tokens.
     Copy { node: usize, from: usize },
-    /// It votes on tokens again.
+    /// The node votes on tokens again.
     Rejoin { node: usize },
 }
 

@@ -1,4 +1,4 @@
-//! A node of a quorum that can be told to fail, or to answer late.
+//! A quorum node that can be made to fail, or to answer late.
 
 use std::{
     fmt,
@@ -19,20 +19,20 @@ use leasehold_core::{
 use leasehold_local::MemoryBackend;
 use tokio::sync::Semaphore;
 
-/// How long a failure takes: a majority of others has answered by then.
+/// The time that a failure takes. A majority of the other nodes has answered by then.
 pub(crate) const FAILS_AFTER: Duration = Duration::from_millis(5);
 
-/// Memory, behind a way that may be cut.
+/// An in-memory backend behind a connection that can fail.
 #[derive(Debug)]
 pub(crate) struct Flaky {
     name: &'static str,
     inner: Arc<MemoryBackend>,
     pub(crate) down: AtomicBool,
     pub(crate) panics: AtomicBool,
-    /// Votes on tokens, as memory does.
+    /// Whether the node votes on tokens, as the in-memory backend does.
     votes: bool,
-    /// So many of the next renewals take effect at once and are answered later, each when
-    /// `late_answers` has a permit for it: that the answer came too late, as a lease says whose
+    /// The number of renewals that take effect at once but are answered later, each one when
+    /// `late_answers` has a permit. The answer is that it came too late, as from a lease whose
     /// deadline has passed.
     pub(crate) late_renewals: AtomicUsize,
     pub(crate) late_answers: Semaphore,
@@ -63,7 +63,7 @@ impl Flaky {
 
     fn panic_if_told(&self) {
         if self.panics.load(SeqCst) {
-            // Without a message in the test's output for each.
+            // Suppresses the message of each panic.
             resume_unwind(Box::new("told to panic"));
         }
     }

@@ -1,4 +1,4 @@
-//! What the tests of the client share.
+//! Helpers shared by the tests of the client.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use leasehold_core::{LockClient, TestClock, Ttl};
 use leasehold_local::MemoryBackend;
 
-/// A client of memory whose clock is tokio's, which the test pauses.
+/// Returns a client of an in-memory backend on tokio's clock, which the test pauses.
 pub(crate) fn simulated() -> (LockClient, Arc<TestClock>) {
     let clock = Arc::new(TestClock::new());
     let backend = MemoryBackend::with_clock(clock.clone());
@@ -22,7 +22,7 @@ pub(crate) fn simulated() -> (LockClient, Arc<TestClock>) {
     )
 }
 
-/// A client of a watched memory.
+/// Returns a client of a watched in-memory backend.
 pub(crate) fn spied() -> (LockClient, Arc<spy::Watched>, Arc<TestClock>) {
     let clock = Arc::new(TestClock::new());
     let backend = spy::Spy::new(MemoryBackend::with_clock(clock.clone()));
@@ -36,7 +36,7 @@ pub(crate) fn spied() -> (LockClient, Arc<spy::Watched>, Arc<TestClock>) {
     )
 }
 
-/// Two clients of one memory, as two processes are.
+/// Returns two clients of one in-memory backend, as two processes have them.
 pub(crate) fn two_processes() -> (LockClient, LockClient) {
     let clock = Arc::new(TestClock::new());
     let backend = Arc::new(MemoryBackend::with_clock(clock.clone()));
@@ -48,12 +48,12 @@ pub(crate) fn two_processes() -> (LockClient, LockClient) {
     (client(), client())
 }
 
-/// A TTL of whole seconds.
+/// Returns a TTL of whole seconds.
 pub(crate) fn secs(secs: u64) -> Ttl {
     Ttl::from_secs(secs).unwrap()
 }
 
-/// Lets every other task run until nothing more happens at this moment.
+/// Lets all other tasks run until none of them can continue.
 pub(crate) async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;

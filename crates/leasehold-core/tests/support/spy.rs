@@ -1,4 +1,4 @@
-//! A backend that does as memory does, is watched, and can be told to misbehave.
+//! An in-memory backend that is watched, and can be made to misbehave.
 
 use std::{
     fmt,
@@ -17,14 +17,14 @@ use leasehold_core::{
 use leasehold_local::MemoryBackend;
 use tokio::sync::Notify;
 
-/// See the module.
+/// The watched backend; see the module.
 #[derive(Debug)]
 pub(crate) struct Spy {
     inner: Arc<MemoryBackend>,
     pub(crate) watched: Arc<Watched>,
 }
 
-/// What was seen, and what to do.
+/// The observed calls, and the misbehaviour to show.
 #[derive(Debug, Default)]
 pub(crate) struct Watched {
     pub(crate) acquires: AtomicUsize,
@@ -33,23 +33,24 @@ pub(crate) struct Watched {
     pub(crate) yielding: Mutex<Vec<bool>>,
     pub(crate) renewals: Mutex<Vec<Timestamp>>,
     pub(crate) releases: AtomicUsize,
-    /// Renewals fail while this is set.
+    /// If set, renewals fail.
     pub(crate) renewals_fail: AtomicBool,
-    /// How long a renewal is on its way, there and back.
+    /// The duration of a renewal's round trip.
     pub(crate) round_trip: Mutex<Duration>,
-    /// How many of the next renewals panic.
+    /// The number of renewals that panic.
     pub(crate) panics: AtomicUsize,
-    /// How long the machine is suspended during a renewal.
+    /// The time for which the machine is suspended during a renewal.
     pub(crate) suspended: Mutex<Option<(Arc<TestClock>, Duration)>>,
-    /// Releases take effect with their first poll, and are answered when this is notified, if set.
+    /// If set, releases take effect with their first poll, and are answered when `answer` is
+    /// notified.
     pub(crate) answers_wait: AtomicBool,
     pub(crate) answer: Notify,
-    /// Releases panic while this is set.
+    /// If set, releases panic.
     pub(crate) releases_panic: AtomicBool,
-    /// How often a release gives way before it takes effect.
+    /// The number of times that a release yields before it takes effect.
     pub(crate) releases_yield: AtomicUsize,
     pub(crate) unordered: AtomicBool,
-    /// All leases belong to this session.
+    /// The session to which all leases belong.
     pub(crate) session: Mutex<Option<SessionId>>,
     /// The longest TTL, if it is not memory's.
     pub(crate) max_ttl: Mutex<Option<Ttl>>,

@@ -1,4 +1,4 @@
-//! The keeper: renews in time, retries to the deadline, never after a release.
+//! The renewal task: it renews in time, retries until the deadline, and stops at a release.
 
 mod support;
 
@@ -13,7 +13,7 @@ use leasehold_core::{
 };
 use support::{secs, settle, spied};
 
-/// So many locks, all taken at once.
+/// The number of locks taken at once.
 async fn locked(client: &LockClient, count: usize, ttl: Ttl) -> Vec<LockGuard> {
     let mut guards = Vec::new();
     for number in 0..count {
@@ -162,7 +162,7 @@ async fn what_is_due_soon_is_renewed_along_with_what_is_due() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_keeper_ends_with_its_client() {
+async fn renewal_task_ends_with_its_client() {
     let (client, watched, _) = spied();
     drop(client.mutex("a").lock().await.unwrap());
     settle().await;
@@ -217,7 +217,7 @@ async fn a_short_lease_does_not_queue_behind_long_ones() {
 #[tokio::test(start_paused = true)]
 async fn a_renewal_is_sent_before_half_of_the_ttl_is_gone() {
     let (client, watched, clock) = spied();
-    // No answer comes within a TTL: what is sent stays under way.
+    // No renewal is answered within a TTL.
     *watched.round_trip.lock().unwrap() = Duration::from_secs(3600);
     let start = clock.now();
     let _guards = locked(&client, 1_000, secs(10)).await;
@@ -230,7 +230,7 @@ async fn a_renewal_is_sent_before_half_of_the_ttl_is_gone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_a_renewal_ends_no_other() {
-    // The locks of the spy share a session's renewals, but no deadline.
+    // The spy's locks share the renewals of a session, but not a deadline.
     for (session, locks) in [(None, 10), (Some(SessionId::new()), 1)] {
         let (client, watched, _clock) = spied();
         *watched.session.lock().unwrap() = session;
