@@ -1,4 +1,4 @@
-//! When to retry after contention.
+//! Contention: decides when a failed attempt is retried.
 
 use std::{
     future::poll_fn,
@@ -62,7 +62,7 @@ pub(super) fn of(
     let tally = Tally::of(majority, replies.iter().map(Reply::vote));
     let split = tally.granted() > 0;
     // Of several attempts that split a vote, only one has the first node. That one retries at once
-    // after the others have released theirs, and the others delay their retry until it may be done.
+    // after the other attempts have released theirs, and these delay their retry until it may be done.
     // If the attempts disagree about which node is the first, more rounds are needed.
     let answered = replies
         .iter()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{fencing::FencingToken, quorum::tally::Majority};
 
-/// Whether a node may have lost data.
+/// The state of a node's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Memory {
     /// The node is in the incarnation that its epoch record names: it has not restarted since.

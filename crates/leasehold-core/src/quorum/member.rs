@@ -166,7 +166,7 @@ impl Member {
             // A quorum with such a member has no tokens.
             None => Box::pin(ready(Err(Error::new(
                 ErrorKind::Unsupported,
-                "it cannot vote on fencing tokens",
+                "the node cannot vote on fencing tokens",
             )))),
         }
     }

@@ -90,7 +90,7 @@ impl Taking<'_> {
     }
 
     /// Revokes the lock on a node that may know the holder by any id. Returns `None` if the node
-    /// cannot tell the holder from a newer one with the same label.
+    /// cannot distinguish the holder from a newer one with the same label.
     async fn at_any_id(&self, node: usize) -> Option<Result<RevokeOutcome>> {
         let (backend, key) = (
             Arc::clone(&self.quorum.members[node].backend),

@@ -251,7 +251,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a node receives, its token never falls, and never passes from owner to owner
+        /// The token of a node never falls, and never passes from owner to owner
         /// without growing.
         #[test]
         fn tokens_of_a_node_grow_strictly_over_owners(
