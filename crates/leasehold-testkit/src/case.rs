@@ -87,7 +87,7 @@ pub(crate) fn shared_tokens(c: &Capabilities) -> Result<(), &'static str> {
     tokens(c)
 }
 
-pub(crate) fn pushed_wakeup(c: &Capabilities) -> Result<(), &'static str> {
+pub(crate) fn pushed_notification(c: &Capabilities) -> Result<(), &'static str> {
     exclusive(c)?;
     when(
         c.waiter_notification == WaiterNotification::Pushed,

@@ -51,7 +51,7 @@ pub fn test<Fut: Future<Output = Box<dyn BackendFixture>>>(
     wrapping: Wrapping,
     name: &str,
 ) {
-    let (outcome, panics) = noting_panics(|| {
+    let (outcome, panics) = recording_panics(|| {
         time.block_on(async {
             let fixture = fixture().await;
             let Some(case) = cases::all().into_iter().find(|case| case.name == name) else {
@@ -82,13 +82,13 @@ thread_local! {
 
 /// Runs `work` and returns the panics on this thread instead of printing them. Each entry has the
 /// message and the location of one panic.
-fn noting_panics<T>(work: impl FnOnce() -> T) -> (std::thread::Result<T>, Vec<String>) {
+fn recording_panics<T>(work: impl FnOnce() -> T) -> (std::thread::Result<T>, Vec<String>) {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
-        let others = panic::take_hook();
+        let previous = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            if !note(info) {
-                others(info);
+            if !record(info) {
+                previous(info);
             }
         }));
     });
@@ -98,8 +98,8 @@ fn noting_panics<T>(work: impl FnOnce() -> T) -> (std::thread::Result<T>, Vec<St
 }
 
 /// Records the panic if a case runs on this thread. Returns whether it was recorded.
-fn note(info: &PanicHookInfo<'_>) -> bool {
-    let noted = PANICS.try_with(|panics| match &mut *panics.borrow_mut() {
+fn record(info: &PanicHookInfo<'_>) -> bool {
+    let recorded = PANICS.try_with(|panics| match &mut *panics.borrow_mut() {
         Some(panics) => {
             let place = info.location().map(ToString::to_string).unwrap_or_default();
             panics.push(format!("{} ({place})", message(info.payload())));
@@ -107,7 +107,7 @@ fn note(info: &PanicHookInfo<'_>) -> bool {
         }
         None => false,
     });
-    noted.unwrap_or(false)
+    recorded.unwrap_or(false)
 }
 
 /// Fails the test and prints its panics. The last panic is the failure; earlier ones may have
@@ -154,10 +154,10 @@ mod tests {
     #[test]
     fn failed_case_is_reported_once_with_its_location() {
         // Counts the panics that would be printed with a backtrace.
-        let others = panic::take_hook();
+        let previous = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             PRINTED.set(PRINTED.get() + 1);
-            others(info);
+            previous(info);
         }));
         let name = Bug::TokenPerClient.case();
         let failed =
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(PRINTED.get(), 0);
         let reported = message(&*failed);
         assert!(reported.starts_with(&format!("{name}: ")), "{reported}");
-        let (_, panics) = noting_panics(|| panic!("a claim"));
+        let (_, panics) = recording_panics(|| panic!("a claim"));
         assert!(
             panics[0].starts_with("a claim (") && panics[0].contains("harness.rs:"),
             "{panics:?}"

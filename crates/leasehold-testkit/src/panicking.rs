@@ -24,7 +24,7 @@ pub(crate) enum Call {
     TryAcquire,
     Acquire,
     Inspect,
-    Break,
+    Revoke,
     Ping,
     FencingToken,
     ValidUntil,
@@ -206,7 +206,7 @@ impl LockBackend for Panicking {
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         self.plan
-            .call(Call::Break, self.inner.revoke(holder, revocation))
+            .call(Call::Revoke, self.inner.revoke(holder, revocation))
             .await
     }
 

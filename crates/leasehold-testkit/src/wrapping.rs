@@ -43,13 +43,12 @@ impl Wrapping {
 /// from its source.
 ///
 /// ```
-/// use leasehold_core::backend::LockBackend;
 /// use leasehold_testkit::{BackendFixture, Forwarding, mutants::ModelFixture};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
 /// let backend = ModelFixture::healthy().open().await;
 /// let wrapped = Forwarding::new(backend.clone());
-/// assert_eq!(wrapped.capabilities(), backend.capabilities());
+/// assert_eq!(wrapped.to_string(), backend.to_string());
 /// # }
 /// ```
 #[derive(Debug)]

@@ -46,7 +46,7 @@ macro_rules! __with_cases {
                 renewal_racing_release_never_leaves_it_held: exclusive,
             }
             waiting {
-                waiter_is_notified_without_polling: pushed_wakeup,
+                waiter_is_notified_without_polling: pushed_notification,
                 waiter_takes_over_after_expiry: expiry,
                 lock_timeout_gives_up_in_time: exclusive,
             }
@@ -78,7 +78,7 @@ macro_rules! __with_cases {
                 graceful_revocation_grants_nobody_early: revocation,
             }
             local_queue {
-                local_queue_yields_to_other_clients: pushed_wakeup,
+                local_queue_yields_to_other_clients: pushed_notification,
             }
             input {
                 awkward_names_are_distinct: exclusive,

@@ -67,7 +67,7 @@ pub async fn two_acquisitions_of_one_client_exclude_each_other(fixture: &dyn Bac
     must(guard.release().await, "a release is answered");
 }
 
-/// Checks that `try_lock` returns `None` for a held lock, at once.
+/// Checks that `try_lock` of a held lock returns `None` at once.
 pub async fn try_lock_reports_contended(fixture: &dyn BackendFixture) {
     let (one, other) = (client(fixture).await, client(fixture).await);
     let key = key(fixture, "try_lock");
@@ -78,7 +78,7 @@ pub async fn try_lock_reports_contended(fixture: &dyn BackendFixture) {
     let began = fixture.clock().now();
     let refused = must(
         other.mutex(&key).try_lock().await,
-        "a held lock is contended, which is no error",
+        "contention is not an error",
     );
     assert!(refused.is_none(), "try_lock of a held lock locked it");
     assert!(

@@ -71,11 +71,15 @@ pub async fn loss_is_reported(fixture: &dyn BackendFixture) {
     let Some(listed) = seen.holders.first() else {
         panic!("no holder is listed: {seen:?}")
     };
-    let broken = must(
+    let revoked = must(
         other.revoke(listed, Revocation::Immediate).await,
-        "a break is answered",
+        "a revocation is answered",
     );
-    assert_eq!(broken, RevokeOutcome::Freed, "a break `now` frees");
+    assert_eq!(
+        revoked,
+        RevokeOutcome::Freed,
+        "an immediate revocation frees the lock"
+    );
     let within = match holder.capabilities().loss_detection {
         LossDetection::Pushed => fixture.ttl().as_duration() / 10 + SOON / 2,
         _ => fixture.ttl().as_duration() / 2 + SOON / 2,
@@ -112,12 +116,12 @@ pub async fn revocation_never_hits_a_newer_holder(fixture: &dyn BackendFixture) 
     )
     .await;
     for revocation in [Revocation::Graceful, Revocation::Immediate] {
-        let broken = must(
+        let revoked = must(
             third.revoke(listed, revocation).await,
-            "a break is answered",
+            "a revocation is answered",
         );
         assert_eq!(
-            broken,
+            revoked,
             RevokeOutcome::AlreadyGone,
             "the listed holder is gone"
         );
@@ -159,15 +163,15 @@ pub async fn graceful_revocation_grants_nobody_early(fixture: &dyn BackendFixtur
         let Some(listed) = seen.holders.first() else {
             panic!("no holder is listed: {seen:?}")
         };
-        let broken = must(
+        let revoked = must(
             third.revoke(listed, Revocation::Graceful).await,
-            "a break is answered",
+            "a revocation is answered",
         );
         // A revocation that waits for the holder's confirmation may find that its lock has ended.
-        let keeps_its_time = matches!(broken, RevokeOutcome::FreeWithin(_)) || !guard.is_held();
+        let keeps_its_time = matches!(revoked, RevokeOutcome::FreeWithin(_)) || !guard.is_held();
         assert!(
             keeps_its_time,
-            "a graceful revocation ended a lock before its deadline: {broken:?}"
+            "a graceful revocation ended a lock before its deadline: {revoked:?}"
         );
         let limit = at_the_latest(fixture, lifetime(fixture) * 2);
         let Ok(Ok((granted, still_held))) = tokio::time::timeout(limit, waiter).await else {

@@ -35,7 +35,7 @@ async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey
         Call::TryAcquire => mutex.try_lock().await.map(drop),
         Call::Inspect => client.inspect(key).await.map(drop),
         Call::Ping => client.ping().await.map(drop),
-        Call::Break => {
+        Call::Revoke => {
             let _guard = must(other.mutex(key).lock().await, "a free lock is granted");
             let seen = must(other.inspect(key).await, "an inspection is answered");
             let Some(holder) = seen.holders.first() else {
@@ -76,7 +76,7 @@ pub async fn panic_in_any_call_is_an_error_of_that_call(fixture: &dyn BackendFix
             calls.push((Call::Inspect, point, 1));
         }
         if client.capabilities().inspect && client.capabilities().revoke {
-            calls.push((Call::Break, point, 1));
+            calls.push((Call::Revoke, point, 1));
         }
     }
     for (call, point, times) in calls {

@@ -74,8 +74,8 @@ pub async fn lock_timeout_gives_up_in_time(fixture: &dyn BackendFixture) {
     let waited = other.mutex(&key).lock_timeout(limit).await;
     let took = began.elapsed();
     assert!(
-        must(waited, "a wait that is over is no error").is_none(),
-        "a wait that times out reports so"
+        must(waited, "a time-out is not an error").is_none(),
+        "a wait that times out is granted nothing"
     );
     assert!(
         took >= limit && took < at_the_latest(fixture, limit * 2),

@@ -71,7 +71,7 @@ impl SimBackend {
         }));
     }
 
-    /// Makes one attempt. `terms`: for a quorum.
+    /// Makes one attempt, with the `terms` of a quorum if it is one of its votes.
     async fn attempt(&self, request: Request, terms: Option<Terms>) -> Result<Attempt> {
         self.capabilities().check(request.mode(), request.ttl())?;
         let mut sent = request.now();
@@ -112,7 +112,7 @@ impl SimBackend {
             })),
             Ok(None) => Err(Error::new(
                 ErrorKind::Unavailable,
-                "it restarted, and may not vote yet",
+                "the node has restarted and may not vote yet",
             )),
             Err(error) => {
                 if error.kind() == ErrorKind::Indeterminate {
@@ -123,7 +123,8 @@ impl SimBackend {
         }
     }
 
-    /// Completes when a lock of the node may have become free, unless the news is lost.
+    /// Returns a future that completes when a lock of the node may have become free, unless the
+    /// notification is lost.
     fn wake(&self) -> BoxFuture<'static, ()> {
         let (mut freed, link) = (self.link.node().next_freed(), self.link.clone());
         Box::pin(async move {
@@ -208,8 +209,12 @@ impl QuorumNode for SimBackend {
                     .raise(&request, token, handler.now, handler.bug)
             })
         });
-        vote.await?
-            .ok_or_else(|| Error::new(ErrorKind::Unavailable, "it restarted, and may not vote yet"))
+        vote.await?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unavailable,
+                "the node has restarted and may not vote yet",
+            )
+        })
     }
 
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
