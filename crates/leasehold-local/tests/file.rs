@@ -13,7 +13,7 @@ type Backend = Arc<FileBackend>;
 
 /// So that only wake-ups can make these tests pass.
 fn open(dir: &Path) -> Backend {
-    let config = FileConfig::new().with_safety_poll(Duration::from_secs(3600));
+    let config = FileConfig::new().with_fallback_poll_interval(Duration::from_secs(3600));
     Arc::new(FileBackend::open_with(dir, config).unwrap())
 }
 

@@ -119,7 +119,7 @@ async fn run(steps: Vec<Step>) {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("locks");
     let config = FileConfig::new()
-        .with_safety_poll(Duration::from_secs(3600))
+        .with_fallback_poll_interval(Duration::from_secs(3600))
         .with_inherited_by_children(true);
     let open = || Arc::new(FileBackend::open_with(&dir, config.clone()).unwrap());
     let backends = [open(), open(), open()];

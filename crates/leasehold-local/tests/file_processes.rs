@@ -19,7 +19,7 @@ use leasehold_local::{FileBackend, FileConfig};
 
 /// So that only wake-ups can make these tests pass.
 fn hour() -> FileConfig {
-    FileConfig::new().with_safety_poll(Duration::from_secs(3600))
+    FileConfig::new().with_fallback_poll_interval(Duration::from_secs(3600))
 }
 
 fn open(dir: &Path) -> Arc<FileBackend> {

@@ -1,17 +1,18 @@
-//! Opening lock files: who may use them, and what is refused.
+//! Opening and creating lock files, and their permissions.
 
 use std::{fs::File, io, path::Path, thread};
 
-/// A file that another user creates can be opened by us an instant later.
+/// The number of attempts. A file that another user is creating can be opened an instant later.
 const TRIES: usize = 32;
 
-/// Opens a file to be locked, and creates it if it is missing. Every user who may write its
-/// directory can read and write a file that was created here, whatever the umask, and nobody else:
-/// who can read a file can lock it. A file that we can only read is opened for that, which is
-/// enough to lock it.
+/// Opens a file for locking, and creates it if it is missing.
+///
+/// Every user who may write its directory can read and write a file that is created here, whatever
+/// the umask. No other user can read it, because a user who can read a file can lock it. A file
+/// that can only be read is opened for reading, which is enough to lock it.
 ///
 /// # Errors
-/// A symbolic link is refused, and so is anything else that is not a regular file.
+/// Refuses a symbolic link, and anything else that is not a regular file.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     let mut tries = 0;
     loop {
@@ -32,7 +33,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Opens a file that is there to be read and written, or else to be read.
+/// Opens an existing file for reading and writing, or else for reading.
 ///
 /// `O_CREAT` is not set: Linux refuses it for another user's file in a directory such as `/tmp`
 /// (`fs.protected_regular`).
@@ -45,13 +46,13 @@ pub(super) fn open_existing(path: &Path) -> io::Result<File> {
     })
 }
 
-/// Refuses to write a file that has a second name, where another program may use it.
+/// Returns an error if the file has a second name, under which another program may use it.
 pub(super) fn check_one_name(file: &File) -> io::Result<()> {
     #[cfg(unix)]
     if std::os::unix::fs::MetadataExt::nlink(&file.metadata()?) > 1 {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "it has a second name (a hard link)",
+            "the file has a second name (a hard link)",
         ));
     }
     let _ = file;
@@ -79,7 +80,7 @@ mod platform {
         io::{Errno, retry_on_intr},
     };
 
-    /// To find what is in a directory, without the right to list it.
+    /// Allows look-ups in a directory that this process may not list.
     #[cfg(target_os = "linux")]
     const SEARCH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
     #[cfg(not(target_os = "linux"))]
@@ -95,7 +96,7 @@ mod platform {
         open_file(&Place::of(path, false)?, OFlags::RDONLY)
     }
 
-    /// Creates a file for all who may write its directory.
+    /// Creates a file that every user who may write its directory can open.
     pub(in super::super) fn create(path: &Path) -> io::Result<File> {
         let place = Place::of(path, false)?;
         let file = open_file(&place, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
@@ -108,8 +109,9 @@ mod platform {
         Place::of(path, true).map(drop)
     }
 
-    /// Where a file is. The directories of a long name, which end in `~`, are opened one by one,
-    /// and none of them may be a symbolic link. The directory of the backend was resolved before.
+    /// The location of a file. The directories of a long name, which end in `~`, are opened one by
+    /// one, and none of them may be a symbolic link. The backend has resolved its own directory
+    /// before.
     struct Place<'a> {
         dir: Option<OwnedFd>,
         path: &'a Path,
@@ -173,37 +175,38 @@ mod platform {
 
     fn open_file(place: &Place<'_>, flags: OFlags) -> io::Result<File> {
         let unusable = |what: &'static str| io::Error::new(io::ErrorKind::InvalidInput, what);
-        // A pipe in its place must not block us.
+        // A pipe at this path must not block the process.
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
         let opened =
             retry_on_intr(|| openat(place.dir(), place.path, flags, Mode::RUSR | Mode::WUSR));
         let file = File::from(opened.map_err(|errno| match errno {
-            Errno::LOOP => unusable("it is a symbolic link"),
-            Errno::ISDIR | Errno::NXIO | Errno::NODEV => unusable("it is not a regular file"),
+            Errno::LOOP => unusable("the path is a symbolic link"),
+            Errno::ISDIR | Errno::NXIO | Errno::NODEV => unusable("the path is not a regular file"),
             errno => errno.into(),
         })?);
         if file.metadata()?.is_file() {
             Ok(file)
         } else {
-            Err(unusable("it is not a regular file"))
+            Err(unusable("the path is not a regular file"))
         }
     }
 
-    /// Whether all who may write `dir` can open what we create there, such as this file.
+    /// Returns whether every user who may write `dir` can open a file that is created there, such
+    /// as `created`.
     pub(in super::super) fn is_for_all_writers(created: &File, dir: &Path) -> io::Result<bool> {
         let dir = std::fs::metadata(dir)?;
         Ok(dir.mode() & 0o022 != 0o020 || takes_group_of(created, &dir)?)
     }
 
-    /// Gives a file the group of its directory, and returns whether it has it then: the owner of
-    /// the directory need not be in its group.
+    /// Gives a file the group of its directory, and returns whether the file has that group. The
+    /// owner of a directory need not be in its group.
     fn takes_group_of(created: &File, dir: &Metadata) -> io::Result<bool> {
         Ok(created.metadata()?.gid() == dir.gid()
             || fchown(created, None, Some(Gid::from_raw(dir.gid()))).is_ok())
     }
 
-    /// Gives the group and others `access` to what we have created where they may write the
-    /// directory. It takes nothing away.
+    /// Gives `access` to the group, and to others, if they may write the directory. Removes no
+    /// access.
     fn share(created: &File, access: u32, dir: &Metadata) -> io::Result<()> {
         let (group_writes, others_write) = (dir.mode() & 0o020 != 0, dir.mode() & 0o002 != 0);
         if !group_writes && !others_write {
@@ -218,7 +221,7 @@ mod platform {
             mode |= access << 3;
         }
         if ours.is_dir() {
-            // The sticky bit: nobody removes what is another's.
+            // The sticky bit prevents users from removing the files of others.
             mode |= dir.mode() & 0o1000;
         }
         if mode == ours.mode() & 0o7777 {
@@ -306,7 +309,7 @@ mod tests {
                 );
                 assert_eq!(file.gid(), fs::metadata(&dir).unwrap().gid());
             }
-            // As the directory, but nobody may read who may not write.
+            // The same mode as the directory, without read access for users who may not write.
             let readers = if directory == 0o755 || directory == 0o775 {
                 0o005
             } else {

@@ -1,4 +1,4 @@
-//! Where lock files live: [`default_dir`], and the checks of any directory.
+//! The default directory of lock files, and the checks of any directory.
 
 use std::{
     fs, io,
@@ -13,9 +13,9 @@ use super::{
     error::{io_error, refused},
 };
 
-/// Returns one place per user, whatever the environment says: a service, a cron job and a shell
-/// find the same locks. Temporary files are not removed from it, and no service has a private copy
-/// of it.
+/// Returns one directory per user, independent of the environment: a service, a cron job and a
+/// shell find the same locks. No program deletes old files from it, and no service has a private
+/// copy of it.
 pub(super) fn default_dir() -> Result<PathBuf> {
     #[cfg(unix)]
     {
@@ -57,13 +57,14 @@ fn default_dir_of(uid: u32) -> Result<PathBuf> {
         Ok(home.join(".local/state/leasehold"))
     } else {
         Err(homeless(format!(
-            "its home {} is no directory",
+            "its home {} is not a directory",
             home.display()
         )))
     }
 }
 
-/// Creates `dir` if it is missing and checks that locks in it can be trusted. Its canonical path.
+/// Creates `dir` if it is missing, and checks that its locks can be trusted. Returns its canonical
+/// path.
 pub(super) fn prepare(dir: &Path, config: &FileConfig) -> Result<PathBuf> {
     create_checked(dir, config.shared)?;
     let canonical = fs::canonicalize(dir).map_err(|error| io_error("resolve", dir, error))?;
@@ -84,11 +85,11 @@ pub(super) fn prepare(dir: &Path, config: &FileConfig) -> Result<PathBuf> {
     Ok(canonical)
 }
 
-/// Creates `dir` if it is missing, and applies the rule of [`check`] before and after it.
+/// Creates `dir` if it is missing, and applies [`check`] before and after it.
 pub(super) fn create_checked(dir: &Path, shared: bool) -> Result<()> {
     check(dir, shared)?;
     create(dir, shared).map_err(|error| match error.kind() {
-        // Missing directories are created, so this is a place where none can be.
+        // Missing directories are created, so here no directory can exist.
         io::ErrorKind::NotFound => refused(
             ErrorKind::InvalidInput,
             format!("no directory can be created at {}: {error}; choose another one", dir.display()),
@@ -97,7 +98,7 @@ pub(super) fn create_checked(dir: &Path, shared: bool) -> Result<()> {
         io::ErrorKind::AlreadyExists => refused(
             ErrorKind::InvalidInput,
             format!(
-                "{} is no directory, or a symbolic link that leads to none; remove it, or choose another directory",
+                "{} is not a directory, nor a symbolic link to one; remove it, or choose another directory",
                 dir.display()
             ),
         )
@@ -119,21 +120,22 @@ fn create(dir: &Path, shared: bool) -> io::Result<()> {
     builder.create(dir)
 }
 
-/// The one rule for every directory of locks: only this user and root can change what its path
-/// leads to, and what is in it. Others could remove or hold its locks, or lead us to other files.
+/// Checks that only this user and root can change what the path of `dir` leads to, and what is in
+/// it. Other users could remove or hold its locks, or lead this process to other files.
 ///
-/// - Each directory on the path belongs to this user or to root, and nobody else may write it.
-///   Above the last one, a directory that others may write passes if it is sticky, as `/tmp` is.
+/// - Each directory on the path belongs to this user or to root, and no other user may write it.
+///   Above the last one, a directory that other users may write passes if it is sticky, as `/tmp`
+///   is.
 /// - A symbolic link on the path belongs to this user, to root, or to the owner of the directory
 ///   that it is in.
 ///
-/// The first part does not apply to directories that are `shared` on purpose. What is missing
-/// passes. In a user namespace that does not know root, the owner of `/` stands for root.
+/// The first part does not apply if `shared` is set. A missing directory passes. In a user
+/// namespace that does not know root, the owner of `/` stands for root.
 #[cfg(unix)]
 pub(super) fn check(dir: &Path, shared: bool) -> Result<()> {
     use std::{collections::VecDeque, ffi::OsString, os::unix::fs::MetadataExt, path::Component};
 
-    /// As many as the kernel follows.
+    /// The number of links that the kernel follows.
     const LINKS: usize = 40;
 
     let words = |path: &Path| -> Vec<Option<OsString>> {
@@ -156,8 +158,8 @@ pub(super) fn check(dir: &Path, shared: bool) -> Result<()> {
             return Err(refused(
                 ErrorKind::Denied,
                 format!(
-                    "{} {trouble}, so the locks in {} are not safe from them; choose another directory, or, if it is \
-                     shared on purpose, say file:DIR?shared=true (`FileConfig::with_shared`)",
+                    "{} {trouble}, so other users could change the locks in {}; choose another directory, or, if it is \
+                     shared on purpose, use file:DIR?shared=true (`FileConfig::with_shared`)",
                     at.display(),
                     dir.display()
                 ),
@@ -173,7 +175,7 @@ pub(super) fn check(dir: &Path, shared: bool) -> Result<()> {
         };
         let path = at.join(word);
         let found = match read(&path) {
-            // Then we create it; or there is no way to it, as the next step says.
+            // The directory is created later, or a later step reports that it cannot be reached.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -225,15 +227,15 @@ pub(super) fn check(_: &Path, _: bool) -> Result<()> {
     Ok(())
 }
 
-/// Who else can change what is in a directory.
+/// Returns which other users can change the contents of a directory.
 #[cfg(unix)]
 fn trouble(directory: &fs::Metadata, trusted: &[u32], is_last: bool) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
     if !trusted.contains(&directory.uid()) {
         return Some(format!("belongs to user {}", directory.uid()));
     }
-    // What is in a sticky directory is changed only by its owner, and by the owner of the
-    // directory.
+    // In a sticky directory, only the owner of a file and the owner of the directory can remove or
+    // rename the file.
     if !is_last && directory.mode() & 0o1000 != 0 {
         return None;
     }
@@ -244,8 +246,8 @@ fn trouble(directory: &fs::Metadata, trusted: &[u32], is_last: bool) -> Option<S
         .then(|| format!("can be written by the group {}", directory.gid()))
 }
 
-/// Whether a group has its user alone in it: where every user has a group of the same name, new
-/// directories may be writable for it (umask 002).
+/// Returns whether `user` is the only member of a group. Where every user has a group of the same
+/// name, new directories may be writable for it (umask 002).
 #[cfg(unix)]
 fn is_private_group(group: u32, user: u32) -> bool {
     use nix::unistd::{Gid, Group, Uid, User};
@@ -260,9 +262,10 @@ fn is_private_group(group: u32, user: u32) -> bool {
         && group.mem.iter().all(|member| *member == user.name)
 }
 
-/// Tries it, because access lists and read-only mounts are not in the mode bits.
+/// Checks that files can be created in `dir`, by an attempt: access lists and read-only mounts are
+/// not in the mode bits.
 ///
-/// Where the directory is shared with its group, the files have to get that group.
+/// In a shared directory, new files must get its group.
 pub(super) fn check_writable(dir: &Path, config: &FileConfig) -> Result<()> {
     let probe = dir.join(format!(
         ".probe-{}",
@@ -277,7 +280,7 @@ pub(super) fn check_writable(dir: &Path, config: &FileConfig) -> Result<()> {
         false if config.shared => Err(refused(
             ErrorKind::Denied,
             format!(
-                "others may write {}, and could not open the files that this user creates there, which do not get its \
+                "other users may write {}, but could not open the files that this user creates there, which do not get its \
                  group; set the set-group-ID bit (`chmod g+s`, as root), or let this user join the group",
                 dir.display()
             ),
@@ -311,8 +314,8 @@ fn check_file_system(_: &Path, _: &FileConfig) -> Result<()> {
     Ok(())
 }
 
-/// The magic numbers of `statfs(2)`; FUSE is on the list because sshfs, s3fs and their like cannot
-/// be told apart.
+/// Returns the name of a network file system by the magic number of `statfs(2)`. FUSE is one of
+/// them, because sshfs, s3fs and similar file systems cannot be distinguished.
 #[cfg(target_os = "linux")]
 fn network_fs(magic: u64) -> Option<&'static str> {
     Some(match magic & 0xffff_ffff {
@@ -338,10 +341,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn network_file_systems_are_known_by_their_magic() {
+    fn network_file_systems_are_detected_by_their_magic() {
         assert_eq!(network_fs(0x6969), Some("NFS"));
         assert_eq!(network_fs(0xff53_4d42), Some("SMB"));
-        // WaiterMarker-extended, as a 32-bit field may come.
+        // Sign-extended, as a 32-bit field may be.
         assert_eq!(network_fs(0xffff_ffff_ff53_4d42), Some("SMB"));
         for local in [0xef53, 0x0102_1994, 0x5846_5342, 0x9123_683e, 0x794c_7630] {
             assert_eq!(network_fs(local), None);
@@ -349,13 +352,13 @@ mod tests {
     }
 
     #[test]
-    fn the_default_directory_is_no_temporary_one() {
+    fn the_default_directory_is_in_the_home_of_the_user() {
         assert_eq!(default_dir_of(0).unwrap(), Path::new("/var/lib/leasehold"));
-        // No user of this number is in the database.
+        // The database has no user of this number.
         let error = default_dir_of(4_294_000_000).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("file:/"), "{error}");
-        // All whom the database knows: in the home, or an error that names it.
+        // For each user of the database: a directory in the home, or an error that names the home.
         let database = fs::read_to_string("/etc/passwd").unwrap();
         let mut seen = std::collections::HashSet::new();
         for user in database
@@ -380,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_can_change_is_refused_unless_it_is_shared() {
+    fn a_directory_that_others_can_change_is_refused_unless_shared() {
         use std::os::unix::fs::{PermissionsExt, symlink};
 
         let base = tempfile::tempdir().unwrap();
@@ -427,9 +430,9 @@ mod tests {
         );
     }
 
-    /// Only root can make what belongs to others.
+    /// Only root can create files of other users.
     #[test]
-    fn what_belongs_to_a_stranger_is_refused() {
+    fn a_directory_of_another_user_is_refused() {
         use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 
         const STRANGER: u32 = 65_533;
@@ -465,7 +468,7 @@ mod tests {
                 );
             }
         }
-        // Theirs to set in a directory of theirs, where we have been told to trust them.
+        // The owner of a directory that is trusted may create links in it.
         let link = theirs.join("link");
         symlink(&ours, &link).unwrap();
         lchown(&link, Some(STRANGER), None).unwrap();

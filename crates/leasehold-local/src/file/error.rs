@@ -1,4 +1,4 @@
-//! The operating system's errors as [`Error`]s that name the path and the remedy.
+//! Converts errors of the operating system into [`Error`]s that name the path and a remedy.
 
 use std::{io, path::Path};
 
@@ -6,8 +6,9 @@ use leasehold_core::{Error, ErrorKind};
 
 pub(super) const NAME: &str = "file";
 
-/// `what` failed on `path`. Nothing is held then: a descriptor that is not handed on is closed.
-pub(super) fn io_error(what: &str, path: &Path, source: io::Error) -> Error {
+/// Returns the error of an operation that failed on `path`. No lock is held then: a descriptor that
+/// is not passed on is closed.
+pub(super) fn io_error(operation: &str, path: &Path, source: io::Error) -> Error {
     use io::ErrorKind as Io;
     let (kind, remedy) = match source.kind() {
         Io::PermissionDenied => (
@@ -48,19 +49,19 @@ pub(super) fn io_error(what: &str, path: &Path, source: io::Error) -> Error {
     };
     refused(
         kind,
-        format!("cannot {what} {}: {source}; {remedy}", path.display()),
+        format!("cannot {operation} {}:  {source}; {remedy}", path.display()),
     )
     .with_source(source)
 }
 
-/// Whether a file or directory vanished while it was used: it was removed under us.
+/// Returns whether a file or directory was removed while it was in use.
 pub(super) fn has_vanished(error: &Error) -> bool {
     let source =
         std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| source.kind() == io::ErrorKind::NotFound)
 }
 
-/// Whether the process or the host has as many open files as it may.
+/// Returns whether the process or the host has reached its limit of open files.
 fn is_out_of_files(source: &io::Error) -> bool {
     #[cfg(unix)]
     {

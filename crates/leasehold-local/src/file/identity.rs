@@ -1,4 +1,4 @@
-//! [`FileId`]: which file a descriptor or a path is.
+//! [`FileId`]: the identity of a file, to compare a descriptor with a path.
 
 use std::{
     fs::{File, Metadata},
@@ -6,7 +6,8 @@ use std::{
     path::Path,
 };
 
-/// Device and inode. Outside of Unix all files are the same: there an open file keeps its path.
+/// The device and the inode. On systems other than Unix all files are equal: there, the path of an
+/// open file cannot change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     pub(super) dev: u64,
@@ -18,7 +19,7 @@ impl FileId {
         file.metadata().map(|metadata| Self::from(&metadata))
     }
 
-    /// `None` if there is nothing at `path`.
+    /// Returns the identity of the file at `path`, or `None` if there is no file.
     pub(super) fn at(path: &Path) -> io::Result<Option<Self>> {
         match std::fs::symlink_metadata(path) {
             Ok(metadata) => Ok(Some(Self::from(&metadata))),

@@ -1,4 +1,4 @@
-//! [`FileLease`]: a grant of the file backend.
+//! [`FileLease`]: a lease of the file backend.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -15,34 +15,34 @@ use super::{
     locked_files::LockedFiles,
 };
 
-/// A grant of the [`FileBackend`](super::FileBackend).
+/// A lease of the [`FileBackend`](super::FileBackend).
 ///
-/// The kernel knows no deadline: the lock is held until it is released, its last [`Arc`] is
-/// dropped, or the process ends.
+/// The kernel has no deadline for file locks: the lock is held until it is released, its last
+/// [`Arc`] is dropped, or the process ends.
 #[derive(Debug)]
 pub struct FileLease {
     request: Request,
     token: Option<FencingToken>,
     deadline: AtomicDeadline,
-    hold: Mutex<Option<LockedFiles>>,
-    /// A renewal has reported the loss before the deadline.
+    locked: Mutex<Option<LockedFiles>>,
+    /// Whether a renewal reported the loss before the deadline.
     lost_early: AtomicBool,
 }
 
 impl FileLease {
-    pub(super) fn new(request: Request, sent: Timestamp, hold: LockedFiles) -> Self {
+    pub(super) fn new(request: Request, sent: Timestamp, locked: LockedFiles) -> Self {
         let deadline = AtomicDeadline::new(request.deadline_from(sent));
         Self {
-            token: hold.token,
+            token: locked.token,
             deadline,
             request,
-            hold: Mutex::new(Some(hold)),
+            locked: Mutex::new(Some(locked)),
             lost_early: AtomicBool::new(false),
         }
     }
 
-    fn hold(&self) -> MutexGuard<'_, Option<LockedFiles>> {
-        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locked(&self) -> MutexGuard<'_, Option<LockedFiles>> {
+        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -60,18 +60,20 @@ impl Lease for FileLease {
         KeepAlive::PerLease
     }
 
-    /// Moves the deadline, if the path still leads to the file that is locked. If not, the lease is
-    /// lost: programs that do not look for us, such as `flock(1)`, can lock the new file.
+    /// Moves the deadline if the path still leads to the locked file.
+    ///
+    /// Otherwise the lease is lost, because programs that use no shadows, such as `flock(1)`, can
+    /// lock the new file.
     async fn renew(self: Arc<Self>) -> Result<()> {
         let sent = self.request.now();
         let lost = |why| refused(ErrorKind::Lost, why).with_operation("renew");
-        let hold = self.hold();
-        let Some(hold) = hold.as_ref() else {
+        let locked = self.locked();
+        let Some(locked) = locked.as_ref() else {
             return Err(lost("the lock was released"));
         };
-        if !hold
+        if !locked
             .is_in_place()
-            .map_err(|error| io_error("read", &hold.path, error).with_operation("renew"))?
+            .map_err(|error| io_error("read", &locked.path, error).with_operation("renew"))?
         {
             self.lost_early.store(true, Ordering::Relaxed);
             self.request.loss_notifier().lost(LossReason::Replaced);
@@ -81,36 +83,38 @@ impl Lease for FileLease {
             .deadline
             .advance(self.request.deadline_from(sent), self.request.now())
         {
-            return Err(lost("its deadline came before the renewal"));
+            return Err(lost("the deadline passed before the renewal"));
         }
         Ok(())
     }
 
-    /// Unlocks the file and its shadow. After a loss that a renewal reported the shadow stays
-    /// locked until the deadline: the holder may not have looked yet, and still takes the lock for
-    /// its own.
+    /// Unlocks the file and its shadow.
+    ///
+    /// After a loss that a renewal reported, the shadow stays locked until the deadline: the holder
+    /// may not have seen the loss yet, and considers the lock held.
     async fn release(self: Arc<Self>) -> Result<Released> {
-        let Some(hold) = self.hold().take() else {
+        let Some(locked) = self.locked().take() else {
             return Ok(Released::AlreadyLost);
         };
-        let path = hold.path.clone();
-        // Past its deadline it is still ours: nobody else had it. A replaced file may have been
-        // another's.
-        let ours = hold.is_in_place().unwrap_or(false);
-        let left = self.deadline.get().moment().since(self.request.now());
-        if !ours && self.lost_early.load(Ordering::Relaxed) && !left.is_zero() {
-            // Dropped with the runtime, it unlocks too.
+        let path = locked.path.clone();
+        // After its deadline the lock is still held, because no other process could get it. If the
+        // file was replaced, another process may have got the lock.
+        let in_place = locked.is_in_place().unwrap_or(false);
+        let remaining = self.deadline.get().moment().since(self.request.now());
+        if !in_place && self.lost_early.load(Ordering::Relaxed) && !remaining.is_zero() {
+            // If the runtime drops this task, the drop unlocks the file too.
             drop(tokio::spawn(async move {
-                tokio::time::sleep(left).await;
-                if let Err(error) = hold.free() {
+                tokio::time::sleep(remaining).await;
+                if let Err(error) = locked.unlock() {
                     tracing::debug!(path = %path.display(), %error, "a removed lock file could not be unlocked");
                 }
             }));
             return Ok(Released::AlreadyLost);
         }
-        hold.free()
+        locked
+            .unlock()
             .map_err(|error| io_error("unlock", &path, error).with_operation("release"))?;
-        Ok(if ours {
+        Ok(if in_place {
             Released::Freed
         } else {
             Released::AlreadyLost

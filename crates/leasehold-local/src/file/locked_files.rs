@@ -1,4 +1,4 @@
-//! [`LockedFiles`]: the descriptors that make a lock ours.
+//! [`LockedFiles`]: the locked descriptors of one lease.
 
 use std::{
     fs::File,
@@ -12,14 +12,14 @@ use super::{access, identity::FileId, shadow::Shadow};
 
 #[derive(Debug)]
 pub(super) struct LockedFiles {
-    // Declared before the files, so that whoever gets a file finds its shadow unlocked.
+    // Declared before the files: a process that gets a file finds its shadow unlocked.
     pub(super) shadow: Shadow,
     pub(super) slot_shadow: Option<Shadow>,
-    /// The lock file; for a permit, the file that keeps their number.
+    /// The lock file. For a permit, the file that stores the number of permits.
     pub(super) file: File,
     pub(super) path: PathBuf,
     pub(super) id: FileId,
-    /// For a permit, the one that we have.
+    /// For a permit, the file of that permit.
     pub(super) slot: Option<File>,
     pub(super) token: Option<FencingToken>,
     inherited: bool,
@@ -39,12 +39,12 @@ impl LockedFiles {
         }
     }
 
-    /// Whether the path still leads to the file that we have locked.
+    /// Returns whether the path still leads to the locked file.
     pub(super) fn is_in_place(&self) -> io::Result<bool> {
         Ok(FileId::at(&self.path)? == Some(self.id))
     }
 
-    /// Lets children keep the lock.
+    /// Lets child processes inherit the lock.
     pub(super) fn let_inherit(&mut self) -> io::Result<()> {
         self.inherited = true;
         #[cfg(unix)]
@@ -61,25 +61,27 @@ impl LockedFiles {
         Ok(())
     }
 
-    /// Unlocks the file, and keeps it open.
-    pub(super) fn let_go(self) -> io::Result<File> {
+    /// Unlocks the file and keeps it open.
+    pub(super) fn unlock_and_keep(self) -> io::Result<File> {
         drop((self.slot_shadow, self.shadow));
         self.file.unlock()?;
         Ok(self.file)
     }
 
-    /// Unlocks before it closes: children that have the descriptors too would otherwise keep the
-    /// lock, and a waiter that is told of the close finds it free.
-    pub(super) fn free(self) -> io::Result<()> {
+    /// Unlocks and closes all files.
+    ///
+    /// The unlock comes first. Otherwise child processes with the same descriptors would keep the
+    /// lock, and a waiter that is notified of the close could find it held.
+    pub(super) fn unlock(self) -> io::Result<()> {
         self.slot_shadow
             .into_iter()
             .chain([self.shadow])
-            .for_each(Shadow::free);
+            .for_each(Shadow::unlock);
         let slot = self.slot.as_ref().map_or(Ok(()), File::unlock);
         let file = self.file.unlock();
         drop(self.file);
         if self.inherited {
-            // A descriptor that a child has is not closed by us closing ours; this close is seen
+            // The descriptor of a child process stays open, so this close generates the event
             // instead.
             drop(access::open_readable(&self.path));
         }

@@ -1,20 +1,21 @@
 //! Locks between the processes of one host: [`FileBackend`].
 
 mod access;
-mod acquire;
+mod admin;
 mod backend;
 mod config;
 mod directory;
 mod error;
 mod identity;
-mod inspect;
+mod keys;
 mod lease;
+mod lock_dir;
 mod locked_files;
-mod name;
+mod pending_lock;
 mod permit;
 mod record;
 mod shadow;
 mod waiter_marker;
-mod watch;
+mod waiters;
 
 pub use self::{backend::FileBackend, config::FileConfig, lease::FileLease};

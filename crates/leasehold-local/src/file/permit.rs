@@ -1,7 +1,7 @@
-//! Permits: `.permits` says how many there are, and each is a lock of its own, `.permit-<n>`.
+//! Permits: `.permits` stores their number, and each permit is a lock on a file `.permit-<n>`.
 //!
-//! Who holds or wants a permit locks `.permits` in shared mode, so its number changes only when
-//! nobody does.
+//! Holders and waiters lock `.permits` in shared mode, so its number changes only when there are
+//! none.
 
 use std::{
     fs::File,
@@ -13,74 +13,73 @@ use leasehold_core::{ErrorKind, Result};
 
 use super::{
     access,
-    acquire::{FileAcquisition, Outcome, leads_to, try_lock, try_lock_patiently},
     error::{io_error, refused},
+    pending_lock::{Outcome, PendingLock, leads_to, try_lock, try_lock_patiently},
     record,
 };
 
-/// What `.permits` says before the number.
+/// The text before the number in `.permits`.
 const HEAD: &str = "leasehold1 permits ";
-/// More than it ever says.
+/// Larger than any content of `.permits`.
 const MAX_LEN: u64 = 64;
-/// An attempt tries one file after the other.
+/// The limit exists because an attempt tries one file after the other.
 const MAX_PERMITS: u32 = 1024;
 
-impl FileAcquisition {
+impl PendingLock {
     pub(super) fn attempt_permit(&mut self, file: File, of: u32) -> Result<Outcome> {
         if of > MAX_PERMITS {
             return Err(refused(
                 ErrorKind::InvalidInput,
                 format!(
-                    "{of} permits were asked for, and files can do {MAX_PERMITS}; choose another backend"
+                    "{of} permits were requested, but the file backend supports {MAX_PERMITS}; use another backend"
                 ),
             ));
         }
         if !try_lock_patiently(&file, true, self.path())? {
             return self.keep_open(file, Outcome::Refused);
         }
-        let mut hold = match self.confirm(file, true)? {
-            ControlFlow::Continue(hold) => hold,
+        let mut locked = match self.confirm(file, true)? {
+            ControlFlow::Continue(locked) => locked,
             ControlFlow::Break(outcome) => return Ok(outcome),
         };
         let number =
-            read_number(&hold.file).map_err(|error| io_error("read", self.path(), error))?;
+            read_number(&locked.file).map_err(|error| io_error("read", self.path(), error))?;
         if number != Some(of) {
-            let file = hold
-                .let_go()
+            let file = locked
+                .unlock_and_keep()
                 .map_err(|error| io_error("unlock", self.path(), error))?;
             return self.set_number(file, number, of);
         }
         for n in 0..of {
-            let path = self
-                .backend
-                .path(self.request.key(), &format!(".permit-{n}"));
-            let slot = self.backend.open_file(&path)?;
+            let path = self.dir.file(self.request.key(), &format!(".permit-{n}"));
+            let slot = self.dir.open_file(&path)?;
             if !try_lock(&slot, false, &path)? {
                 continue;
             }
-            // Somebody may hold it on a file that was removed.
+            // Another process may hold the permit on a file that was removed.
             let Some(shadow) = self.shadow(&path, false)? else {
                 continue;
             };
             if !leads_to(&path, &slot)? {
                 continue;
             }
-            hold.slot = Some(slot);
-            hold.slot_shadow = Some(shadow);
-            return Ok(Outcome::Held(Box::new(hold)));
+            locked.slot = Some(slot);
+            locked.slot_shadow = Some(shadow);
+            return Ok(Outcome::Held(Box::new(locked)));
         }
-        self.let_go(hold, Outcome::Refused)
+        self.unlock_and_keep(locked, Outcome::Refused)
     }
 
     fn set_number(&mut self, file: File, number: Option<u32>, of: u32) -> Result<Outcome> {
         if !try_lock_patiently(&file, false, self.path())? {
             return match number {
-                // Somebody sets it at this moment.
+                // Another process is writing the number.
                 None => self.keep_open(file, Outcome::Refused),
                 Some(other) => Err(refused(
                     ErrorKind::Conflict,
                     format!(
-                        "`{}` is in use as a semaphore of {other} permits, and {of} were asked for; use one number for one name",
+                        "`{}` is in use as a semaphore of {other} permits, but {of} were requested; \
+                         use the same number for every semaphore of this name",
                         self.request.key()
                     ),
                 )),
@@ -98,10 +97,10 @@ impl FileAcquisition {
     }
 }
 
-/// Returns the number of permits; `None` if none is set yet.
+/// Returns the number of permits, or `None` if none is stored yet.
 ///
 /// # Errors
-/// If the file says anything else: it is another program's.
+/// Returns an error if the file has any other content, because it belongs to another program.
 pub(super) fn read_number(mut file: &File) -> io::Result<Option<u32>> {
     let mut bytes = Vec::new();
     file.rewind()?;

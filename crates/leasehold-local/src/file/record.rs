@@ -1,4 +1,4 @@
-//! [`Record`]: the fencing tokens of a lock, in a file beside it.
+//! [`Record`]: the fencing tokens of a lock, in a file beside the lock file.
 
 use std::{
     fs::{self, File},
@@ -10,17 +10,19 @@ use leasehold_core::{AcquisitionId, backend::Request};
 
 use super::access;
 
-/// How a record begins.
+/// The beginning of a record.
 const HEAD: &str = "leasehold1 ";
-/// More than a record with the longest label has.
+/// Larger than a record with the longest label.
 const MAX_LEN: u64 = 512;
 const MAX_LABEL: usize = 200;
 
-/// The token of the last exclusive grant, and its holder. Only exclusive holders write it, to
-/// `<key>.token`. The lock file itself is never written: it may belong to another program or user.
-/// Neither is a `<key>.token` that says anything else, or that has a second name. A record is
-/// `leasehold1 <token, 20 digits> <its checksum>\n<pid> <label>\n`. What follows the second line is
-/// left over from longer labels.
+/// The token of the last exclusive grant, and its holder.
+///
+/// Only exclusive holders write it, to `<key>.token`. The lock file itself is never written,
+/// because it may belong to another program or user. A `<key>.token` with any other content, or
+/// with a second name, is not written either. A record is
+/// `leasehold1 <token, 20 digits> <its checksum>\n<pid> <label>\n`. Text after the second line is
+/// the rest of a longer label.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) last_token: u64,
@@ -46,7 +48,7 @@ impl Record {
     /// Reads the record. Returns `None` if there is no file, or if its record is torn.
     ///
     /// # Errors
-    /// If the file is another program's.
+    /// Returns an error if the file belongs to another program.
     pub(super) fn at(path: &Path) -> io::Result<Option<Self>> {
         TokenFile::open(path).map(|file| file.record)
     }
@@ -61,7 +63,8 @@ impl Record {
         }
     }
 
-    /// One write, so that a process killed in it leaves the old or the new.
+    /// Writes the record in one call, so that a process that is killed leaves either the old or the
+    /// new record.
     fn write(&self, mut file: &File) -> io::Result<()> {
         let Self {
             last_token,
@@ -99,13 +102,13 @@ impl Record {
     }
 }
 
-/// The token file of a lock, as it was found.
+/// The token file of a lock, with the record that was read from it.
 #[derive(Debug)]
 pub(super) struct TokenFile {
     path: PathBuf,
-    /// `None` if there is none.
+    /// `None` if there is no file.
     file: Option<File>,
-    /// Whether the file may be written as it stands.
+    /// Whether the file may be written in place.
     in_place: bool,
     pub(super) record: Option<Record>,
 }
@@ -114,7 +117,7 @@ impl TokenFile {
     /// Opens and reads the file.
     ///
     /// # Errors
-    /// If the file is another program's.
+    /// Returns an error if the file belongs to another program.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let (file, in_place) = match access::open_writable(path) {
             Ok(file) => {
@@ -133,10 +136,10 @@ impl TokenFile {
         })
     }
 
-    /// Writes the record. To be called by the exclusive holder of the lock.
+    /// Writes the record. Only the exclusive holder of the lock may call this.
     ///
-    /// A file that cannot be written as it stands, because it is another user's or has a second
-    /// name, is replaced.
+    /// A file that cannot be written in place is replaced: it belongs to another user, or it has a
+    /// second name.
     pub(super) fn keep(&self, record: &Record) -> io::Result<()> {
         match &self.file {
             Some(file) if self.in_place => record.write(file),
@@ -146,7 +149,7 @@ impl TokenFile {
     }
 
     fn replace(&self, record: &Record) -> io::Result<()> {
-        // No name of a lock's begins with a dot.
+        // The file of a key never begins with a dot.
         let new = self
             .path
             .with_file_name(format!(".token-{}", AcquisitionId::random()));
@@ -160,8 +163,9 @@ impl TokenFile {
     }
 }
 
-/// Whether a process or the machine may have ended while it wrote a text that begins with `head`
-/// and has fewer than `limit` bytes: nothing was written, or zeros, or a part.
+/// Returns whether `bytes` is an incomplete write: nothing, zeros, or a part of `head` and what
+/// follows, in fewer than `limit` bytes. A process or a machine that stops during a write leaves
+/// such a file.
 pub(super) fn is_torn(bytes: &[u8], head: &str, limit: u64) -> bool {
     let short = u64::try_from(bytes.len()).is_ok_and(|len| len < limit);
     let begun = bytes
@@ -174,11 +178,11 @@ pub(super) fn is_torn(bytes: &[u8], head: &str, limit: u64) -> bool {
 pub(super) fn foreign() -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidInput,
-        "it is another program's: it is not empty, and was not written here",
+        "the file belongs to another program: it has a content that Leasehold did not write",
     )
 }
 
-/// `str::floor_char_boundary` is younger than our oldest compiler.
+/// `str::floor_char_boundary` is more recent than the minimum supported compiler.
 trait FloorCharBoundary {
     fn floor_char_boundary_compat(&self, at: usize) -> usize;
 }
@@ -192,7 +196,8 @@ impl FloorCharBoundary for str {
     }
 }
 
-/// Tells a torn number from a whole one (the finalizer of MurmurHash3, a bijection).
+/// Computes a checksum that detects an incomplete number: the finalizer of MurmurHash3, which is a
+/// bijection.
 fn checksum(token: u64) -> u64 {
     let mut sum = token ^ 0x6c65_6173_6568_6f6c;
     for factor in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {

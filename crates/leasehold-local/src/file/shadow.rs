@@ -1,4 +1,4 @@
-//! [`Shadow`]: a lock stays locked when its file has been removed.
+//! [`Shadow`]: a second lock file, which survives the removal of the first.
 //!
 //! A file lock belongs to an inode. If a lock file or its directory is removed and created again,
 //! the path leads to a new inode whose lock is free, while the old holder continues. So each holder
@@ -16,28 +16,30 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{access, directory, identity::FileId, name};
+use super::{access, directory, identity::FileId, keys};
 
-/// A shadow that is removed under us each time is not worth more.
+/// The number of attempts at a shadow that another process removes each time.
 const REPLACEMENTS: usize = 32;
 
-/// The directory of a user's shadows. `None` outside of Linux, and where it cannot be used.
+/// The directory of the shadows of one user. `None` on systems other than Linux, and if the
+/// directory cannot be used.
 #[derive(Debug)]
 pub(super) struct Shadows(Option<PathBuf>);
 
-/// A locked shadow; unlocked when dropped.
+/// A locked shadow, which is unlocked when it is dropped.
 #[derive(Debug)]
 pub(super) struct Shadow {
-    /// `None` if there are no shadows here.
+    /// `None` if the lock has no shadow.
     file: Option<File>,
     path: PathBuf,
     shared: bool,
-    /// Children have its descriptor, and keep the lock if this process ends without a release.
+    /// Child processes have its descriptor. They keep the lock if this process ends without a
+    /// release.
     inherited: bool,
 }
 
 impl Shadows {
-    /// Returns those of the effective user.
+    /// Returns the shadows of the effective user.
     pub(super) fn of_this_user() -> Self {
         #[cfg(target_os = "linux")]
         {
@@ -54,7 +56,7 @@ impl Shadows {
             Err(error) => {
                 tracing::warn!(
                     dir = %dir.display(), %error,
-                    "without this directory a lock file that is removed while it is held may admit a second holder"
+                    "this directory cannot be used; a lock file that is removed while it is held may admit a second holder"
                 );
                 Self(None)
             }
@@ -63,19 +65,20 @@ impl Shadows {
 
     pub(super) fn path_of(&self, path: &Path) -> Option<PathBuf> {
         let dir = self.0.as_ref()?;
-        Some(name::path_of_bytes(
+        Some(keys::path_of_bytes(
             dir,
             path.as_os_str().as_encoded_bytes(),
             "",
         ))
     }
 
-    /// Locks the shadow of `path`, whose lock we have. Returns `None` if `path` is held on an inode
-    /// that was removed.
+    /// Locks the shadow of `path`, whose lock the caller holds. Returns `None` if another process
+    /// holds `path` on an inode that was removed.
     ///
     /// # Errors
-    /// If this process has no descriptor left. After any other error the lock has no shadow,
-    /// because other users can cause it: a full `/dev/shm` does not refuse a lock.
+    /// Returns an error if this process has no descriptor left. After any other error the lock is
+    /// granted without a shadow, because other users can cause such an error: a full `/dev/shm`
+    /// must not refuse a lock.
     pub(super) fn lock(&self, path: &Path, shared: bool) -> io::Result<Option<Shadow>> {
         let none = Shadow {
             file: None,
@@ -91,7 +94,7 @@ impl Shadows {
                 Ok(file) => file,
                 Err(error) if is_out_of_descriptors(&error) => return Err(error),
                 Err(error) => {
-                    tracing::debug!(path = %shadow_path.display(), %error, "locked without its shadow");
+                    tracing::debug!(path = %shadow_path.display(), %error, "the lock has no shadow");
                     return Ok(Some(none));
                 }
             };
@@ -141,8 +144,8 @@ impl Shadow {
         Ok(())
     }
 
-    /// Unlocks it also for the children that have inherited it.
-    pub(super) fn free(mut self) {
+    /// Unlocks the shadow, also for the child processes that inherited it.
+    pub(super) fn unlock(mut self) {
         self.inherited = false;
     }
 }
@@ -152,7 +155,7 @@ impl Drop for Shadow {
         let Some(file) = self.file.take().filter(|_| !self.inherited) else {
             return;
         };
-        // A holder that shares it does not know whether it is the last one.
+        // A shared holder does not know whether it is the last one.
         if !self.shared && leads_to(&self.path, &file) {
             drop(fs::remove_file(&self.path));
         }
@@ -160,8 +163,8 @@ impl Drop for Shadow {
     }
 }
 
-/// Creates the directory if it is missing, and refuses one that others can write, or that is a
-/// link.
+/// Creates the directory if it is missing. Refuses a directory that other users can write, and a
+/// symbolic link.
 fn prepare(dir: &Path) -> io::Result<()> {
     directory::create_checked(dir, false).map_err(io::Error::other)?;
     if fs::symlink_metadata(dir)?.is_dir() {
@@ -230,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn shadows_that_others_can_make_are_not_used() {
+    fn shadows_that_others_can_write_are_not_used() {
         let dir = tempfile::tempdir().unwrap();
         let path = Path::new("/locks/a.lock");
         let theirs = dir.path().join("theirs");
@@ -258,13 +261,13 @@ mod tests {
     }
 
     #[test]
-    fn shadows_that_are_removed_are_made_anew() {
+    fn removed_shadows_are_created_again() {
         let dir = tempfile::tempdir().unwrap();
         let shadows = Shadows::at(dir.path().join("shadows"));
         let path = Path::new("/locks/a.lock");
         let held = shadows.lock(path, false).unwrap();
         fs::remove_dir_all(dir.path().join("shadows")).unwrap();
-        // The lock file alone protects the old holder; the next one has a new shadow.
+        // The lock file alone protects the old holder. The next holder gets a new shadow.
         let next = shadows.lock(path, false).unwrap().expect("free");
         drop(held);
         assert!(shadows.lock(path, false).unwrap().is_none());

@@ -1,8 +1,8 @@
-//! [`WaiterMarker`]: how a waiter shows itself to other processes.
+//! [`WaiterMarker`]: a lock file that shows other processes that a waiter exists.
 //!
-//! A waiter holds a shared lock on a file beside the lock (`.writers`, `.readers`, `.waiters`),
-//! which ends with the process. Who wants to know whether anyone waits tries to lock that file
-//! alone, for an instant.
+//! A waiter holds a shared lock on a file beside the lock file: `KEY.writers`, `KEY.readers` or
+//! `KEY.waiters`. The kernel removes that lock when the process ends. Another process finds out
+//! whether a waiter exists by an attempt to lock the file exclusively, which it undoes at once.
 
 use std::{
     fs::{File, TryLockError},
@@ -14,17 +14,18 @@ use std::{
 
 use super::{access, identity::FileId};
 
-/// An instant of another's is over after a few turns of the scheduler.
+/// An attempt of another process lasts a few turns of the scheduler.
 const TRIES: usize = 16;
 
-/// Shown until dropped.
+/// A marker, which is removed when it is dropped.
 #[derive(Debug)]
 pub(super) struct WaiterMarker {
     _file: File,
 }
 
 impl WaiterMarker {
-    /// `None` if others who look at the sign were always in the way: show it at the next occasion.
+    /// Locks the marker file at `path`. Returns `None` if attempts of other processes were always
+    /// in the way; the caller then tries again at its next attempt.
     pub(super) fn show(path: &Path) -> io::Result<Option<Self>> {
         let mut file = access::open(path)?;
         for _ in 0..TRIES {
@@ -32,7 +33,7 @@ impl WaiterMarker {
                 Ok(()) if FileId::at(path)? == Some(FileId::of(&file)?) => {
                     return Ok(Some(Self { _file: file }));
                 }
-                // It was removed, and nobody would see it.
+                // The file was removed, so no process would find the marker.
                 Ok(()) => file = access::open(path)?,
                 Err(TryLockError::WouldBlock) => thread::yield_now(),
                 Err(TryLockError::Error(error)) => return Err(error),
@@ -41,18 +42,18 @@ impl WaiterMarker {
         Ok(None)
     }
 
-    /// Whether anyone shows this sign.
-    pub(super) fn is_shown(path: &Path) -> io::Result<bool> {
-        /// Two who look at once would take each other for waiters; within a process they take
-        /// turns.
-        static LOOKING: Mutex<()> = Mutex::new(());
+    /// Returns whether any process has a marker at `path`.
+    pub(super) fn is_present(path: &Path) -> io::Result<bool> {
+        /// Two simultaneous attempts would find each other. This serializes the attempts of one
+        /// process.
+        static CHECKING: Mutex<()> = Mutex::new(());
 
         let file = match access::open_existing(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error),
         };
-        let _turn = LOOKING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = CHECKING.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..TRIES {
             match file.try_lock() {
                 Ok(()) => return file.unlock().map(|()| false),
@@ -73,15 +74,15 @@ mod tests {
 
     use super::*;
 
-    /// A file without a name would be seen by nobody.
+    /// A marker on a file that was removed would not be found.
     #[test]
-    fn a_sign_is_shown_on_the_file_that_others_look_at() {
+    fn a_marker_is_on_the_file_that_others_check() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("k.writers");
         let ended = AtomicBool::new(false);
         scope(|scope| {
             scope.spawn(|| {
-                // As whoever cleans up: removes it while nobody shows the sign.
+                // Acts as a clean-up script: it removes the file while no process has a marker.
                 while !ended.load(Ordering::Relaxed) {
                     if let Ok(file) = File::open(&path)
                         && file.try_lock().is_ok()
@@ -92,13 +93,15 @@ mod tests {
                     yield_now();
                 }
             });
-            let is_seen = || match WaiterMarker::show(&path).unwrap() {
-                Some(sign) => FileId::at(&path).unwrap() == Some(FileId::of(&sign._file).unwrap()),
+            let is_found = || match WaiterMarker::show(&path).unwrap() {
+                Some(marker) => {
+                    FileId::at(&path).unwrap() == Some(FileId::of(&marker._file).unwrap())
+                }
                 None => true,
             };
-            let seen = (0..20_000).filter(|_| is_seen()).count();
+            let found = (0..20_000).filter(|_| is_found()).count();
             ended.store(true, Ordering::Relaxed);
-            assert_eq!(seen, 20_000);
+            assert_eq!(found, 20_000);
         });
     }
 }

@@ -3,39 +3,41 @@
 use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    AcquisitionId, Capabilities, Clock, ClockDrift, Error, ErrorKind, Expiry, Fairness, Fencing,
-    FencingToken, HolderRef, Inspection, LockKey, LossDetection, LossReason, Mode, Pong, Restart,
-    Result, Revocation, RevokeOutcome, SystemClock, WaiterNotification, WaiterRef,
-    backend::{Attempt, Contention, Lease, LockBackend, Request, async_trait},
+    Attempt, Capabilities, Clock, ClockDrift, Contention, Error, Expiry, Fairness, Fencing,
+    FencingToken, HolderRef, Inspection, Lease, LockBackend, LockKey, LossDetection, Pong, Request,
+    Restart, Result, Revocation, RevokeOutcome, SystemClock, WaiterNotification, async_trait,
 };
 
 use super::{
+    admin,
+    error::{NAME, cancelled},
     grant::{Grant, Issuer, NO_FLOOR},
     lease::MemoryLease,
-    slot::Slot,
+    lock_entry::LockEntry,
+    state::State,
     table::Table,
-    waiter::{Turn, WaiterGuard},
+    waiters::{Progress, WaiterGuard},
 };
 
-pub(super) const NAME: &str = "memory";
-
-/// How long a yielding request lets those go first who wait by attempts.
+/// The time that a yielding request leaves to callers that retry on their own.
 const YIELD_RETRY: Duration = Duration::from_millis(5);
 
-/// Locks between the tasks of one process, with everything that a server would do: queue, expiry,
-/// fencing tokens.
+/// A backend for locks between the tasks of one process.
 ///
-/// It is the default for a program that runs once, the test double for one that does not, and the
-/// reference for authors of backends. Two backends know nothing of each other: share one, in an
-/// [`Arc`].
+/// It is the default for a program that runs once, a test double for a server backend, and the
+/// reference for authors of backends. It has a queue, expiry and fencing tokens, as a server has.
+/// Two `MemoryBackend`s share no locks: share one backend in an [`Arc`].
 ///
-/// - All modes. Waiters are served strictly in order; nobody overtakes them, not even a
-///   `try_acquire`.
-/// - Grants expire by the [clock](Self::with_clock) and wake who waits; nothing polls.
-/// - Fencing tokens start at 1 in each backend and grow over all its keys, so they are good for
-///   what lives and dies with the process: [`Fencing::UntilAmnesia`].
-/// - It is a [`QuorumNode`](leasehold_core::quorum::QuorumNode), so several of these make a quorum
+/// - It supports all modes. Waiters are served strictly in order. No acquisition overtakes the
+///   queue, not even `try_acquire`.
+/// - Grants expire by the backend's [clock](Self::with_clock). Expiry notifies the waiters, and
+///   nothing polls.
+/// - Fencing tokens start at 1 in each backend and grow over all its keys. They are valid for
+///   resources that live as long as the process ([`Fencing::UntilAmnesia`]).
+/// - It is a [`QuorumNode`](leasehold_core::quorum::QuorumNode), so several backends form a quorum
 ///   for tests.
+///
+/// # Examples
 ///
 /// ```
 /// use std::sync::Arc;
@@ -46,7 +48,9 @@ const YIELD_RETRY: Duration = Duration::from_millis(5);
 /// # async fn main() -> leasehold_core::Result<()> {
 /// let backend = Arc::new(MemoryBackend::new());
 /// let request = Request::new(LockKey::new("item/42")?);
-/// let Attempt::Granted(lease) = backend.clone().try_acquire(request).await? else { panic!("nobody holds it") };
+/// let Attempt::Granted(lease) = backend.clone().try_acquire(request).await? else {
+///     panic!("the lock is free");
+/// };
 /// assert_eq!(lease.fencing_token().map(|token| token.get()), Some(1));
 /// assert_eq!(lease.release().await?, Released::Freed);
 /// # Ok(())
@@ -54,96 +58,53 @@ const YIELD_RETRY: Duration = Duration::from_millis(5);
 /// ```
 #[derive(Debug)]
 pub struct MemoryBackend {
-    pub(super) table: Table,
-    pub(super) issuer: Issuer,
+    pub(super) state: Arc<State>,
 }
 
 impl MemoryBackend {
-    /// A backend on the [`SystemClock`].
+    /// Creates a backend on the [`SystemClock`].
     #[must_use]
     pub fn new() -> Self {
         Self::with_clock(Arc::new(SystemClock))
     }
 
-    /// A backend whose grants expire by this clock. Give the client the same one.
+    /// Creates a backend whose grants expire by `clock`. Give the client the same clock.
     #[must_use]
     pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
         Self {
-            table: Table::new(),
-            issuer: Issuer::new(clock),
+            state: Arc::new(State {
+                table: Table::new(),
+                issuer: Issuer::new(clock),
+            }),
         }
     }
 
-    fn lease(self: Arc<Self>, grant: Arc<Grant>) -> Arc<dyn Lease> {
-        Arc::new(MemoryLease::new(self, grant))
+    fn lease(&self, grant: Arc<Grant>) -> Arc<dyn Lease> {
+        Arc::new(MemoryLease::new(Arc::clone(&self.state), grant))
     }
 
     /// Makes one attempt.
     pub(super) fn attempt(
-        self: Arc<Self>,
-        slot: &mut Slot,
+        &self,
+        entry: &mut LockEntry,
         request: &Request,
         token_floor: FencingToken,
     ) -> Result<Attempt> {
-        if let Some(grant) = slot.try_grant(request, token_floor, &self.issuer)? {
+        if let Some(grant) = entry.try_grant(request, token_floor, &self.state.issuer)? {
             return Ok(Attempt::Granted(self.lease(grant)));
         }
         Ok(Attempt::Contended(Contention {
-            retry_after: slot
+            retry_after: entry
                 .holders
                 .first_expiry()
-                .map(|expiry| expiry.since(self.issuer.now())),
-            last_token: slot.last_token,
+                .map(|expiry| expiry.since(self.state.issuer.now())),
+            last_token: entry.last_token,
             wake: request.is_waiting().then(|| {
-                let watcher = WaiterGuard::as_watcher(self, slot, request.clone());
-                Box::pin(async move { watcher.ticket.called.notified().await }) as _
+                let watcher =
+                    WaiterGuard::as_watcher(Arc::clone(&self.state), entry, request.clone());
+                Box::pin(async move { watcher.waiter.notify.notified().await }) as _
             }),
         }))
-    }
-
-    fn list(&self, key: &LockKey, slot: &mut Slot, into: &mut Inspection) {
-        slot.settle(&self.issuer);
-        let now = self.issuer.now();
-        into.holders
-            .extend(slot.holders.list().into_iter().map(|holder| {
-                let request = &holder.grant.request;
-                let mut seen = HolderRef::new(key.clone(), id_of(request.owner()));
-                seen.mode = Some(request.mode());
-                seen.owner = Some(request.owner());
-                seen.label = String::from(request.label());
-                seen.token = holder.stored_token;
-                seen.expires_in = Some(holder.expires().since(now));
-                seen
-            }));
-        let waiting = slot.queue.values().chain(slot.watchers.values());
-        into.waiters.extend(
-            waiting
-                .map(|ticket| WaiterRef::new(Some(ticket.request.mode()), ticket.request.label())),
-        );
-    }
-
-    fn revoke_in(
-        &self,
-        slot: &mut Slot,
-        holder: &HolderRef,
-        revocation: Revocation,
-    ) -> RevokeOutcome {
-        slot.settle(&self.issuer);
-        let owner = <[u8; 16]>::try_from(&*holder.id)
-            .map(|id| AcquisitionId::from(u128::from_be_bytes(id)));
-        let Some(held) = owner.ok().and_then(|owner| slot.holders.of_mut(owner)) else {
-            return RevokeOutcome::AlreadyGone;
-        };
-        if revocation == Revocation::Immediate {
-            let grant = Arc::clone(&held.grant);
-            slot.holders.remove(&grant);
-            grant.request.loss_notifier().lost(LossReason::Replaced);
-            slot.settle(&self.issuer);
-            RevokeOutcome::Freed
-        } else {
-            held.renewable = false;
-            RevokeOutcome::FreeWithin(Some(held.expires().since(self.issuer.now())))
-        }
     }
 }
 
@@ -179,54 +140,48 @@ impl LockBackend for MemoryBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        self.table.with_slot(request.key(), request.mode(), |slot| {
-            Arc::clone(&self).attempt(slot, &request, NO_FLOOR)
-        })
+        self.state
+            .with_entry(&request, |entry| self.attempt(entry, &request, NO_FLOOR))
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         if request.is_cancelled() {
             return Err(cancelled());
         }
-        let way_is_free = |slot: &mut Slot| slot.watchers.is_empty();
-        if request.yields_to_waiters()
-            && !self
-                .table
-                .with_slot(request.key(), request.mode(), way_is_free)
-        {
-            // Who waits by attempts has no place in the queue: it gets this long to make its next
-            // one.
+        let has_no_watchers = |entry: &mut LockEntry| entry.watchers.is_empty();
+        if request.yields_to_waiters() && !self.state.with_entry(&request, has_no_watchers) {
+            // A watcher has no place in the queue. It gets this time for its next attempt.
             tokio::select! {
                 () = tokio::time::sleep(YIELD_RETRY) => {}
                 () = request.cancelled() => return Err(cancelled()),
             }
         }
-        let entry = self
-            .table
-            .with_slot(request.key(), request.mode(), |slot| {
-                Ok::<_, Error>(match slot.try_grant(&request, NO_FLOOR, &self.issuer)? {
+        let entered = self.state.with_entry(&request, |entry| {
+            Ok::<_, Error>(
+                match entry.try_grant(&request, NO_FLOOR, &self.state.issuer)? {
                     Some(grant) => ControlFlow::Break(grant),
                     None => ControlFlow::Continue(WaiterGuard::in_queue(
-                        Arc::clone(&self),
-                        slot,
+                        Arc::clone(&self.state),
+                        entry,
                         request.clone(),
                     )),
-                })
-            })?;
-        let mut place = match entry {
+                },
+            )
+        })?;
+        let mut waiting = match entered {
             ControlFlow::Break(grant) => return Ok(self.lease(grant)),
-            ControlFlow::Continue(place) => {
+            ControlFlow::Continue(waiting) => {
                 request.set_contended();
-                place
+                waiting
             }
         };
         loop {
-            let wait = match place.look()? {
-                Turn::Served(grant) => return Ok(self.lease(grant)),
-                Turn::Wait(wait) => wait,
+            let wait = match waiting.progress()? {
+                Progress::Granted(grant) => return Ok(self.lease(grant)),
+                Progress::Pending(wait) => wait,
             };
             tokio::select! {
-                () = place.ticket.called.notified() => {}
+                () = waiting.waiter.notify.notified() => {}
                 () = request.cancelled() => return Err(cancelled()),
                 () = tokio::time::sleep(wait) => {}
             }
@@ -234,57 +189,28 @@ impl LockBackend for MemoryBackend {
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
-        let mut inspection = Inspection::default();
-        for mode in NAME_SPACES {
-            self.table
-                .with_slot(key, mode, |slot| self.list(key, slot, &mut inspection));
-        }
-        Ok(inspection)
+        Ok(admin::inspect(&self.state, key))
     }
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
-        for mode in NAME_SPACES {
-            let broken = self.table.with_slot(&holder.key, mode, |slot| {
-                self.revoke_in(slot, holder, revocation)
-            });
-            if broken != RevokeOutcome::AlreadyGone {
-                return Ok(broken);
-            }
-        }
-        Ok(RevokeOutcome::AlreadyGone)
+        Ok(admin::revoke(&self.state, holder, revocation))
     }
 
-    /// Always answers.
+    /// Always succeeds.
     async fn ping(&self) -> Result<Pong> {
         Ok(Pong::new())
     }
 
-    /// There is nothing to close: other clients may share the backend.
+    /// Does nothing, because other clients may share the backend.
     async fn close(&self) -> Result<()> {
         Ok(())
     }
 }
 
-/// A mode of each name space.
-const NAME_SPACES: [Mode; 2] = [
-    Mode::Exclusive,
-    Mode::Permit {
-        of: std::num::NonZeroU32::MIN,
-    },
-];
-
-fn id_of(owner: AcquisitionId) -> [u8; 16] {
-    owner.as_u128().to_be_bytes()
-}
-
-fn cancelled() -> Error {
-    Error::new(ErrorKind::Cancelled, "the acquisition was cancelled")
-        .with_backend(NAME)
-        .with_operation("acquire")
-}
-
 #[cfg(test)]
 mod tests {
+    use leasehold_core::Mode;
+
     use super::*;
 
     #[tokio::test]
@@ -297,13 +223,13 @@ mod tests {
             else {
                 panic!("free")
             };
-            assert_eq!(backend.table.len(), 1);
+            assert_eq!(backend.state.table.len(), 1);
             assert!(matches!(
                 backend.clone().try_acquire(request).await.unwrap(),
                 Attempt::Contended(_)
             ));
             lease.release().await.unwrap();
-            assert_eq!(backend.table.len(), 0);
+            assert_eq!(backend.state.table.len(), 0);
         }
     }
 
@@ -318,16 +244,17 @@ mod tests {
             },
         ] {
             let request = || Request::new(key.clone()).with_mode(mode);
-            let looked_at = || {
+            let visited = || {
                 backend
+                    .state
                     .table
-                    .with_slot(&key, mode, |slot| slot.holders.looked_at())
+                    .with_entry(&key, mode, |entry| entry.holders.visited())
             };
             let mut leases = Vec::new();
             for _ in 0..1_000 {
                 leases.push(Arc::clone(&backend).acquire(request()).await.unwrap());
             }
-            let before = looked_at();
+            let before = visited();
             for lease in &leases {
                 Arc::clone(lease).renew().await.unwrap();
             }
@@ -343,14 +270,14 @@ mod tests {
                 }
                 lease.release().await.unwrap();
             }
-            let looks = looked_at() - before;
+            let looks = visited() - before;
             assert!(
                 before <= 10_000 && looks <= 20_000,
                 "{mode}: 1 000 holders looked at {before} and {looks}"
             );
             another.release().await.unwrap();
             leases.remove(0).release().await.unwrap();
-            assert_eq!(backend.table.len(), 0);
+            assert_eq!(backend.state.table.len(), 0);
         }
     }
 }

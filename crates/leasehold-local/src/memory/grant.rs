@@ -1,4 +1,4 @@
-//! [`Grant`]: what a lease and its slot share; [`Issuer`], which makes them.
+//! [`Grant`]: one granted lock. [`Issuer`]: the source of tokens and numbers.
 
 use std::sync::{
     Arc,
@@ -10,12 +10,12 @@ use leasehold_core::{
     backend::{AtomicDeadline, Request},
 };
 
-use super::{backend::NAME, holders::Holder};
+use super::error::NAME;
 
-/// Tokens outside of a quorum have no lower bound but the last one.
+/// The floor of tokens outside of a quorum.
 pub(super) const NO_FLOOR: FencingToken = FencingToken::new(0);
 
-/// One grant. What may change about it, except for its deadline, is in the slot's [`Holder`].
+/// One granted lock, shared by its lease and its [`Holder`].
 #[derive(Debug)]
 pub(super) struct Grant {
     pub(super) request: Request,
@@ -25,18 +25,41 @@ pub(super) struct Grant {
 }
 
 impl Grant {
-    /// Whose it is, and its number.
+    /// Returns the id of the acquisition and the number of the grant.
     pub(super) fn id(&self) -> (AcquisitionId, u64) {
         (self.request.owner(), self.number)
     }
 }
 
-/// The clock that grants expire by, and the counters of their tokens, of grants and of tickets.
+/// A holder of a key, in its [`LockEntry`](super::lock_entry::LockEntry).
+#[derive(Debug)]
+pub(super) struct Holder {
+    pub(super) grant: Arc<Grant>,
+    pub(super) expires: Timestamp,
+    /// Cleared when the lock is revoked gracefully.
+    pub(super) renewable: bool,
+    /// The token of the grant, or the larger token that a quorum raised it to.
+    pub(super) stored_token: Option<FencingToken>,
+}
+
+impl Holder {
+    pub(super) fn new(grant: Arc<Grant>, expires: Timestamp) -> Self {
+        let stored_token = grant.token;
+        Self {
+            grant,
+            expires,
+            renewable: true,
+            stored_token,
+        }
+    }
+}
+
+/// The clock by which grants expire, and the counters of tokens and numbers.
 #[derive(Debug)]
 pub(super) struct Issuer {
     clock: Arc<dyn Clock>,
-    /// One for all keys: it never has to be kept for a key that nobody holds, and still only grows
-    /// for each.
+    /// One counter for all keys. It needs no entry for a key that is free, and its tokens grow for
+    /// each key.
     last_token: AtomicU64,
     last_number: AtomicU64,
 }
@@ -60,8 +83,8 @@ impl Issuer {
         } else {
             Some(self.next_token(token_floor)?)
         };
-        // The holder's clock is read before the one that the grant expires by: so it stops
-        // believing first.
+        // The holder's clock is read before the backend's clock, so the holder's deadline comes
+        // first.
         let deadline = AtomicDeadline::new(request.deadline_from(request.now()));
         let expires = self.now() + request.ttl().as_duration();
         let grant = Arc::new(Grant {
@@ -73,7 +96,7 @@ impl Issuer {
         Ok(Holder::new(grant, expires))
     }
 
-    /// Numbers grow.
+    /// Returns a number that is larger than every earlier one.
     pub(super) fn next_number(&self) -> u64 {
         self.last_number.fetch_add(1, Ordering::Relaxed)
     }
@@ -94,12 +117,12 @@ impl Issuer {
             })
     }
 
-    /// The largest token of any key.
+    /// Returns the largest token of any key.
     pub(super) fn last(&self) -> FencingToken {
         FencingToken::new(self.last_token.load(Ordering::Relaxed))
     }
 
-    /// Lets the next tokens of all keys exceed this one.
+    /// Makes the next tokens of all keys larger than `token`.
     pub(super) fn raise(&self, token: FencingToken) {
         self.last_token.fetch_max(token.get(), Ordering::Relaxed);
     }

@@ -1,50 +1,25 @@
-//! [`Holders`]: the holders of one key. An operation on one of them costs the same however many there are.
+//! [`Holders`]: the holders of one key. The cost of an operation on one holder does not depend on
+//! their number.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use leasehold_core::{AcquisitionId, FencingToken, Timestamp};
+use leasehold_core::{AcquisitionId, Timestamp};
 
-use super::grant::{Grant, Issuer};
+use super::grant::{Grant, Holder, Issuer};
 
-#[derive(Debug)]
-pub(super) struct Holder {
-    pub(super) grant: Arc<Grant>,
-    expires: Timestamp,
-    /// Cleared when the lock is revoked gracefully.
-    pub(super) renewable: bool,
-    /// The grant's token, or the higher one that a quorum raised it to.
-    pub(super) stored_token: Option<FencingToken>,
-}
-
-impl Holder {
-    pub(super) fn new(grant: Arc<Grant>, expires: Timestamp) -> Self {
-        let stored_token = grant.token;
-        Self {
-            grant,
-            expires,
-            renewable: true,
-            stored_token,
-        }
-    }
-
-    pub(super) fn expires(&self) -> Timestamp {
-        self.expires
-    }
-}
-
-/// An owner may be granted a key more than once; the number of the grant tells which it is.
+/// One acquisition may be granted a key more than once. The number distinguishes its grants.
 type Id = (AcquisitionId, u64);
 
 #[derive(Debug, Default)]
 pub(super) struct Holders {
     by_id: BTreeMap<Id, Holder>,
     by_expiry: BTreeSet<(Timestamp, Id)>,
-    /// How many holders were looked at.
+    /// The number of holders that were visited.
     #[cfg(test)]
-    looked_at: std::cell::Cell<usize>,
+    visited: std::cell::Cell<usize>,
 }
 
 impl Holders {
@@ -56,15 +31,15 @@ impl Holders {
         self.by_id.len()
     }
 
-    /// Any of them.
+    /// Returns any holder.
     pub(super) fn any(&self) -> Option<&Holder> {
-        self.look(1);
+        self.visit(1);
         self.by_id.first_key_value().map(|(_, holder)| holder)
     }
 
-    /// All of them, in the order of the grants.
+    /// Returns all holders in the order of their grants.
     pub(super) fn list(&self) -> Vec<&Holder> {
-        self.look(self.len());
+        self.visit(self.len());
         let mut holders: Vec<_> = self.by_id.values().collect();
         holders.sort_unstable_by_key(|holder| holder.grant.id().1);
         holders
@@ -77,13 +52,13 @@ impl Holders {
     }
 
     pub(super) fn get_mut(&mut self, grant: &Grant) -> Option<&mut Holder> {
-        self.look(1);
+        self.visit(1);
         self.by_id.get_mut(&grant.id())
     }
 
-    /// One of this owner's.
-    pub(super) fn of_mut(&mut self, owner: AcquisitionId) -> Option<&mut Holder> {
-        self.look(1);
+    /// Returns a holder of this acquisition.
+    pub(super) fn by_owner_mut(&mut self, owner: AcquisitionId) -> Option<&mut Holder> {
+        self.visit(1);
         self.by_id
             .range_mut((owner, 0)..=(owner, u64::MAX))
             .next()
@@ -91,19 +66,19 @@ impl Holders {
     }
 
     pub(super) fn remove(&mut self, grant: &Grant) -> Option<Holder> {
-        self.look(1);
+        self.visit(1);
         let holder = self.by_id.remove(&grant.id())?;
         self.by_expiry.remove(&(holder.expires, grant.id()));
         Some(holder)
     }
 
     pub(super) fn remove_owner(&mut self, owner: AcquisitionId) -> Option<Holder> {
-        let grant = Arc::clone(&self.of_mut(owner)?.grant);
+        let grant = Arc::clone(&self.by_owner_mut(owner)?.grant);
         self.remove(&grant)
     }
 
-    /// Lets this one expire later.
-    pub(super) fn prolong(&mut self, grant: &Grant, expires: Timestamp) {
+    /// Moves the expiry of the holder to `expires`.
+    pub(super) fn extend(&mut self, grant: &Grant, expires: Timestamp) {
         let Some(holder) = self.get_mut(grant) else {
             return;
         };
@@ -116,7 +91,7 @@ impl Holders {
         self.by_expiry.first().map(|(expiry, _)| *expiry)
     }
 
-    /// Removes those that have expired.
+    /// Removes all holders that have expired.
     pub(super) fn expire(&mut self, issuer: &Issuer) {
         if self.is_empty() {
             return;
@@ -125,23 +100,23 @@ impl Holders {
         while let Some(&(expiry, id)) = self.by_expiry.first()
             && expiry <= now
         {
-            self.look(1);
+            self.visit(1);
             self.by_expiry.remove(&(expiry, id));
             self.by_id.remove(&id);
         }
     }
 
     #[cfg(test)]
-    fn look(&self, at: usize) {
-        self.looked_at.set(self.looked_at.get() + at);
+    fn visit(&self, count: usize) {
+        self.visited.set(self.visited.get() + count);
     }
 
     #[cfg(not(test))]
     #[expect(clippy::unused_self, reason = "counted in tests only")]
-    fn look(&self, _: usize) {}
+    fn visit(&self, _: usize) {}
 
     #[cfg(test)]
-    pub(super) fn looked_at(&self) -> usize {
-        self.looked_at.get()
+    pub(super) fn visited(&self) -> usize {
+        self.visited.get()
     }
 }

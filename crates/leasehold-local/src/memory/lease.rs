@@ -1,34 +1,25 @@
-//! [`MemoryLease`]: a grant of the memory backend.
+//! [`MemoryLease`]: a lease of the memory backend.
 
 use std::sync::Arc;
 
-use leasehold_core::{
-    Deadline, Error, ErrorKind, FencingToken, Released, Result,
-    backend::{KeepAlive, Lease, async_trait},
-};
+use leasehold_core::{Deadline, FencingToken, KeepAlive, Lease, Released, Result, async_trait};
 
-use super::{
-    backend::{MemoryBackend, NAME},
-    grant::Grant,
-    slot::Slot,
-};
+use super::{error::lost, grant::Grant, lock_entry::LockEntry, state::State};
 
-/// A grant of the [`MemoryBackend`].
+/// A lease of the [`MemoryBackend`](super::MemoryBackend).
 #[derive(Debug)]
 pub struct MemoryLease {
-    backend: Arc<MemoryBackend>,
+    state: Arc<State>,
     grant: Arc<Grant>,
 }
 
 impl MemoryLease {
-    pub(super) fn new(backend: Arc<MemoryBackend>, grant: Arc<Grant>) -> Self {
-        Self { backend, grant }
+    pub(super) fn new(state: Arc<State>, grant: Arc<Grant>) -> Self {
+        Self { state, grant }
     }
 
-    fn with_slot<R>(&self, work: impl FnOnce(&mut Slot) -> R) -> R {
-        self.backend
-            .table
-            .with_slot(self.grant.request.key(), self.grant.request.mode(), work)
+    fn with_entry<R>(&self, work: impl FnOnce(&mut LockEntry) -> R) -> R {
+        self.state.with_entry(&self.grant.request, work)
     }
 }
 
@@ -49,49 +40,43 @@ impl Lease for MemoryLease {
     async fn renew(self: Arc<Self>) -> Result<()> {
         let request = &self.grant.request;
         let sent = request.now();
-        self.with_slot(|slot| {
-            slot.settle(&self.backend.issuer);
-            let holder = slot
+        self.with_entry(|entry| {
+            entry.update(&self.state.issuer);
+            let holder = entry
                 .holders
                 .get_mut(&self.grant)
-                .ok_or_else(|| lost("the lock expired, was broken or released"))?;
+                .ok_or_else(|| lost("the lock expired, was revoked or released"))?;
             if !holder.renewable {
-                return Err(lost("the lock was broken and cannot be renewed"));
+                return Err(lost("the lock was revoked and cannot be renewed"));
             }
             if !self
                 .grant
                 .deadline
                 .advance(request.deadline_from(sent), request.now())
             {
-                return Err(lost("its deadline came before the renewal"));
+                return Err(lost("the deadline passed before the renewal"));
             }
-            slot.holders.prolong(
+            entry.holders.extend(
                 &self.grant,
-                self.backend.issuer.now() + request.ttl().as_duration(),
+                self.state.issuer.now() + request.ttl().as_duration(),
             );
             Ok(())
         })
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
-        Ok(self.with_slot(|slot| {
-            let now = self.backend.issuer.now();
-            let ours = slot
+        Ok(self.with_entry(|entry| {
+            let now = self.state.issuer.now();
+            let was_held = entry
                 .holders
                 .remove(&self.grant)
-                .is_some_and(|holder| holder.expires() > now);
-            slot.settle(&self.backend.issuer);
-            if ours {
+                .is_some_and(|holder| holder.expires > now);
+            entry.update(&self.state.issuer);
+            if was_held {
                 Released::Freed
             } else {
                 Released::AlreadyLost
             }
         }))
     }
-}
-
-fn lost(why: &'static str) -> Error {
-    Error::new(ErrorKind::Lost, why)
-        .with_backend(NAME)
-        .with_operation("renew")
 }

@@ -1,12 +1,15 @@
 //! Locks within one process: [`MemoryBackend`].
 
+mod admin;
 mod backend;
+mod error;
 mod grant;
 mod holders;
 mod lease;
-mod node;
-mod slot;
+mod lock_entry;
+mod quorum;
+mod state;
 mod table;
-mod waiter;
+mod waiters;
 
 pub use self::{backend::MemoryBackend, lease::MemoryLease};

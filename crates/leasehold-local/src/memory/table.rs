@@ -1,4 +1,4 @@
-//! [`Table`]: all slots, in shards.
+//! [`Table`]: the lock entries of all keys, in shards.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -7,19 +7,19 @@ use std::{
 
 use leasehold_core::{LockKey, Mode};
 
-use super::slot::Slot;
+use super::lock_entry::LockEntry;
 
-/// Enough that the threads of a large machine seldom meet on one.
+/// Large enough that the threads of a large machine rarely contend for one shard.
 const SHARDS: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Table(Box<[Mutex<Shard>]>);
 
-/// A semaphore and a mutex of the same name do not touch: two name spaces.
+/// A semaphore and a mutex of the same name are independent, so there are two name spaces.
 #[derive(Debug, Default)]
 struct Shard {
-    locks: HashMap<LockKey, Slot>,
-    permits: HashMap<LockKey, Slot>,
+    locks: HashMap<LockKey, LockEntry>,
+    permits: HashMap<LockKey, LockEntry>,
 }
 
 impl Table {
@@ -27,43 +27,42 @@ impl Table {
         Self((0..SHARDS).map(|_| Mutex::default()).collect())
     }
 
-    /// Runs `work` on the key's slot, which exists only while it is of use.
-    pub(super) fn with_slot<R>(
+    /// Runs `work` on the entry of `key`. An entry without holders and waiters is removed.
+    pub(super) fn with_entry<R>(
         &self,
         key: &LockKey,
         mode: Mode,
-        work: impl FnOnce(&mut Slot) -> R,
+        work: impl FnOnce(&mut LockEntry) -> R,
     ) -> R {
-        // Nothing in here can panic half-way and leave a slot in disorder: a poisoned shard is as
-        // good as any.
+        // `work` does not panic half-way, so the data of a poisoned shard is consistent.
         let mut shard = self.0[shard_of(key)]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let slots = if mode.is_permit() {
+        let entries = if mode.is_permit() {
             &mut shard.permits
         } else {
             &mut shard.locks
         };
-        match slots.entry(key.clone()) {
-            Entry::Occupied(mut slot) => {
-                let result = work(slot.get_mut());
-                if slot.get().is_empty() {
-                    slot.remove();
+        match entries.entry(key.clone()) {
+            Entry::Occupied(mut entry) => {
+                let result = work(entry.get_mut());
+                if entry.get().is_empty() {
+                    entry.remove();
                 }
                 result
             }
             Entry::Vacant(vacant) => {
-                let mut slot = Slot::default();
-                let result = work(&mut slot);
-                if !slot.is_empty() {
-                    vacant.insert(slot);
+                let mut entry = LockEntry::default();
+                let result = work(&mut entry);
+                if !entry.is_empty() {
+                    vacant.insert(entry);
                 }
                 result
             }
         }
     }
 
-    /// How many keys are kept.
+    /// Returns the number of entries.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0
@@ -76,7 +75,8 @@ impl Table {
     }
 }
 
-/// FNV-1a. The maps have a keyed hash of their own; a bad choice of shard costs only speed.
+/// Returns the shard of `key`, by FNV-1a. A poor distribution costs only speed: the maps in the
+/// shards use a keyed hash.
 fn shard_of(key: &LockKey) -> usize {
     let hash = key
         .as_bytes()

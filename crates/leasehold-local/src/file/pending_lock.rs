@@ -1,4 +1,4 @@
-//! [`FileAcquisition`]: one acquisition's attempts at a key, and its waiting between them.
+//! [`PendingLock`]: one acquisition, its attempts and its waiting.
 
 use std::{
     fs::{File, TryLockError},
@@ -13,41 +13,44 @@ use std::{
 use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Result, backend::Request};
 
 use super::{
-    backend::FileBackend,
     error::{has_vanished, io_error, refused},
     identity::FileId,
+    lock_dir::LockDir,
     locked_files::LockedFiles,
     record::{Record, TokenFile},
     shadow::Shadow,
     waiter_marker::WaiterMarker,
-    watch::Subscription,
+    waiters::Registration,
 };
 
-/// The kernel reports the close of a dying process's descriptor a moment *before* it removes the
-/// lock. After a wake-up we try again after 1, 2, 4 … 64 ms before we rely on the next one.
+/// After a notification, attempts follow after 1, 2, 4 … 64 ms. The kernel reports the close of a
+/// dying process's descriptor a moment *before* it removes the lock, so the first attempt may fail.
 const BURST: u32 = 7;
-/// When a removed file's holder is in the way, no close of the new file tells of its end.
-const DISPLACED_POLL: Duration = Duration::from_millis(100);
-/// Where there is no inotify, or no more of it.
-const UNWATCHED_POLL: Duration = Duration::from_millis(50);
-/// A file that is replaced under us each time is not worth more.
+/// The interval of attempts while the holder of a removed file is in the way: the end of that
+/// holder closes no file that is watched.
+const DISPLACED_POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The interval of attempts where inotify is missing, or has no watch left.
+const UNWATCHED_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The number of attempts at a file that another process replaces each time.
 const REPLACEMENTS: usize = 32;
 
-/// It keeps its descriptor open between attempts: each close would wake all other waiters, whose
-/// closes would wake it.
+/// An acquisition in progress.
+///
+/// It keeps its descriptor open between attempts. Each close would notify all other waiters, whose
+/// closes would notify it.
 #[derive(Debug)]
-pub(super) struct FileAcquisition {
-    pub(super) backend: Arc<FileBackend>,
+pub(super) struct PendingLock {
+    pub(super) dir: Arc<LockDir>,
     pub(super) request: Request,
-    /// The lock file; for a permit, the file that keeps their number.
+    /// The lock file. For a permit, the file that stores the number of permits.
     path: PathBuf,
-    // Declared before `file`, so that the close of the file, which wakes the readers, comes after
-    // our sign is gone.
-    sign: Option<WaiterMarker>,
-    subscription: Option<Subscription>,
+    // Declared before `file`: the marker is removed before the close of the file notifies the
+    // readers.
+    marker: Option<WaiterMarker>,
+    registration: Option<Registration>,
     file: Option<File>,
-    /// Whether we have said that we wait.
-    settled: bool,
+    /// Whether this acquisition is registered as a waiter.
+    registered: bool,
     displaced: bool,
     pauses: u32,
 }
@@ -56,44 +59,45 @@ pub(super) struct FileAcquisition {
 pub(super) enum Outcome {
     Held(Box<LockedFiles>),
     Refused,
-    /// A holder whose file was removed is in the way.
+    /// The holder of a file that was removed is in the way.
     Displaced,
-    /// The file was replaced, or has just been initialised: try again at once.
+    /// The file was replaced or just initialised: try again at once.
     Again,
 }
 
-impl FileAcquisition {
-    pub(super) fn new(backend: Arc<FileBackend>, request: Request) -> Self {
+impl PendingLock {
+    pub(super) fn new(dir: Arc<LockDir>, request: Request) -> Self {
         let suffix = if request.mode().is_permit() {
             ".permits"
         } else {
             ".lock"
         };
-        let path = backend.path(request.key(), suffix);
-        let (sign, subscription, file) = (None, None, None);
+        let path = dir.file(request.key(), suffix);
+        let (marker, registration, file) = (None, None, None);
         Self {
-            backend,
+            dir,
             request,
             path,
-            sign,
-            subscription,
+            marker,
+            registration,
             file,
-            settled: false,
+            registered: false,
             displaced: false,
             pauses: 0,
         }
     }
 
-    /// One attempt. `None` if it is held, or if it would overtake a waiting writer.
+    /// Makes one attempt. Returns `None` if the lock is held, or if this attempt would overtake a
+    /// waiting writer.
     pub(super) fn attempt(&mut self) -> Result<Option<LockedFiles>> {
-        if self.request.mode() == Mode::Shared && self.is_shown(".writers")? {
+        if self.request.mode() == Mode::Shared && self.is_present(".writers")? {
             return Ok(None);
         }
         let mut vanished = None;
         for _ in 0..REPLACEMENTS {
             let outcome = match self.attempt_once() {
                 Err(error) if has_vanished(&error) => {
-                    (self.sign, self.subscription, self.file) = (None, None, None);
+                    (self.marker, self.registration, self.file) = (None, None, None);
                     vanished = Some(error);
                     Outcome::Again
                 }
@@ -101,9 +105,9 @@ impl FileAcquisition {
             };
             self.displaced = matches!(outcome, Outcome::Displaced);
             match outcome {
-                Outcome::Held(hold) => {
-                    (self.sign, self.subscription) = (None, None);
-                    return Ok(Some(*hold));
+                Outcome::Held(locked) => {
+                    (self.marker, self.registration) = (None, None);
+                    return Ok(Some(*locked));
                 }
                 Outcome::Again => {}
                 Outcome::Refused | Outcome::Displaced => return Ok(None),
@@ -113,7 +117,7 @@ impl FileAcquisition {
             refused(
                 ErrorKind::Unavailable,
                 format!(
-                    "{} is replaced again and again; find out who removes it",
+                    "{} is replaced again and again; find out which program removes it",
                     self.path.display()
                 ),
             )
@@ -128,76 +132,76 @@ impl FileAcquisition {
         }
     }
 
-    /// Whether others are known to wait for what we want.
+    /// Returns whether other processes wait for a lock that this acquisition would delay.
     pub(super) fn others_wait(&self) -> Result<bool> {
         Ok(match self.request.mode() {
-            Mode::Permit { .. } => self.is_shown(".waiters")?,
-            Mode::Shared => self.is_shown(".writers")?,
-            _ => self.is_shown(".writers")? || self.is_shown(".readers")?,
+            Mode::Permit { .. } => self.is_present(".waiters")?,
+            Mode::Shared => self.is_present(".writers")?,
+            _ => self.is_present(".writers")? || self.is_present(".readers")?,
         })
     }
 
-    /// From now on we are shown as a waiter, and told of closes. Attempt again after it: what was
-    /// freed before is not told.
-    pub(super) fn settle_in(&mut self) -> Result<()> {
-        self.settled = true;
-        if self.sign.is_none() {
+    /// Registers this acquisition as a waiter: other processes find its marker, and it is notified
+    /// of closes. Make an attempt after it, because an earlier close is not reported.
+    pub(super) fn register(&mut self) -> Result<()> {
+        self.registered = true;
+        if self.marker.is_none() {
             let suffix = match self.request.mode() {
                 Mode::Permit { .. } => ".waiters",
                 Mode::Shared => ".readers",
                 _ => ".writers",
             };
-            let path = self.backend.path(self.request.key(), suffix);
-            self.sign = match WaiterMarker::show(&path) {
-                // The directory was removed. The next attempt makes it anew.
+            let path = self.dir.file(self.request.key(), suffix);
+            self.marker = match WaiterMarker::show(&path) {
+                // The directory was removed. The next attempt creates it again.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 shown => shown.map_err(|error| io_error("lock", &path, error))?,
             };
         }
-        if self.subscription.is_none() {
-            self.subscription = self.backend.subscribe(&self.path);
+        if self.registration.is_none() {
+            self.registration = self.dir.register(&self.path);
         }
         Ok(())
     }
 
-    /// Waits until another attempt makes sense, or the request is cancelled.
+    /// Waits until another attempt may succeed, or until the request is cancelled.
     pub(super) async fn pause(&mut self) {
-        let longest = match &self.subscription {
-            Some(_) if self.displaced => DISPLACED_POLL,
-            Some(_) => self.backend.config.safety_poll,
-            None => UNWATCHED_POLL,
+        let longest = match &self.registration {
+            Some(_) if self.displaced => DISPLACED_POLL_INTERVAL,
+            Some(_) => self.dir.config.fallback_poll_interval,
+            None => UNWATCHED_POLL_INTERVAL,
         };
         let burst = (self.pauses < BURST).then(|| Duration::from_millis(1 << self.pauses));
-        let called = async {
-            match &self.subscription {
-                Some(subscription) => subscription.called().await,
+        let notify = async {
+            match &self.registration {
+                Some(registration) => registration.notified().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = called => self.pauses = 0,
+            () = notify => self.pauses = 0,
             () = self.request.cancelled() => {}
             () = tokio::time::sleep(burst.map_or(longest, |burst| burst.min(longest))) => self.pauses += 1,
         }
     }
 
-    fn is_shown(&self, suffix: &str) -> Result<bool> {
-        let path = self.backend.path(self.request.key(), suffix);
-        WaiterMarker::is_shown(&path).map_err(|error| io_error("lock", &path, error))
+    fn is_present(&self, suffix: &str) -> Result<bool> {
+        let path = self.dir.file(self.request.key(), suffix);
+        WaiterMarker::is_present(&path).map_err(|error| io_error("lock", &path, error))
     }
 
-    /// The open file, and only if the path still leads to it.
+    /// Returns the open file if the path still leads to it, or else opens the file of the path.
     fn file(&mut self) -> Result<File> {
         if let Some(file) = self.file.take() {
             if leads_to(&self.path, &file)? {
                 return Ok(file);
             }
-            // WaiterMarker and watch are of the old file.
-            (self.sign, self.subscription) = (None, None);
+            // The marker and the watch belong to the old file.
+            (self.marker, self.registration) = (None, None);
         }
-        let file = self.backend.open_file(&self.path)?;
-        if self.settled {
-            self.settle_in()?;
+        let file = self.dir.open_file(&self.path)?;
+        if self.registered {
+            self.register()?;
         }
         Ok(file)
     }
@@ -207,37 +211,38 @@ impl FileAcquisition {
         if !try_lock(&file, shared, &self.path)? {
             return self.keep_open(file, Outcome::Refused);
         }
-        let mut hold = match self.confirm(file, shared)? {
-            ControlFlow::Continue(hold) => hold,
+        let mut locked = match self.confirm(file, shared)? {
+            ControlFlow::Continue(locked) => locked,
             ControlFlow::Break(outcome) => return Ok(outcome),
         };
         let tokens = self.tokens()?;
         let last = tokens.record.as_ref().map(|record| record.last_token);
         if shared {
-            // Readers cannot write: a counter that is missing is set by us alone, for an instant.
+            // Readers share the lock and cannot write. A missing counter is set under an exclusive
+            // lock, which is held for an instant.
             return match last {
                 Some(last) => {
-                    hold.token = Some(FencingToken::new(above(last, 1)?));
-                    Ok(Outcome::Held(Box::new(hold)))
+                    locked.token = Some(FencingToken::new(above(last, 1)?));
+                    Ok(Outcome::Held(Box::new(locked)))
                 }
-                None => self.set_counter(hold),
+                None => self.set_counter(locked),
             };
         }
-        // One number is left free for the readers in between.
+        // One number is left free for the readers between two exclusive holders.
         let token = above(last.unwrap_or(0), 2)?.max(micros_since_epoch());
         self.keep(&tokens, token)?;
-        hold.token = Some(FencingToken::new(token));
-        Ok(Outcome::Held(Box::new(hold)))
+        locked.token = Some(FencingToken::new(token));
+        Ok(Outcome::Held(Box::new(locked)))
     }
 
-    fn set_counter(&mut self, hold: LockedFiles) -> Result<Outcome> {
-        let file = hold
-            .let_go()
+    fn set_counter(&mut self, locked: LockedFiles) -> Result<Outcome> {
+        let file = locked
+            .unlock_and_keep()
             .map_err(|error| io_error("unlock", &self.path, error))?;
         if !try_lock(&file, false, &self.path)? {
             return self.keep_open(file, Outcome::Refused);
         }
-        // Somebody may have been quicker, between the two locks.
+        // Another process may have set the counter between the two locks.
         let tokens = self.tokens()?;
         let last = tokens
             .record
@@ -250,20 +255,22 @@ impl FileAcquisition {
     }
 
     fn tokens(&self) -> Result<TokenFile> {
-        let path = self.backend.token_path(self.request.key());
+        let path = self.dir.token_file(self.request.key());
         TokenFile::open(&path).map_err(|error| io_error("use", &path, error))
     }
 
     fn keep(&self, tokens: &TokenFile, token: u64) -> Result<()> {
-        let path = self.backend.token_path(self.request.key());
+        let path = self.dir.token_file(self.request.key());
         tokens
             .keep(&Record::of(&self.request, token))
             .map_err(|error| io_error("write", &path, error))
     }
 
-    /// The lock counts only if nobody holds it on a file that was removed, and if the path leads to
-    /// the locked file *after* its shadow is ours: whoever replaces it later finds the shadow
-    /// locked.
+    /// Confirms a lock on `file`.
+    ///
+    /// The lock counts only if no process holds it on a file that was removed, and if the path
+    /// leads to the locked file *after* its shadow is locked: a process that replaces the file
+    /// later finds the shadow locked.
     pub(super) fn confirm(
         &mut self,
         file: File,
@@ -277,28 +284,33 @@ impl FileAcquisition {
                 .keep_open(file, Outcome::Displaced)
                 .map(ControlFlow::Break);
         };
-        let hold = LockedFiles::new(file, &self.path, id, shadow);
-        let in_place = hold
+        let locked = LockedFiles::new(file, &self.path, id, shadow);
+        let in_place = locked
             .is_in_place()
             .map_err(|error| io_error("read", &self.path, error))?;
         Ok(if in_place {
-            ControlFlow::Continue(hold)
+            ControlFlow::Continue(locked)
         } else {
             ControlFlow::Break(Outcome::Again)
         })
     }
 
-    /// `None` if another holds `path` on a file that was removed.
+    /// Locks the shadow of `path`. Returns `None` if another process holds `path` on a file that
+    /// was removed.
     pub(super) fn shadow(&self, path: &Path, shared: bool) -> Result<Option<Shadow>> {
-        self.backend
+        self.dir
             .shadows
             .lock(path, shared)
             .map_err(|error| io_error("lock the shadow of", path, error))
     }
 
-    pub(super) fn let_go(&mut self, hold: LockedFiles, outcome: Outcome) -> Result<Outcome> {
-        let file = hold
-            .let_go()
+    pub(super) fn unlock_and_keep(
+        &mut self,
+        locked: LockedFiles,
+        outcome: Outcome,
+    ) -> Result<Outcome> {
+        let file = locked
+            .unlock_and_keep()
             .map_err(|error| io_error("unlock", &self.path, error))?;
         self.keep_open(file, outcome)
     }
@@ -314,7 +326,7 @@ impl FileAcquisition {
     }
 }
 
-/// `false` if it is locked.
+/// Tries to lock `file`. Returns `false` if another process holds the lock.
 pub(super) fn try_lock(file: &File, shared: bool, path: &Path) -> Result<bool> {
     match if shared {
         file.try_lock_shared()
@@ -327,7 +339,7 @@ pub(super) fn try_lock(file: &File, shared: bool, path: &Path) -> Result<bool> {
     }
 }
 
-/// For locks that others have only for an instant.
+/// Tries to lock `file` several times. Other processes hold such locks only for an instant.
 pub(super) fn try_lock_patiently(file: &File, shared: bool, path: &Path) -> Result<bool> {
     for _ in 0..16 {
         if try_lock(file, shared, path)? {
@@ -347,13 +359,13 @@ fn above(token: u64, by: u64) -> Result<u64> {
     let exhausted = || -> Error {
         refused(
             ErrorKind::InvalidInput,
-            format!("no fencing token is left above {token}; the counter is wrong"),
+            format!("no fencing token is left above {token}; the token file is corrupt"),
         )
     };
     token.checked_add(by).ok_or_else(exhausted)
 }
 
-/// The floor of tokens: where the counter is lost, the clock goes on.
+/// Returns the floor of tokens. A counter that is lost continues from the clock.
 fn micros_since_epoch() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -1,9 +1,9 @@
-//! Who holds and waits, as `/proc/locks` has it. To try the locks instead would make others'
-//! attempts fail.
+//! Inspection: holders and waiters, from `/proc/locks`. Attempts at the locks instead would make
+//! attempts of other processes fail.
 //!
-//! The table shows no process of another PID namespace, except in the first one. Elsewhere a lock
-//! on which it shows nobody is tried for an instant, so that what another container holds is not
-//! called free.
+//! The table shows no process of another PID namespace, except in the first namespace. In other
+//! namespaces, a lock without a holder in the table is tried for an instant, so that a lock which
+//! another container holds is not reported as free.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -15,20 +15,21 @@ use std::{
 use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, WaiterRef};
 
 use super::{
-    access, backend::FileBackend, identity::FileId, permit::read_number, record::Record,
+    access, identity::FileId, lock_dir::LockDir, permit::read_number, record::Record,
     waiter_marker::WaiterMarker,
 };
 
 /// The first PID namespace has this number in every kernel (`PROC_PID_INIT_INO`).
 const FIRST_NAMESPACE: &str = "pid:[4026531836]";
-/// Who is in the way, and not in the table.
+/// The label of a holder that is not in the table.
 const UNSEEN: &str = "a process of another PID namespace";
-/// The kernel gives the table in pieces of a page, and finds the next piece by counting: where a
-/// lock of the pieces before has ended meanwhile, it leaves another one out.
+/// The size of one piece of the table, somewhat less than a page. The kernel finds the next piece
+/// by a count of locks: if a lock of an earlier piece has ended in the meantime, it skips another
+/// one.
 const PIECE: usize = 3800;
-/// So many looks do not all miss the same lock.
-const LOOKS: usize = 8;
-/// A lock that somebody else tries for an instant is not held.
+/// The number of readings. They do not all skip the same lock.
+const MAX_READINGS: usize = 8;
+/// The number of attempts at a lock. Another process may try it for an instant at the same time.
 const TRIES: usize = 16;
 
 /// A line of `/proc/locks`.
@@ -36,22 +37,22 @@ const TRIES: usize = 16;
 struct Flock {
     exclusive: bool,
     blocked: bool,
-    /// `None` if it is not in the table.
+    /// `None` if the process is not in the table.
     pid: Option<u32>,
-    /// Major and minor number.
+    /// The major and minor number.
     device: (u32, u32),
     inode: u64,
 }
 
-/// `/proc/locks`, as it concerns one directory.
+/// The contents of `/proc/locks`, for one directory.
 struct Table {
     locks: Vec<Flock>,
-    /// The device of the directory, as the table has it. On overlays and subvolumes `stat` has
-    /// another one.
+    /// The device of the directory in the table. On overlays and subvolumes, `stat` returns another
+    /// one.
     device: Option<(u32, u32)>,
-    /// It has the processes of all PID namespaces.
+    /// Whether the table shows the processes of all PID namespaces.
     shows_all: bool,
-    /// It was read in one piece.
+    /// Whether the table was read in one piece.
     is_whole: bool,
 }
 
@@ -67,16 +68,16 @@ impl Table {
         })
     }
 
-    /// Returns the locks on the file of the backend's at `path`.
-    fn on(&self, backend: &FileBackend, path: &Path) -> io::Result<Vec<Flock>> {
+    /// Returns the locks on the file at `path`.
+    fn on(&self, dir: &LockDir, path: &Path) -> io::Result<Vec<Flock>> {
         let id = FileId::at(path)?;
         let is_it = |lock: &&Flock| {
             id.is_some_and(|id| id.ino == lock.inode)
                 && self.device.is_none_or(|device| device == lock.device)
         };
         let mut found: Vec<_> = self.locks.iter().filter(is_it).cloned().collect();
-        // Who holds a file that was removed is found by its shadow.
-        if let Some(shadow) = backend
+        // The holder of a file that was removed is found by its shadow.
+        if let Some(shadow) = dir
             .shadows
             .path_of(path)
             .and_then(|path| FileId::at(&path).ok().flatten())
@@ -97,9 +98,9 @@ impl Table {
         Ok(found)
     }
 
-    /// As [`on`](Self::on), with a holder that the table does not show.
-    fn holders_on(&self, backend: &FileBackend, path: &Path) -> io::Result<Vec<Flock>> {
-        let mut found = self.on(backend, path)?;
+    /// Returns the locks on the file at `path`, with a holder that the table does not show.
+    fn holders_on(&self, dir: &LockDir, path: &Path) -> io::Result<Vec<Flock>> {
+        let mut found = self.on(dir, path)?;
         if !self.shows_all
             && !found.iter().any(|lock| !lock.blocked)
             && let (Some(exclusive), Some(id)) = (is_locked(path)?, FileId::at(path)?)
@@ -116,30 +117,32 @@ impl Table {
     }
 }
 
-pub(super) fn inspect(backend: &FileBackend, key: &LockKey) -> io::Result<Inspection> {
-    let mut looks = 1;
+pub(super) fn inspect(dir: &LockDir, key: &LockKey) -> io::Result<Inspection> {
+    let mut readings = 1;
     loop {
-        let table = Table::read(backend.dir())?;
-        let seen = look(backend, key, &table)?;
-        if table.is_whole || !seen.holders.is_empty() || looks == LOOKS {
-            return Ok(seen);
+        let table = Table::read(dir.path())?;
+        let found = read_once(dir, key, &table)?;
+        if table.is_whole || !found.holders.is_empty() || readings == MAX_READINGS {
+            return Ok(found);
         }
-        looks += 1;
+        readings += 1;
     }
 }
 
-fn look(backend: &FileBackend, key: &LockKey, table: &Table) -> io::Result<Inspection> {
-    let mut seen = Inspection::default();
+fn read_once(dir: &LockDir, key: &LockKey, table: &Table) -> io::Result<Inspection> {
+    let mut found = Inspection::default();
 
-    let record = Record::at(&backend.token_path(key)).ok().flatten();
-    for lock in table.holders_on(backend, &backend.path(key, ".lock"))? {
+    let record = Record::at(&dir.token_file(key)).ok().flatten();
+    for lock in table.holders_on(dir, &dir.file(key, ".lock"))? {
         let mode = if lock.exclusive {
             Mode::Exclusive
         } else {
             Mode::Shared
         };
         if lock.blocked {
-            seen.waiters.push(WaiterRef::new(Some(mode), who(lock.pid)));
+            found
+                .waiters
+                .push(WaiterRef::new(Some(mode), process_label(lock.pid)));
             continue;
         }
         let mut holder = holder(key, &lock, mode);
@@ -156,9 +159,9 @@ fn look(backend: &FileBackend, key: &LockKey, table: &Table) -> io::Result<Inspe
                 }
             }
         }
-        seen.holders.push(holder);
+        found.holders.push(holder);
     }
-    let number = access::open_readable(&backend.path(key, ".permits"))
+    let number = access::open_readable(&dir.file(key, ".permits"))
         .and_then(|file| read_number(&file))
         .ok()
         .flatten();
@@ -167,8 +170,9 @@ fn look(backend: &FileBackend, key: &LockKey, table: &Table) -> io::Result<Inspe
         .map(|of| Mode::Permit { of });
     if let (Some(number), Some(mode)) = (number, permit) {
         for n in 0..number {
-            let held = table.holders_on(backend, &backend.path(key, &format!(".permit-{n}")))?;
-            seen.holders
+            let held = table.holders_on(dir, &dir.file(key, &format!(".permit-{n}")))?;
+            found
+                .holders
                 .extend(held.iter().map(|lock| holder(key, lock, mode)));
         }
     }
@@ -177,23 +181,25 @@ fn look(backend: &FileBackend, key: &LockKey, table: &Table) -> io::Result<Inspe
         (".readers", Some(Mode::Shared)),
         (".waiters", permit),
     ] {
-        let path = backend.path(key, suffix);
-        let mut waiting = table.on(backend, &path)?;
+        let path = dir.file(key, suffix);
+        let mut waiting = table.on(dir, &path)?;
         waiting.retain(|lock| !lock.exclusive);
-        seen.waiters.extend(
+        found.waiters.extend(
             waiting
                 .iter()
-                .map(|lock| WaiterRef::new(mode, who(lock.pid))),
+                .map(|lock| WaiterRef::new(mode, process_label(lock.pid))),
         );
-        if !table.shows_all && waiting.is_empty() && WaiterMarker::is_shown(&path).unwrap_or(false)
+        if !table.shows_all
+            && waiting.is_empty()
+            && WaiterMarker::is_present(&path).unwrap_or(false)
         {
-            seen.waiters.push(WaiterRef::new(mode, UNSEEN));
+            found.waiters.push(WaiterRef::new(mode, UNSEEN));
         }
     }
-    Ok(seen)
+    Ok(found)
 }
 
-/// Reads with a large buffer. For a small one the kernel makes smaller pieces.
+/// Reads the file with a large buffer. For a small one, the kernel returns smaller pieces.
 fn read_in_pieces(path: &str) -> io::Result<String> {
     let (mut file, mut text, mut piece) = (File::open(path)?, Vec::new(), vec![0; 1 << 16]);
     loop {
@@ -204,7 +210,8 @@ fn read_in_pieces(path: &str) -> io::Result<String> {
     }
 }
 
-/// Tries a lock for an instant: `Some` if it is held, and whether by one alone.
+/// Tries a lock for an instant. Returns `None` if it is free, and otherwise whether it is held
+/// exclusively.
 fn is_locked(path: &Path) -> io::Result<Option<bool>> {
     let Ok(file) = access::open_existing(path) else {
         return Ok(None);
@@ -223,8 +230,8 @@ fn is_locked(path: &Path) -> io::Result<Option<bool>> {
     is_taken(file.try_lock_shared()).map(Some)
 }
 
-/// Returns the device that `/proc/locks` names for files in `dir`: that of the mount, which `stat`
-/// need not have.
+/// Returns the device of files in `dir` in `/proc/locks`: the device of the mount, which may differ
+/// from that of `stat`.
 #[cfg(target_os = "linux")]
 fn device_of(dir: &Path) -> Option<(u32, u32)> {
     use std::os::fd::AsRawFd;
@@ -246,8 +253,9 @@ fn device_of(_: &Path) -> Option<(u32, u32)> {
     None
 }
 
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`: mount, its parent and its
-/// device.
+/// Parses the device from lines such as
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`, which begin with the mount,
+/// its parent and its device.
 #[cfg(target_os = "linux")]
 fn device_in(mounts: &str, mount: &str) -> Option<(u32, u32)> {
     let device = mounts.lines().find_map(|line| {
@@ -258,7 +266,7 @@ fn device_in(mounts: &str, mount: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Returns the number of a process in its own PID namespace.
+/// Returns the id of a process in its own PID namespace.
 fn innermost(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let numbers = status
@@ -273,12 +281,12 @@ fn holder(key: &LockKey, lock: &Flock, mode: Mode) -> HolderRef {
         .map_or_else(|| String::from("?"), |pid| pid.to_string());
     let mut holder = HolderRef::new(key.clone(), format!("{pid}:{}", lock.inode));
     holder.mode = Some(mode);
-    holder.label = who(lock.pid);
+    holder.label = process_label(lock.pid);
     holder
 }
 
-/// Better than nothing for programs that leave no label.
-fn who(pid: Option<u32>) -> String {
+/// Returns a label for programs that leave none.
+fn process_label(pid: Option<u32>) -> String {
     let Some(pid) = pid else {
         return String::from(UNSEEN);
     };
@@ -288,8 +296,8 @@ fn who(pid: Option<u32>) -> String {
     }
 }
 
-/// `1: FLOCK ADVISORY WRITE 9767 fe:00:10010751 0 EOF`; those who are blocked in `flock(2)` have a
-/// `->`.
+/// Parses a line such as `1: FLOCK ADVISORY WRITE 9767 fe:00:10010751 0 EOF`. A process that is
+/// blocked in `flock(2)` has a `->` after the number.
 fn parse(line: &str) -> Option<Flock> {
     let mut words = line.split_ascii_whitespace().skip(1).peekable();
     let blocked = words.next_if_eq(&"->").is_some();
@@ -316,7 +324,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_table_is_understood() {
+    fn lines_of_proc_locks_are_parsed() {
         let held = Flock {
             exclusive: true,
             blocked: false,

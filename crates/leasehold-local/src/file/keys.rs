@@ -1,26 +1,27 @@
-//! From keys to paths, injectively.
+//! The paths of the files of a key. Two keys never share a path.
 
 use std::path::{Path, PathBuf};
 
 use leasehold_core::LockKey;
 
-/// A file name has at most 255 bytes; 35 are left for the longest suffix.
+/// A file name has at most 255 bytes. The rest is for the longest suffix.
 const MAX_NAME: usize = 220;
-/// What goes into one directory of a longer name.
+/// The length of one directory of a longer name.
 const CHUNK: usize = 200;
 
-/// The path of a file of `key`: `<dir>/<encoded key><suffix>`.
+/// Returns the path of a file of `key`: `<dir>/<encoded key><suffix>`.
 ///
-/// Lower-case letters, digits, `_`, `-` and a `.` that is not the first byte stand for themselves,
-/// every other byte is `%` and two lower-case hexadecimal digits. Upper case is encoded too, so
-/// that names differ on file systems that ignore case. An encoded name of more than 220 bytes is
-/// cut into directories of 200 bytes each, marked by a `~`, which no encoded name contains.
-/// Suffixes start with the last `.` of a name, so files of two keys never meet.
+/// Lower-case letters, digits, `_`, `-` and a `.` that is not the first byte stand for themselves.
+/// Every other byte is encoded as `%` and two lower-case hexadecimal digits. Upper-case letters are
+/// encoded too, so that two names differ on file systems that ignore case. An encoded name of more
+/// than 220 bytes is split into directories of 200 bytes each, marked by a `~`, which no encoded
+/// name contains. A suffix begins with the last `.` of a file name, so the files of two keys never
+/// collide.
 pub(super) fn path_of(dir: &Path, key: &LockKey, suffix: &str) -> PathBuf {
     path_of_bytes(dir, key.as_bytes(), suffix)
 }
 
-/// As [`path_of`], of any bytes.
+/// Returns the path of a file whose name is any bytes.
 pub(super) fn path_of_bytes(dir: &Path, name: &[u8], suffix: &str) -> PathBuf {
     let mut path = dir.to_path_buf();
     let name = encode(name);

@@ -1,14 +1,14 @@
-//! [`Watcher`]: tells waiters when someone closes their lock file.
+//! [`WaiterRegistry`]: notifies waiters when a lock file is closed.
 //!
-//! One inotify instance and one thread per backend, started by the first waiter: a thread, and not
-//! a task, because the tasks of several runtimes may wait, and none may lose its wake-up when
-//! another's runtime ends. The kernel reports the close of a lock's last descriptor, also for a
-//! process that dies.
+//! A backend has one inotify instance and one thread, which the first waiter starts. It is a thread
+//! and not a task, because waiters may run on several runtimes, and none of them may miss a
+//! notification when another runtime ends. The kernel reports the close of the last descriptor of a
+//! lock, also when its process dies.
 
 #[cfg(target_os = "linux")]
-pub(super) use self::linux::{Subscription, Watcher};
+pub(super) use self::linux::{Registration, WaiterRegistry};
 #[cfg(not(target_os = "linux"))]
-pub(super) use self::none::{Subscription, Watcher};
+pub(super) use self::none::{Registration, WaiterRegistry};
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -30,20 +30,20 @@ mod linux {
     use tokio::sync::Notify;
 
     #[derive(Debug)]
-    pub(in super::super) struct Watcher(Arc<Shared>);
+    pub(in super::super) struct WaiterRegistry(Arc<Shared>);
 
     #[derive(Debug)]
     struct Shared {
         inotify: OwnedFd,
-        subscribers: Mutex<HashMap<i32, Vec<Arc<Notify>>>>,
+        waiters: Mutex<HashMap<i32, Vec<Arc<Notify>>>>,
         closing: AtomicBool,
     }
 
-    impl Watcher {
+    impl WaiterRegistry {
         pub(in super::super) fn start() -> io::Result<Self> {
             let shared = Arc::new(Shared {
                 inotify: inotify::init(CreateFlags::CLOEXEC)?,
-                subscribers: Mutex::default(),
+                waiters: Mutex::default(),
                 closing: AtomicBool::new(false),
             });
             let reader = Arc::clone(&shared);
@@ -53,61 +53,61 @@ mod linux {
             Ok(Self(shared))
         }
 
-        /// To be called at each close of `path`, and when it or `dir` is removed or moved.
-        pub(in super::super) fn subscribe(
+        /// Registers a waiter. It is notified when `path` is closed, removed or moved, and when
+        /// `dir` is removed or moved.
+        pub(in super::super) fn register(
             &self,
             dir: &Path,
             path: &Path,
-        ) -> io::Result<Subscription> {
-            // A close with or without write access: our holders, `flock(1)` and the shell's
-            // `9>file` all differ in that. An unlinked file that someone has open changes its link
-            // count: ATTRIB.
+        ) -> io::Result<Registration> {
+            // A lock file may have been open for writing or not: this crate, `flock(1)` and the
+            // shell's `9>file` differ in that. The unlink of an open file changes its link count
+            // (ATTRIB).
             let ends = WatchFlags::CLOSE_WRITE
                 | WatchFlags::CLOSE_NOWRITE
                 | WatchFlags::ATTRIB
                 | WatchFlags::DELETE_SELF
                 | WatchFlags::MOVE_SELF;
-            let called = Arc::new(Notify::new());
-            let mut subscription = Subscription {
+            let notify = Arc::new(Notify::new());
+            let mut registration = Registration {
                 shared: Arc::clone(&self.0),
                 watches: Vec::with_capacity(2),
-                called,
+                notify,
             };
-            // Held over both, so that the reader finds the subscriber of any event that it reads.
-            let mut subscribers = self.0.subscribers();
+            // Locked over both calls, so that the reader thread finds the waiter of every event
+            // that it reads.
+            let mut waiters = self.0.waiters();
             for (path, events) in [
                 (path, ends),
                 (dir, WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF),
             ] {
                 let watch = inotify::add_watch(&self.0.inotify, path, events)?;
-                subscribers
+                waiters
                     .entry(watch)
                     .or_default()
-                    .push(Arc::clone(&subscription.called));
-                subscription.watches.push(watch);
+                    .push(Arc::clone(&registration.notify));
+                registration.watches.push(watch);
             }
-            drop(subscribers);
-            Ok(subscription)
+            drop(waiters);
+            Ok(registration)
         }
     }
 
-    impl Drop for Watcher {
+    impl Drop for WaiterRegistry {
         fn drop(&mut self) {
             self.0.closing.store(true, Ordering::Release);
-            // The end of a watch is an event too, and ends the reader's sleep.
+            // The end of a watch is an event, which unblocks the reader thread.
             let ended = inotify::add_watch(&self.0.inotify, "/", WatchFlags::DELETE_SELF)
                 .and_then(|watch| inotify::remove_watch(&self.0.inotify, watch));
             if let Err(error) = ended {
-                tracing::debug!(%error, "the thread that watches lock files could not be ended");
+                tracing::debug!(%error, "the thread that watches lock files could not be stopped");
             }
         }
     }
 
     impl Shared {
-        fn subscribers(&self) -> MutexGuard<'_, HashMap<i32, Vec<Arc<Notify>>>> {
-            self.subscribers
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
+        fn waiters(&self) -> MutexGuard<'_, HashMap<i32, Vec<Arc<Notify>>>> {
+            self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
         fn run(&self) {
@@ -128,48 +128,48 @@ mod linux {
                 if self.closing.load(Ordering::Acquire) {
                     return;
                 }
-                let subscribers = self.subscribers();
+                let waiters = self.waiters();
                 if lost {
-                    subscribers.values().flatten().for_each(call);
-                } else if let Some(called) = subscribers.get(&watch) {
-                    called.iter().for_each(call);
+                    waiters.values().flatten().for_each(notify);
+                } else if let Some(registered) = waiters.get(&watch) {
+                    registered.iter().for_each(notify);
                 }
             }
         }
     }
 
-    /// A waker that panics keeps neither another waiter from being called nor the thread from going
-    /// on.
-    fn call(called: &Arc<Notify>) {
-        drop(catch_unwind(AssertUnwindSafe(|| called.notify_one())));
+    /// Notifies one waiter. The panic of a waker is contained, so that the other waiters are
+    /// notified and the thread continues.
+    fn notify(waiter: &Arc<Notify>) {
+        drop(catch_unwind(AssertUnwindSafe(|| waiter.notify_one())));
     }
 
-    /// Ends when dropped.
+    /// The registration of one waiter, which ends when it is dropped.
     #[derive(Debug)]
-    pub(in super::super) struct Subscription {
+    pub(in super::super) struct Registration {
         shared: Arc<Shared>,
         watches: Vec<i32>,
-        called: Arc<Notify>,
+        notify: Arc<Notify>,
     }
 
-    impl Subscription {
-        pub(in super::super) async fn called(&self) {
-            self.called.notified().await;
+    impl Registration {
+        pub(in super::super) async fn notified(&self) {
+            self.notify.notified().await;
         }
     }
 
-    impl Drop for Subscription {
+    impl Drop for Registration {
         fn drop(&mut self) {
-            let mut subscribers = self.shared.subscribers();
+            let mut waiters = self.shared.waiters();
             for &watch in &self.watches {
-                let Some(called) = subscribers.get_mut(&watch) else {
+                let Some(registered) = waiters.get_mut(&watch) else {
                     continue;
                 };
-                called.retain(|called| !Arc::ptr_eq(called, &self.called));
-                if called.is_empty() {
-                    subscribers.remove(&watch);
+                registered.retain(|notify| !Arc::ptr_eq(notify, &self.notify));
+                if registered.is_empty() {
+                    waiters.remove(&watch);
                     if let Err(error) = inotify::remove_watch(&self.shared.inotify, watch) {
-                        tracing::trace!(%error, "the file was removed, and the watch with it");
+                        tracing::trace!(%error, "the watch was removed together with its file");
                     }
                 }
             }
@@ -192,8 +192,8 @@ mod linux {
 
         impl Wake for Panics {
             fn wake(self: Arc<Self>) {
-                // Without a message in the test's output for each.
-                resume_unwind(Box::new("told to panic"));
+                // This prints no message to the output of the test.
+                resume_unwind(Box::new("the waker panics"));
             }
         }
 
@@ -202,10 +202,10 @@ mod linux {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("lock");
             let lock = File::create(&path).unwrap();
-            let watcher = Watcher::start().unwrap();
-            let subscribe = || watcher.subscribe(dir.path(), &path).unwrap();
-            let (first, second) = (subscribe(), subscribe());
-            let mut panics = pin!(first.called());
+            let registry = WaiterRegistry::start().unwrap();
+            let register = || registry.register(dir.path(), &path).unwrap();
+            let (first, second) = (register(), register());
+            let mut panics = pin!(first.notified());
             assert!(
                 panics
                     .as_mut()
@@ -214,7 +214,7 @@ mod linux {
             );
             drop(lock);
             for _ in 0..2 {
-                tokio::time::timeout(Duration::from_secs(60), second.called())
+                tokio::time::timeout(Duration::from_secs(60), second.notified())
                     .await
                     .unwrap();
                 drop(File::open(&path).unwrap());
@@ -228,23 +228,23 @@ mod none {
     use std::{io, path::Path};
 
     #[derive(Debug)]
-    pub(in super::super) struct Watcher;
+    pub(in super::super) struct WaiterRegistry;
 
     #[derive(Debug)]
-    pub(in super::super) struct Subscription;
+    pub(in super::super) struct Registration;
 
-    impl Watcher {
+    impl WaiterRegistry {
         pub(in super::super) fn start() -> io::Result<Self> {
             Err(io::Error::from(io::ErrorKind::Unsupported))
         }
 
-        pub(in super::super) fn subscribe(&self, _: &Path, _: &Path) -> io::Result<Subscription> {
+        pub(in super::super) fn register(&self, _: &Path, _: &Path) -> io::Result<Registration> {
             Err(io::Error::from(io::ErrorKind::Unsupported))
         }
     }
 
-    impl Subscription {
-        pub(in super::super) async fn called(&self) {
+    impl Registration {
+        pub(in super::super) async fn notified(&self) {
             std::future::pending().await
         }
     }

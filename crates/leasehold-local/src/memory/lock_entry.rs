@@ -1,4 +1,4 @@
-//! [`Slot`]: the holders and the waiters of one key.
+//! [`LockEntry`]: the holders and the waiters of one key.
 
 use std::{
     collections::BTreeMap,
@@ -12,71 +12,72 @@ use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Result, Timestamp, ba
 use tokio::sync::Notify;
 
 use super::{
-    backend::NAME,
+    error::NAME,
     grant::{Grant, Issuer, NO_FLOOR},
     holders::Holders,
 };
 
-/// One who waits, in the queue or (for those who bring their own loop) as a watcher.
+/// A waiter of one key: in the queue, or outside of it as a watcher.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(super) struct Waiter {
     pub(super) request: Request,
-    /// Its place in the order of those who wait.
+    /// The position in the order of arrival.
     pub(super) number: u64,
-    pub(super) called: Notify,
+    pub(super) notify: Notify,
     pub(super) outcome: OnceLock<Result<Arc<Grant>>>,
-    /// When the waiter looks again by itself, because a holder expires then. Written under the
-    /// shard's lock.
-    armed: AtomicU64,
+    /// The time at which the waiter checks again on its own, because a holder expires then. Written
+    /// under the lock of the shard.
+    next_check: AtomicU64,
 }
 
-impl Ticket {
+impl Waiter {
     pub(super) fn new(request: Request, issuer: &Issuer) -> Self {
         let number = issuer.next_number();
         Self {
             request,
             number,
-            called: Notify::new(),
+            notify: Notify::new(),
             outcome: OnceLock::new(),
-            armed: AtomicU64::new(u64::MAX),
+            next_check: AtomicU64::new(u64::MAX),
         }
     }
 
-    pub(super) fn arm(&self, at: Timestamp) {
-        self.armed.store(at.as_nanos(), Ordering::Relaxed);
+    pub(super) fn check_again_at(&self, at: Timestamp) {
+        self.next_check.store(at.as_nanos(), Ordering::Relaxed);
     }
 }
 
+/// The holders of one key and its waiters.
 #[derive(Debug, Default)]
-pub(super) struct Slot {
+pub(super) struct LockEntry {
     pub(super) holders: Holders,
-    /// By their numbers.
-    pub(super) queue: BTreeMap<u64, Arc<Ticket>>,
-    /// Refused attempts whose callers wait for a wake-up. They are not granted anything; they come
-    /// back.
-    pub(super) watchers: BTreeMap<u64, Arc<Ticket>>,
-    /// The largest token that was granted or stored here.
+    /// Waiters by their numbers.
+    pub(super) queue: BTreeMap<u64, Arc<Waiter>>,
+    /// Callers whose attempt was refused and that will make another one. The entry notifies them,
+    /// but never grants to them.
+    pub(super) watchers: BTreeMap<u64, Arc<Waiter>>,
+    /// The largest token that was granted or stored for this key.
     pub(super) last_token: Option<FencingToken>,
 }
 
-impl Slot {
+impl LockEntry {
     pub(super) fn is_empty(&self) -> bool {
         self.holders.is_empty() && self.queue.is_empty() && self.watchers.is_empty()
     }
 
-    /// All who use one name must agree on the number of permits.
+    /// Returns an error if a semaphore of this name is in use with another number of permits.
     pub(super) fn check(&self, request: &Request) -> Result<()> {
         let Mode::Permit { of } = request.mode() else {
             return Ok(());
         };
-        // All who are here agree.
         let held = self.holders.any().map(|holder| &holder.grant.request);
-        let queued = || self.queue.values().next().map(|ticket| &ticket.request);
+        let queued = || self.queue.values().next().map(|waiter| &waiter.request);
         match held.or_else(queued).map(Request::mode) {
             Some(Mode::Permit { of: other }) if other != of => Err(Error::new(
                 ErrorKind::Conflict,
                 format!(
-                    "`{}` is in use as a semaphore of {other} permits, and {of} were asked for; use one number for one name",
+                    "`{}` is in use as a semaphore of {other} permits, but {of} were requested; \
+                     use the same number for every semaphore of this name",
                     request.key()
                 ),
             )
@@ -85,15 +86,15 @@ impl Slot {
         }
     }
 
-    /// Grants at once or not at all, with a token above `token_floor`. Nobody overtakes the queue,
-    /// and no reader overtakes a writer that watches.
+    /// Grants the lock now, with a token above `token_floor`, or returns `None`. No request
+    /// overtakes the queue, and no reader overtakes a writer that is a watcher.
     pub(super) fn try_grant(
         &mut self,
         request: &Request,
         token_floor: FencingToken,
         issuer: &Issuer,
     ) -> Result<Option<Arc<Grant>>> {
-        self.settle(issuer);
+        self.update(issuer);
         self.check(request)?;
         if !self.admits_newcomer(request.mode()) {
             return Ok(None);
@@ -114,10 +115,12 @@ impl Slot {
         Ok(grant)
     }
 
-    /// Brings the slot up to date: drops what has expired, serves the queue in order, wakes the
-    /// watchers that could get in, and sees that the head of the queue looks again when the first
-    /// holder expires.
-    pub(super) fn settle(&mut self, issuer: &Issuer) {
+    /// Updates the entry to the present time.
+    ///
+    /// It removes expired holders, grants to the queue in order, and notifies the watchers that
+    /// could get the lock. The first waiter of the queue is notified if its next check is later
+    /// than the next expiry.
+    pub(super) fn update(&mut self, issuer: &Issuer) {
         if self.holders.is_empty() && self.queue.is_empty() && self.watchers.is_empty() {
             return;
         }
@@ -125,28 +128,28 @@ impl Slot {
         while self
             .head()
             .is_some_and(|head| admits(&self.holders, head.request.mode()))
-            && let Some((_, ticket)) = self.queue.pop_first()
+            && let Some((_, waiter)) = self.queue.pop_first()
         {
-            let outcome = self.grant(&ticket.request, NO_FLOOR, issuer);
-            // Nobody else sets it: a ticket is served where it leaves the queue.
-            let served = ticket.outcome.set(outcome).is_ok();
-            debug_assert!(served, "a ticket is served once");
-            ticket.called.notify_one();
+            let outcome = self.grant(&waiter.request, NO_FLOOR, issuer);
+            // A waiter leaves the queue when it is served, so its outcome is set once.
+            let is_first = waiter.outcome.set(outcome).is_ok();
+            debug_assert!(is_first, "a waiter is granted the lock once");
+            waiter.notify.notify_one();
         }
         if let (Some(head), Some(expiry)) = (self.head(), self.holders.first_expiry())
-            && head.armed.load(Ordering::Relaxed) > expiry.as_nanos()
+            && head.next_check.load(Ordering::Relaxed) > expiry.as_nanos()
         {
-            head.called.notify_one();
+            head.notify.notify_one();
         }
         for watcher in self.watchers.values() {
             if self.admits_newcomer(watcher.request.mode()) {
-                watcher.called.notify_one();
+                watcher.notify.notify_one();
             }
         }
     }
 
-    fn head(&self) -> Option<&Arc<Ticket>> {
-        self.queue.first_key_value().map(|(_, ticket)| ticket)
+    fn head(&self) -> Option<&Arc<Waiter>> {
+        self.queue.first_key_value().map(|(_, waiter)| waiter)
     }
 
     fn admits_newcomer(&self, mode: Mode) -> bool {
@@ -163,12 +166,12 @@ impl Slot {
 
 fn admits(holders: &Holders, mode: Mode) -> bool {
     match mode {
-        // One who is not a reader holds alone.
+        // A holder of any other mode is the only holder.
         Mode::Shared => holders
             .any()
             .is_none_or(|holder| holder.grant.request.mode() == Mode::Shared),
         Mode::Permit { of } => holders.len() < usize::try_from(of.get()).unwrap_or(usize::MAX),
-        // `Mode` may grow: alone is right for any.
+        // `Mode` is non-exhaustive. An unknown mode is treated as exclusive.
         _ => holders.is_empty(),
     }
 }

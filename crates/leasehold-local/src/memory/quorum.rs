@@ -12,15 +12,14 @@ use leasehold_core::{
 
 use super::backend::MemoryBackend;
 
-/// It forgets nothing while it lives, so it is attested from the start, and terms mean nothing to
-/// it.
+/// The node loses no data while it lives, so it is attested from the start and ignores the terms.
 #[async_trait]
 impl QuorumNode for MemoryBackend {
     async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
-        self.table.with_slot(request.key(), request.mode(), |slot| {
-            // A quorum asks again where it has missed the answer.
-            slot.holders.remove_owner(request.owner());
-            Arc::clone(&self).attempt(slot, &request, terms.token_floor)
+        self.state.with_entry(&request, |entry| {
+            // A quorum repeats a request whose reply was lost.
+            entry.holders.remove_owner(request.owner());
+            self.attempt(entry, &request, terms.token_floor)
         })
     }
 
@@ -30,16 +29,16 @@ impl QuorumNode for MemoryBackend {
         _: Terms,
         token: FencingToken,
     ) -> Result<TokenVote> {
-        Ok(self.table.with_slot(request.key(), request.mode(), |slot| {
-            slot.settle(&self.issuer);
-            let Some(holder) = slot.holders.of_mut(request.owner()) else {
+        Ok(self.state.with_entry(&request, |entry| {
+            entry.update(&self.state.issuer);
+            let Some(holder) = entry.holders.by_owner_mut(request.owner()) else {
                 return TokenVote::Refused(None);
             };
             match holder.stored_token {
                 Some(stored) if stored <= token => {
                     holder.stored_token = Some(token);
-                    slot.last_token = slot.last_token.max(Some(token));
-                    self.issuer.raise(token);
+                    entry.last_token = entry.last_token.max(Some(token));
+                    self.state.issuer.raise(token);
                     TokenVote::Accepted
                 }
                 stored => TokenVote::Refused(stored),
@@ -48,10 +47,10 @@ impl QuorumNode for MemoryBackend {
     }
 
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
-        Ok(self.table.with_slot(request.key(), request.mode(), |slot| {
-            slot.settle(&self.issuer);
-            let freed = slot.holders.remove_owner(request.owner()).is_some();
-            slot.settle(&self.issuer);
+        Ok(self.state.with_entry(&request, |entry| {
+            entry.update(&self.state.issuer);
+            let freed = entry.holders.remove_owner(request.owner()).is_some();
+            entry.update(&self.state.issuer);
             if freed {
                 Released::Freed
             } else {
@@ -71,13 +70,13 @@ impl QuorumNode for MemoryBackend {
             },
             durable: false,
             largest_ttl: None,
-            highest_token: self.issuer.last(),
+            highest_token: self.state.issuer.last(),
             wall_clock: None,
         })
     }
 
     async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()> {
-        self.issuer.raise(attestation.above);
+        self.state.issuer.raise(attestation.above);
         Ok(())
     }
 }

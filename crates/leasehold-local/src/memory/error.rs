@@ -1,0 +1,17 @@
+//! The errors of the memory backend.
+
+use leasehold_core::{Error, ErrorKind};
+
+pub(super) const NAME: &str = "memory";
+
+pub(super) fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "the acquisition was cancelled")
+        .with_backend(NAME)
+        .with_operation("acquire")
+}
+
+pub(super) fn lost(message: &'static str) -> Error {
+    Error::new(ErrorKind::Lost, message)
+        .with_backend(NAME)
+        .with_operation("renew")
+}

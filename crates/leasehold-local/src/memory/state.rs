@@ -1,0 +1,22 @@
+//! [`State`]: the data that a backend, its leases and its waiters share.
+
+use leasehold_core::Request;
+
+use super::{grant::Issuer, lock_entry::LockEntry, table::Table};
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) table: Table,
+    pub(super) issuer: Issuer,
+}
+
+impl State {
+    /// Runs `work` on the entry of the key of `request`.
+    pub(super) fn with_entry<R>(
+        &self,
+        request: &Request,
+        work: impl FnOnce(&mut LockEntry) -> R,
+    ) -> R {
+        self.table.with_entry(request.key(), request.mode(), work)
+    }
+}
