@@ -3,11 +3,11 @@
 use std::{collections::VecDeque, num::NonZeroU32, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    ClockDrift, Error, ErrorKind, FencingToken, LockKey, Mode, Released, TestClock, Ttl,
+    ClockDrift, Error, ErrorKind, FencingToken, LockKey, Mode, Released, Revocation, RevokeOutcome,
+    TestClock, Ttl,
     backend::{Attempt, Contention, Lease, LockBackend, Request},
     quorum::{QuorumNode, Terms, TokenVote},
 };
-use leasehold_core::{Revocation, RevokeOutcome};
 use leasehold_local::MemoryBackend;
 
 type Backend = Arc<MemoryBackend>;

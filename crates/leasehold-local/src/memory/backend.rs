@@ -3,9 +3,10 @@
 use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Attempt, Capabilities, Clock, ClockDrift, Contention, Error, Expiry, Fairness, Fencing,
-    FencingToken, HolderRef, Inspection, Lease, LockBackend, LockKey, LossDetection, Pong, Request,
-    Restart, Result, Revocation, RevokeOutcome, SystemClock, WaiterNotification, async_trait,
+    Capabilities, Clock, ClockDrift, Error, Expiry, Fairness, Fencing, FencingToken, HolderRef,
+    Inspection, LockKey, LossDetection, Pong, Restart, Result, Revocation, RevokeOutcome,
+    SystemClock, WaiterNotification,
+    backend::{Attempt, Contention, Lease, LockBackend, Request, async_trait},
 };
 
 use super::{

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use leasehold_core::{Deadline, FencingToken, KeepAlive, Lease, Released, Result, async_trait};
+use leasehold_core::{
+    Deadline, FencingToken, Released, Result,
+    backend::{KeepAlive, Lease, async_trait},
+};
 
 use super::{error::lost, grant::Grant, lock_entry::LockEntry, state::State};
 

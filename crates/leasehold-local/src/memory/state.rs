@@ -1,6 +1,6 @@
 //! [`State`]: the data that a backend, its leases and its waiters share.
 
-use leasehold_core::Request;
+use leasehold_core::backend::Request;
 
 use super::{grant::Issuer, lock_entry::LockEntry, table::Table};
 

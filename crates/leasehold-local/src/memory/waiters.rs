@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{Request, Result};
+use leasehold_core::{Result, backend::Request};
 
 use super::{
     grant::Grant,
