@@ -1,4 +1,4 @@
-//! What the file backend promises within one process; `file_processes.rs` has the rest.
+//! Tests of the file backend within one process. `file_processes.rs` tests it between processes.
 #![cfg(target_os = "linux")]
 
 use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
@@ -11,7 +11,7 @@ use leasehold_local::{FileBackend, FileConfig};
 
 type Backend = Arc<FileBackend>;
 
-/// So that only wake-ups can make these tests pass.
+/// Returns a configuration with which only notifications can make these tests pass.
 fn open(dir: &Path) -> Backend {
     let config = FileConfig::new().with_fallback_poll_interval(Duration::from_secs(3600));
     Arc::new(FileBackend::open_with(dir, config).unwrap())
@@ -124,7 +124,7 @@ async fn tokens_grow_over_backends_and_readers_stay_between_writers() {
             reader.release().await.unwrap();
         }
     }
-    // Far above the clock: now only the file keeps them growing.
+    // The record is far above the clock, so only the file keeps the tokens growing.
     let backend = open(dir.path());
     let far = 1 << 62;
     std::fs::write(
@@ -170,7 +170,7 @@ async fn a_torn_token_file_never_lowers_the_token() {
 }
 
 #[tokio::test]
-async fn what_a_lock_file_says_is_not_changed() {
+async fn lock_file_is_never_written() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let path = dir.path().join("yarn.lock");
@@ -191,11 +191,11 @@ async fn what_a_lock_file_says_is_not_changed() {
     }
 }
 
-/// What another program may have at the place of a file that is written here.
+/// Contents that another program may have written to a file of this name.
 const FOREIGN: [&[u8]; 5] = [b"secret", b"7\n", b"\0\0\0\0x", &[0xff; 4096], &[0; 4096]];
 
 #[tokio::test]
-async fn the_file_of_another_program_is_refused_and_left_as_it_is() {
+async fn file_of_another_program_is_refused_and_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     for (file, requests) in [
@@ -222,7 +222,7 @@ async fn the_file_of_another_program_is_refused_and_left_as_it_is() {
             }
         }
         std::fs::remove_file(&path).unwrap();
-        // Nothing stays locked after a refusal.
+        // A refusal leaves nothing locked.
         for request in requests {
             attempt(&backend, request)
                 .await
@@ -236,7 +236,7 @@ async fn the_file_of_another_program_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn what_is_no_plain_file_is_refused_whatever_its_suffix() {
+async fn only_regular_files_are_opened_whatever_their_suffix() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let target = dir.path().join("target");
@@ -295,13 +295,13 @@ async fn what_is_no_plain_file_is_refused_whatever_its_suffix() {
 }
 
 #[tokio::test]
-async fn the_other_name_of_a_hard_link_is_left_as_it_is() {
+async fn other_name_of_a_hard_link_is_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let (token, other) = (dir.path().join("k.token"), dir.path().join("other"));
     let first = attempt(&backend, request("k")).await.unwrap();
     first.clone().release().await.unwrap();
-    // An empty one, and one of ours, as a copy by links has it.
+    // An empty file, and a record of Leasehold, as in a copy by hard links.
     for text in [Vec::new(), std::fs::read(&token).unwrap()] {
         std::fs::write(&other, &text).unwrap();
         std::fs::remove_file(&token).unwrap();
@@ -375,9 +375,9 @@ async fn directory_writable_by_others_needs_the_shared_option() {
     assert_eq!((mode("new"), mode("new/er")), (0o700, 0o700));
 }
 
-/// Whoever can read a lock file can lock it, so that a directory that all may read is not enough.
+/// A user who can read a lock file can lock it, so read access to the directory must not be enough.
 #[tokio::test]
-async fn who_may_not_write_the_directory_cannot_hold_its_locks() {
+async fn user_who_cannot_write_the_directory_cannot_hold_its_locks() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -411,7 +411,7 @@ async fn who_may_not_write_the_directory_cannot_hold_its_locks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_that_vanishes_again_and_again_fails_no_waiter() {
+async fn directory_removed_repeatedly_fails_no_waiter() {
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("locks");
@@ -421,7 +421,8 @@ async fn a_directory_that_vanishes_again_and_again_fails_no_waiter() {
     let remover = {
         let (dir, ended, granted) = (dir.clone(), Arc::clone(&ended), Arc::clone(&granted));
         std::thread::spawn(move || {
-            // Once for each grant: whoever tries must get on at last, however slow the machine is.
+            // Removes the directory once for each grant, so that an attempt succeeds at last,
+            // however slow the machine is.
             let mut seen = 0;
             while !ended.load(Ordering::Relaxed) {
                 match granted.load(Ordering::Relaxed) {
@@ -463,7 +464,7 @@ async fn a_directory_that_vanishes_again_and_again_fails_no_waiter() {
 }
 
 #[tokio::test]
-async fn every_name_is_a_lock_of_its_own_inside_the_directory() {
+async fn every_name_has_its_own_lock_inside_the_directory() {
     let parent = tempfile::tempdir().unwrap();
     let backend = open(&parent.path().join("locks"));
     let long = |byte: u8| vec![byte; LockKey::MAX_LEN];
@@ -579,12 +580,12 @@ async fn a_cancelled_waiter_leaves_nothing_and_lets_readers_in() {
 }
 
 #[tokio::test]
-async fn waiting_by_attempts_is_woken_too() {
+async fn waiter_that_retries_is_notified_too() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let lease = attempt(&backend, request("k")).await.unwrap();
-    // Whichever is granted first gives it back, or the others would wait for it: nothing says in
-    // which order they are.
+    // The order of grants is not specified. Each waiter releases its lease, because the next ones
+    // wait for it.
     let by_attempts = || {
         let backend = Arc::clone(&backend);
         tokio::spawn(async move {
@@ -638,8 +639,7 @@ async fn renewals_move_the_deadline_until_it_has_passed() {
     assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
 }
 
-/// The client gives a lost lease back at once, when its holder may not have looked at the guard
-/// yet.
+/// The client releases a lost lease at once, when its holder may not have checked the guard yet.
 #[tokio::test(start_paused = true)]
 async fn a_lock_whose_file_was_removed_is_free_at_its_deadline() {
     let dir = tempfile::tempdir().unwrap();
@@ -678,9 +678,9 @@ async fn a_removed_file_of_a_released_lock_is_free_at_once() {
     assert!(attempt(&backend, request("k")).await.is_some());
 }
 
-/// A child that is started while a grant is being flushed has nothing of it.
+/// A child process that is started during the flush of a grant inherits nothing of it.
 #[tokio::test]
-async fn an_acquisition_that_is_dropped_leaves_nothing_to_children() {
+async fn dropped_acquisition_leaves_nothing_to_children() {
     let dir = tempfile::tempdir().unwrap();
     let config = FileConfig::new()
         .with_inherited_by_children(true)
@@ -692,7 +692,7 @@ async fn an_acquisition_that_is_dropped_leaves_nothing_to_children() {
             std::future::poll_fn(|context| std::task::Poll::Ready(acquired.as_mut().poll(context)))
                 .await;
         if let std::task::Poll::Ready(lease) = polled {
-            // Flushed already: once more.
+            // The flush has ended already: try again.
             lease.unwrap().release().await.unwrap();
             continue;
         }
@@ -709,9 +709,9 @@ async fn an_acquisition_that_is_dropped_leaves_nothing_to_children() {
     }
 }
 
-/// With children that inherit it, the release opens and closes the file, so that waiters are woken.
+/// If child processes inherit the lock, a release opens and closes the file to notify the waiters.
 #[tokio::test]
-async fn a_pipe_in_the_place_of_a_held_lock_holds_up_no_release() {
+async fn pipe_in_place_of_a_held_lock_does_not_block_the_release() {
     let dir = tempfile::tempdir().unwrap();
     let config = FileConfig::new().with_inherited_by_children(true);
     let backend = Arc::new(FileBackend::open_with(dir.path(), config).unwrap());
@@ -728,7 +728,7 @@ async fn a_pipe_in_the_place_of_a_held_lock_holds_up_no_release() {
     assert_eq!(soon(lease.release()).await.unwrap(), Released::AlreadyLost);
 }
 
-/// Its release waits until the deadline, in a task of the runtime.
+/// The release waits until the deadline, in a task of the runtime.
 #[test]
 fn a_guard_whose_lock_file_was_removed_may_outlive_its_runtime() {
     let dir = tempfile::tempdir().unwrap();
@@ -784,7 +784,7 @@ async fn a_dropped_guard_leaves_no_descriptor_behind() {
 }
 
 #[tokio::test]
-async fn flushing_works() {
+async fn sync_option_flushes_the_token_file() {
     let dir = tempfile::tempdir().unwrap();
     let backend =
         Arc::new(FileBackend::open_with(dir.path(), FileConfig::new().with_sync(true)).unwrap());
@@ -795,7 +795,7 @@ async fn flushing_works() {
 }
 
 #[test]
-fn directories_that_cannot_serve_are_refused_by_name() {
+fn unusable_directories_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
@@ -865,13 +865,13 @@ fn the_default_directory_does_not_depend_on_the_environment() {
         ("USER", "nobody"),
     ];
     assert_eq!(printed(&shell), cron);
-    // Where files are removed by their age, and a service may have a copy of its own.
+    // Files there are removed by their age, and a service may have a private copy of the directory.
     assert!(!cron.contains("tmp"), "{cron}");
 }
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn what_is_missing_is_not_blamed_on_the_number_of_open_files() {
+async fn missing_directory_is_not_reported_as_too_many_open_files() {
     let error = FileBackend::open("/proc/no-directory-here").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     assert!(
@@ -883,7 +883,7 @@ async fn what_is_missing_is_not_blamed_on_the_number_of_open_files() {
 }
 
 #[tokio::test]
-async fn a_ping_tells_whether_the_directory_can_be_used() {
+async fn ping_reports_whether_the_directory_is_usable() {
     let dir = tempfile::tempdir().unwrap();
     let backend = FileBackend::open(dir.path().join("locks")).unwrap();
     backend.ping().await.unwrap();

@@ -1,9 +1,9 @@
-//! The file backend against a model of it: random steps, and after each one who can lock is as the
-//! model says.
+//! Compares the file backend with a model: after each random step, the acquisitions that succeed
+//! are those that the model allows.
 //!
-//! The steps are what happens to lock files in the wild: they and their directory are removed while
-//! they are held, holders leave children behind that have inherited everything, other programs use
-//! `flock(2)` on the same file.
+//! The steps are events that happen to lock files in production. They and their directory are
+//! removed while locks are held, holders leave child processes behind that inherited all
+//! descriptors, and other programs call `flock(2)` on the same file.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -36,11 +36,11 @@ const PERMITS: u32 = 2;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// With the backend of this number: each is another program.
+    /// Acquires with the backend of this number. Each backend stands for one program.
     Try(usize, Want),
     /// Releases one of the leases.
     Release(usize),
-    /// All holders leave a child behind that inherits their descriptors.
+    /// All holders leave a child process behind that inherits their descriptors.
     LeaveChild,
     RemoveFiles,
     RemoveDirectory,
@@ -74,7 +74,7 @@ fn request(want: Want) -> Request {
     }
 }
 
-/// Who holds what, and whether its file was removed.
+/// A holder, and whether its file was removed.
 struct Held {
     want: Want,
     removed: bool,
@@ -104,8 +104,8 @@ impl Drop for Children {
 fn remove_files(dir: &Path) {
     for file in fs::read_dir(dir).unwrap() {
         let path = file.unwrap().path();
-        // The tokens of a removed directory go on from the clock; here they are to go on from the
-        // file, too.
+        // The tokens of a removed directory continue from the clock. In this test, they must
+        // continue from the file too.
         if path
             .extension()
             .is_none_or(|extension| extension != "token")
@@ -156,8 +156,8 @@ async fn run(steps: Vec<Step>) {
                         });
                     }
                     Attempt::Contended(_) => {
-                        // Permits: who has a removed `.permits` file counts, but its number cannot
-                        // be set anew meanwhile.
+                        // The holder of a removed `.permits` file counts, but the number of permits
+                        // cannot be set in the meantime.
                         let displaced = want == Want::Permit
                             && held.iter().any(|held| held.want == want && held.removed);
                         assert!(
@@ -200,7 +200,7 @@ async fn run(steps: Vec<Step>) {
                 let path = backends[0].path_of(&LockKey::new("k").unwrap());
                 if let Ok(file) = File::open(path) {
                     let free = file.try_lock().is_ok();
-                    // It knows nothing of holders whose file was removed.
+                    // Another program does not see holders whose file was removed.
                     let in_place = |held: &&Held| !held.removed && held.want != Want::Permit;
                     assert_eq!(
                         free,
@@ -212,7 +212,7 @@ async fn run(steps: Vec<Step>) {
             }
         }
     }
-    // Nothing stays locked, whatever children are left.
+    // Nothing stays locked, whatever child processes are left.
     for held in held.drain(..) {
         held.lease.release().await.unwrap();
     }
@@ -229,7 +229,7 @@ async fn run(steps: Vec<Step>) {
 }
 
 #[test]
-fn locks_are_as_the_model_says_whatever_happens_to_the_files() {
+fn grants_match_the_model_whatever_happens_to_the_files() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

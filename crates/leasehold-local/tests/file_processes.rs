@@ -1,5 +1,5 @@
-//! What the file backend promises between processes. The other process is `flock(1)`, or this test
-//! binary once more.
+//! Tests of the file backend between processes. The other process is `flock(1)`, or this test
+//! binary.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -17,7 +17,7 @@ use leasehold_core::{
 };
 use leasehold_local::{FileBackend, FileConfig};
 
-/// So that only wake-ups can make these tests pass.
+/// Returns a configuration with which only notifications can make these tests pass.
 fn hour() -> FileConfig {
     FileConfig::new().with_fallback_poll_interval(Duration::from_secs(3600))
 }
@@ -76,7 +76,7 @@ async fn until(condition: impl AsyncFn() -> bool) {
     }
 }
 
-/// Another process that holds the lock, until told or killed.
+/// Another process, which holds the lock until it is asked to release it or is killed.
 struct Holder {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -88,7 +88,8 @@ impl Holder {
         Self::spawn(Command::new(std::env::current_exe().unwrap()), dir, mode)
     }
 
-    /// As another user, if we may, with whom the directory is shared.
+    /// Starts the process as another user, if this process may do so. The directory is shared with
+    /// that user.
     fn start_as(dir: &Path, mode: &str, key: &str, user: (u32, u32), umask: &str) -> Self {
         let mut command = Self::command_as(user, umask);
         command
@@ -125,7 +126,7 @@ impl Holder {
         }
     }
 
-    /// What follows `word` on the line that starts with it.
+    /// Returns the rest of the line that begins with `word`.
     fn expect(&mut self, word: &str) -> String {
         self.lines
             .by_ref()
@@ -199,7 +200,7 @@ async fn the_other_process() {
 }
 
 #[tokio::test]
-async fn a_release_in_another_process_wakes_the_waiter() {
+async fn release_in_another_process_notifies_the_waiter() {
     for mode in ["exclusive", "permit"] {
         let dir = tempfile::tempdir().unwrap();
         let backend = open(dir.path());
@@ -227,7 +228,7 @@ async fn a_killed_holder_frees_at_once() {
 }
 
 #[tokio::test]
-async fn a_stopped_holder_holds_on() {
+async fn a_stopped_holder_keeps_its_lock() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let (other, _) = Holder::held(dir.path(), "exclusive");
@@ -271,7 +272,7 @@ async fn a_child_that_inherits_keeps_the_lock_of_a_killed_parent() {
 }
 
 #[tokio::test]
-async fn a_release_frees_what_children_inherited_and_wakes_the_waiter() {
+async fn release_frees_inherited_locks_and_notifies_the_waiter() {
     let dir = tempfile::tempdir().unwrap();
     let config = hour().with_inherited_by_children(true);
     let backend = Arc::new(FileBackend::open_with(dir.path(), config).unwrap());
@@ -288,7 +289,7 @@ async fn a_release_frees_what_children_inherited_and_wakes_the_waiter() {
 }
 
 #[tokio::test]
-async fn a_directory_removed_and_made_anew_admits_no_second_holder() {
+async fn directory_removed_and_recreated_admits_no_second_holder() {
     for mode in ["exclusive", "shared", "permit"] {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("locks");
@@ -320,8 +321,7 @@ async fn a_removed_lock_file_admits_no_second_holder() {
         for suffix in suffixes {
             std::fs::remove_file(dir.path().join(format!("k%2f1.{suffix}"))).unwrap();
             assert!(!is_free(&backend, ours).await, "{mode} {suffix}");
-            // `inspect` names the one who is in the way. Without their number it knows of no
-            // permits.
+            // `inspect` names the holder. Without the number of permits, it knows of no permits.
             if *suffix == "permits" {
                 continue;
             }
@@ -350,7 +350,7 @@ async fn a_daemon_that_a_holder_left_behind_refuses_no_lock() {
         let lease = Arc::clone(&backend).acquire(request(mode)).await.unwrap();
         let mut daemon = Command::new("sleep").arg("60").spawn().unwrap();
         assert_eq!(lease.release().await.unwrap(), Released::Freed);
-        // Whose descriptors the children of other tests do not inherit.
+        // The children of other tests do not inherit the descriptors of this process.
         let backend = open(dir.path());
         let ours = if mode == "shared" { "exclusive" } else { mode };
         assert!(is_free(&backend, ours).await, "{mode}");
@@ -364,7 +364,7 @@ async fn a_daemon_that_a_holder_left_behind_refuses_no_lock() {
     }
 }
 
-/// Two users other than root, if we are root and can become them.
+/// Returns two users other than root, if this process is root and can become them.
 fn two_users() -> [(u32, u32); 2] {
     use std::os::unix::fs::MetadataExt;
     let ours = std::fs::metadata("/proc/self").unwrap();
@@ -376,7 +376,7 @@ fn two_users() -> [(u32, u32); 2] {
 }
 
 #[tokio::test]
-async fn whoever_may_write_the_directory_can_lock_whatever_the_umask() {
+async fn users_who_can_write_the_directory_can_lock_with_any_umask() {
     use std::os::unix::fs::PermissionsExt;
     let [first, second] = two_users();
     for (directory, umask) in [
@@ -399,7 +399,8 @@ async fn whoever_may_write_the_directory_can_lock_whatever_the_umask() {
             for user in [first, second, first] {
                 let mut holder = Holder::start_as(dir.path(), mode, key, user, umask);
                 let token = holder.expect("held:").parse().unwrap();
-                // A second user is refused while the first holds it, and for no other reason.
+                // The second user is refused while the first one holds the lock, and for no other
+                // reason.
                 let other = if user == first { second } else { first };
                 let other_mode = if mode == "permit" { mode } else { "exclusive" };
                 let mut waiting = Holder::start_as(dir.path(), other_mode, key, other, umask);
@@ -442,7 +443,7 @@ async fn process_outside_the_group_of_a_shared_directory_is_refused() {
         "{refused:?}"
     );
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    // Who is in the group can, and everybody where the bit is set.
+    // Members of the group can lock, and all users where the bit is set.
     for (mode, users) in [(0o770, [member, member]), (0o2770, [owner, member])] {
         set_mode(mode);
         for user in users {
@@ -458,10 +459,10 @@ async fn process_outside_the_group_of_a_shared_directory_is_refused() {
 
 /// Only root can be another user.
 #[tokio::test]
-async fn what_a_stranger_leaves_in_shared_memory_refuses_no_lock() {
+async fn files_of_others_in_shared_memory_refuse_no_lock() {
     use std::os::unix::fs::{chown, lchown, symlink};
     let [(stranger, _), (_, group)] = two_users();
-    // A user whom no other test is, so that its directory is not there yet.
+    // A user of no other test, so that its directory does not exist yet.
     let user = 65_501;
     let place = std::path::PathBuf::from(format!("/dev/shm/leasehold-{user}"));
     let dir = tempfile::tempdir().unwrap();
@@ -531,7 +532,7 @@ async fn counts_what_it_reads() {
 }
 
 #[test]
-fn a_fresh_name_costs_the_same_however_many_are_held() {
+fn cost_of_a_new_name_does_not_grow_with_held_locks() {
     let output = Command::new(std::env::current_exe().unwrap())
         .args([
             "counts_what_it_reads",
@@ -547,14 +548,15 @@ fn a_fresh_name_costs_the_same_however_many_are_held() {
         .filter_map(|line| line.split_once("read: ")?.1.trim().parse().ok())
         .collect();
     assert_eq!(read.len(), 8, "{output}");
-    // The first ones also read what is read once. What is read for one name has less than a page.
+    // The first acquisitions also read what is read once per process. The reads of one name are
+    // less than a page.
     assert!(read[7] <= read[1] + 50, "{read:?}");
     assert!(read[7] < 50 * 4096, "{read:?}");
 }
 
-/// The recipe in the README, beside processes that use the locks.
+/// Runs the script of the README beside processes that use the locks.
 #[tokio::test]
-async fn the_files_of_free_locks_are_removed_by_the_recipe() {
+async fn cleanup_script_removes_the_files_of_free_locks() {
     let readme =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let recipe = readme
@@ -649,7 +651,7 @@ async fn the_files_of_free_locks_are_removed_by_the_recipe() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_recipe_beside_users_of_the_locks_admits_no_second_holder() {
+async fn cleanup_script_beside_users_admits_no_second_holder() {
     use std::sync::atomic::{AtomicU64, Ordering};
     let readme =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
@@ -717,7 +719,7 @@ async fn files_that_may_only_be_read_can_be_locked() {
             .unwrap();
         last = lease.fencing_token().unwrap().get().max(last);
         lease.release().await.unwrap();
-        // As `flock(1)` creates them, and an access list alone lets another user write the
+        // The mode that `flock(1)` gives its files. Only an access list lets another user write the
         // directory.
         for file in std::fs::read_dir(dir.path()).unwrap() {
             std::fs::set_permissions(file.unwrap().path(), std::fs::Permissions::from_mode(0o444))
@@ -734,7 +736,7 @@ async fn files_that_may_only_be_read_can_be_locked() {
 }
 
 #[tokio::test]
-async fn we_wait_for_flock_and_are_woken_by_it() {
+async fn waiter_is_notified_when_flock_unlocks() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let path = backend.path_of(&key());
@@ -771,7 +773,7 @@ async fn we_wait_for_flock_and_are_woken_by_it() {
 }
 
 #[tokio::test]
-async fn flock_waits_for_us() {
+async fn flock_waits_for_a_leasehold_holder() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path());
     let flock = |arguments: &[&str]| {
@@ -897,7 +899,7 @@ async fn waits_for_descriptors() {
 }
 
 #[test]
-fn a_wait_outlasts_a_fault() {
+fn waiter_survives_a_temporary_error() {
     let output = Command::new("sh")
         .args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().unwrap())

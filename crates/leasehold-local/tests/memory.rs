@@ -1,4 +1,4 @@
-//! What the memory backend promises.
+//! Tests of the memory backend.
 
 use std::{collections::VecDeque, num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -230,7 +230,7 @@ async fn retrying_writer_is_not_overtaken_and_is_notified() {
     .await;
     reader.release().await.unwrap();
     refused.wake.unwrap().await;
-    // The writer gave up, and so the reader is called.
+    // The writer gave up, so the reader is notified.
     late.wake.unwrap().await;
     granted(&backend, request("k").with_mode(Mode::Shared)).await;
 }
@@ -297,7 +297,7 @@ fn timed(key: &str, clock: &Arc<TestClock>, secs: u64) -> Request {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_holder_expires_and_the_waiter_is_woken() {
+async fn expiry_of_a_holder_notifies_the_waiter() {
     let (backend, clock) = on_test_clock();
     let start = tokio::time::Instant::now();
     let silent = granted(&backend, timed("k", &clock, 10)).await;
@@ -306,7 +306,7 @@ async fn a_silent_holder_expires_and_the_waiter_is_woken() {
     let second = second.await.unwrap().unwrap();
     assert_eq!(start.elapsed().as_secs(), 10);
     assert!(token(&second) > token(&silent));
-    // The new holder's TTL is shorter than what the next one was waiting for.
+    // The TTL of the new holder ends before the time at which the next waiter would have checked.
     third.await.unwrap().unwrap();
     assert_eq!(start.elapsed().as_secs(), 11);
     assert_eq!(
@@ -343,7 +343,7 @@ async fn a_renewed_holder_stays_until_it_stops_renewing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn suspension_counts() {
+async fn suspended_time_counts() {
     let (backend, clock) = on_test_clock();
     let lease = granted(&backend, timed("k", &clock, 10)).await;
     contended(&backend, timed("k", &clock, 10)).await;
@@ -426,7 +426,7 @@ async fn immediate_revocation_notifies_holder_and_spares_newer_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn breaking_gently_only_ends_the_renewals() {
+async fn graceful_revocation_only_ends_the_renewals() {
     let (backend, clock) = on_test_clock();
     let start = tokio::time::Instant::now();
     let lease = granted(&backend, timed("k", &clock, 10)).await;

@@ -283,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_as_open_as_their_directory() {
+    fn files_are_as_accessible_as_their_directory() {
         let dir = tempfile::tempdir().unwrap();
         for (directory, expected) in [
             (0o700, 0o600),
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_refused() {
+    fn only_regular_files_are_opened() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;

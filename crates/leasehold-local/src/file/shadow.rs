@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shadow_excludes_as_its_lock_does_and_is_removed() {
+    fn shadow_excludes_like_its_lock_and_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let shadows = Shadows::at(dir.path().join("shadows"));
         let path = Path::new("/locks/a.lock");

@@ -76,7 +76,7 @@ mod tests {
 
     /// A marker on a file that was removed would not be found.
     #[test]
-    fn a_marker_is_on_the_file_that_others_check() {
+    fn marker_is_on_the_file_that_others_check() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("k.writers");
         let ended = AtomicBool::new(false);

@@ -198,7 +198,7 @@ mod linux {
         }
 
         #[tokio::test]
-        async fn a_waker_that_panics_ends_no_watch() {
+        async fn panicking_waker_ends_no_watch() {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("lock");
             let lock = File::create(&path).unwrap();

@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn keys_that_nobody_uses_cost_nothing() {
+    async fn unused_keys_cost_nothing() {
         let backend = Arc::new(MemoryBackend::new());
         for n in 0..1_000 {
             let request = Request::new(LockKey::new(format!("key/{n}")).unwrap());
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_holder_does_costs_the_same_however_many_there_are() {
+    async fn cost_of_an_operation_does_not_grow_with_holders() {
         let backend = Arc::new(MemoryBackend::new());
         let key = LockKey::new("key").unwrap();
         for mode in [
