@@ -11,41 +11,14 @@ use std::{
     },
 };
 
-use etcd_client::{Client, Error as Driver};
+use etcd_client::Client;
 use leasehold_core::{Credentials, CredentialsProvider, Error, ErrorKind};
 
-use crate::error::{self, Effect};
-
-/// Why a member was of no use.
-#[derive(Clone, Debug)]
-pub(crate) struct Failed {
-    pub(crate) error: Error,
-    /// Whether another member should be asked.
-    pub(crate) elsewhere: bool,
-}
-
-impl Failed {
-    /// A request that changed nothing has failed so.
-    pub(crate) fn of(error: Driver, operation: &'static str, address: &str) -> Self {
-        let elsewhere = error::is_elsewhere_better(&error);
-        Self {
-            error: error::of_driver(error, operation, Effect::None, address),
-            elsewhere,
-        }
-    }
-
-    /// No other member would help.
-    pub(crate) fn here(error: Error) -> Self {
-        Self {
-            error,
-            elsewhere: false,
-        }
-    }
-}
+use crate::error::{self, MemberError};
 
 /// Where the user and the password come from.
-enum Source {
-    Nowhere,
+enum CredentialsSource {
+    None,
     Url(Credentials),
     Provider(Arc<dyn CredentialsProvider>),
     /// The user's own client has them.
@@ -54,7 +27,7 @@ enum Source {
 
 /// Authenticates connections.
 pub(crate) struct Authenticator {
-    source: Source,
+    source: CredentialsSource,
     /// Whether the cluster has accepted credentials before.
     accepted: AtomicBool,
 }
@@ -66,9 +39,9 @@ impl Authenticator {
         url: Option<Credentials>,
     ) -> Self {
         let source = match (provider, url) {
-            (Some(provider), _) => Source::Provider(provider),
-            (None, Some(credentials)) => Source::Url(credentials),
-            (None, None) => Source::Nowhere,
+            (Some(provider), _) => CredentialsSource::Provider(provider),
+            (None, Some(credentials)) => CredentialsSource::Url(credentials),
+            (None, None) => CredentialsSource::None,
         };
         Self {
             source,
@@ -79,7 +52,7 @@ impl Authenticator {
     /// Authenticates with what `provider` supplies, otherwise with what the user's own client was
     /// made with.
     pub(crate) fn of_client(provider: Option<Arc<dyn CredentialsProvider>>) -> Self {
-        let source = provider.map_or(Source::Client, Source::Provider);
+        let source = provider.map_or(CredentialsSource::Client, CredentialsSource::Provider);
         Self {
             source,
             accepted: AtomicBool::new(false),
@@ -88,7 +61,7 @@ impl Authenticator {
 
     /// Returns whether there are credentials to authenticate with.
     pub(crate) fn has_credentials(&self) -> bool {
-        !matches!(self.source, Source::Nowhere)
+        !matches!(self.source, CredentialsSource::None)
     }
 
     /// Gives `client` a new token. Without users on the server, it needs none.
@@ -97,15 +70,15 @@ impl Authenticator {
         client: &Client,
         operation: &'static str,
         address: &str,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), MemberError> {
         let credentials = match &self.source {
-            Source::Nowhere => return Ok(()),
-            Source::Url(credentials) => Some(credentials.clone()),
-            Source::Provider(provider) => {
+            CredentialsSource::None => return Ok(()),
+            CredentialsSource::Url(credentials) => Some(credentials.clone()),
+            CredentialsSource::Provider(provider) => {
                 let supplied = provider.credentials().await;
-                Some(supplied.map_err(|error| Failed::here(error::named(error, operation)))?)
+                Some(supplied.map_err(|error| MemberError::fatal(error::named(error, operation)))?)
             }
-            Source::Client => None,
+            CredentialsSource::Client => None,
         };
         let mut client = client.clone();
         let outcome = match credentials {
@@ -113,7 +86,7 @@ impl Authenticator {
             Some(credentials) => {
                 let Some(user) = credentials.username() else {
                     let message = "etcd has no default user; name one in the credentials";
-                    return Err(Failed::here(error::plain(
+                    return Err(MemberError::fatal(error::plain(
                         ErrorKind::InvalidInput,
                         operation,
                         message,
@@ -132,10 +105,11 @@ impl Authenticator {
                 Ok(())
             }
             Err(error) => {
-                let Failed { error, elsewhere } = Failed::of(error, operation, address);
-                Err(Failed {
+                let MemberError { error, try_next } =
+                    MemberError::from_driver(error, operation, address);
+                Err(MemberError {
                     error: self.explained(error, operation),
-                    elsewhere,
+                    try_next,
                 })
             }
         }
@@ -143,8 +117,8 @@ impl Authenticator {
 
     /// A provider that supplied what was accepted may be late with the next password: that passes.
     fn explained(&self, error: Error, operation: &'static str) -> Error {
-        let passes =
-            matches!(self.source, Source::Provider(_)) && self.accepted.load(Ordering::Relaxed);
+        let passes = matches!(self.source, CredentialsSource::Provider(_))
+            && self.accepted.load(Ordering::Relaxed);
         if error.kind() != ErrorKind::Denied || !passes {
             return error;
         }

@@ -18,16 +18,15 @@ use leasehold_core::{
 };
 
 use crate::{
-    config::EtcdConfig,
+    admin,
+    config::{EtcdConfig, ParsedUrl},
     connection::Cluster,
     error::{self, BACKEND, named},
-    inspect,
-    keys::{Directory, EtcdKey, value_of},
-    pending_lock::{PendingLock, lost_place},
-    queue::{Place, Standing, Step},
-    releases, revoke,
+    keys::{EtcdKey, LockPrefix, value_of},
+    pending_lock::{PendingLock, lost_position},
+    queue::{QueueKey, QueuePosition, TxnKind},
     session::{EtcdSessions, Handle},
-    url::ParsedUrl,
+    versions::{self, Versions},
     waiters::{Registration, WaiterRegistry},
 };
 
@@ -38,7 +37,7 @@ const SLOTS: u32 = 8;
 
 /// Locks on an etcd cluster.
 ///
-/// All locks of one TTL live in one etcd lease, and all waiters share one watch stream. See the
+/// All locks of one TTL channel in one etcd lease, and all waiters share one watch stream. See the
 /// [crate](crate) for what is guaranteed.
 ///
 /// ```no_run
@@ -53,7 +52,8 @@ pub struct EtcdBackend {
     sessions: Sessions<EtcdSessions>,
     /// The session of those who wait.
     waiting: Sessions<EtcdSessions>,
-    watches: Arc<WaiterRegistry>,
+    waiters: Arc<WaiterRegistry>,
+    versions: Arc<Versions>,
     capabilities: Capabilities,
 }
 
@@ -74,7 +74,7 @@ impl EtcdBackend {
 
     /// Connects to the cluster at `url` with the options of `config`, such as a
     /// [`CredentialsProvider`](leasehold_core::CredentialsProvider). What the URL says too is as
-    /// the URL says, except for the user: a provider's credentials are used in its place.
+    /// the URL says, except for the user: a provider's credentials are used in its queue_key.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -117,16 +117,17 @@ impl EtcdBackend {
         check_runtime()?;
         // The driver connects to a port that nobody listens on without an error: ask something.
         probe(&cluster, "connect").await?;
-        match releases::check(&cluster).await {
+        let versions = Arc::new(Versions::default());
+        match versions.check(&cluster).await {
             Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error),
             Err(error) => {
                 tracing::warn!(target: "leasehold", %error, "cannot learn which releases of etcd the members run");
             }
             Ok(()) => {}
         }
-        let watched = Arc::downgrade(&cluster);
+        let (weak, checked) = (Arc::downgrade(&cluster), Arc::clone(&versions));
         drop(tokio::spawn(supervised(move || {
-            releases::watch(Weak::clone(&watched))
+            versions::watch(Weak::clone(&weak), Arc::clone(&checked))
         })));
         let capabilities = capabilities(cluster.endpoint());
         let sessions = |for_waiters| {
@@ -137,27 +138,32 @@ impl EtcdBackend {
             }))
         };
         let (sessions, waiting) = (sessions(false), sessions(true));
-        let watches = WaiterRegistry::new(&cluster);
+        let waiters = WaiterRegistry::new(&cluster);
         Ok(Arc::new(Self {
             cluster,
             sessions,
             waiting,
-            watches,
+            waiters,
+            versions,
             capabilities,
         }))
     }
 
-    fn check(&self, request: &Request) -> Result<Directory> {
+    fn lock_prefix(&self, request: &Request) -> Result<LockPrefix> {
         self.capabilities
             .check(request.mode(), request.ttl())
             .map_err(|error| error.with_operation("acquire"))?;
         self.cluster
-            .names
-            .directory(request.key(), request.mode().is_permit())
+            .layout
+            .lock_prefix(request.key(), request.mode().is_permit())
     }
 
-    /// Claims a place for the request, before anything is sent.
-    async fn pending(&self, request: &Request, directory: &Directory) -> Result<PendingLock> {
+    /// Claims a queue_key for the request, before anything is sent.
+    async fn new_pending(
+        &self,
+        request: &Request,
+        lock_prefix: &LockPrefix,
+    ) -> Result<PendingLock> {
         let mode = request.mode();
         let name = |handle: &Handle, number: u32| {
             // Many at a time in one session are many readers or permits: they need not try all
@@ -167,36 +173,36 @@ impl EtcdBackend {
             } else {
                 (request.owner().as_u128() as u32).rotate_left(number) | SLOTS
             };
-            directory.key(mode, handle.lease, slot)
+            lock_prefix.key(mode, handle.lease, slot)
         };
         let claimed = self.sessions.claim(request, name).await;
         let claim = claimed.map_err(|error| named(error, "acquire"))?;
         let key = claim.name().clone();
-        let names = self.cluster.names.clone();
-        let place = Arc::new(Place {
-            directory: directory.clone(),
+        let layout = self.cluster.layout.clone();
+        let queue_key = Arc::new(QueueKey {
+            lock_prefix: lock_prefix.clone(),
             key,
             mode,
             value: value_of(request),
-            names,
+            layout,
         });
         Ok(PendingLock {
             claim,
             waiting: None,
             request: request.clone(),
-            place,
+            queue_key,
         })
     }
 
     /// Claims the pending's key in the session of those who wait, too.
-    async fn claim_to_wait(&self, pending: &PendingLock) -> Result<Claim<EtcdSessions>> {
-        let request = pending.request.clone().with_ttl(self.cluster.waiting_ttl());
-        let key = pending.place.key.clone();
+    async fn waiting_claim(&self, pending: &PendingLock) -> Result<Claim<EtcdSessions>> {
+        let request = pending.request.clone().with_ttl(self.cluster.waiter_ttl());
+        let key = pending.queue_key.key.clone();
         match self.waiting.claim(&request, |_, _| key.clone()).await {
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 // Left behind by an earlier one: another key.
                 pending.claim.retire();
-                Err(lost_place())
+                Err(lost_position())
             }
             claimed => claimed.map_err(|error| named(error, "acquire")),
         }
@@ -205,25 +211,25 @@ impl EtcdBackend {
     async fn try_once(
         &self,
         request: &Request,
-        directory: &Directory,
+        lock_prefix: &LockPrefix,
     ) -> Result<Option<Arc<dyn Lease>>> {
-        let pending = self.pending(request, directory).await?;
+        let pending = self.new_pending(request, lock_prefix).await?;
         let handle = pending.claim.session().handle();
         let answer = pending
-            .run(Step::Attempt {
+            .run(TxnKind::Attempt {
                 lease: handle.lease,
             })
             .await?;
         match answer
             .txn()
-            .and_then(|answer| pending.place.attempted(request.key(), answer))
+            .and_then(|answer| pending.queue_key.parse_attempt(request.key(), answer))
         {
-            Ok(Standing::Holds(revision)) => pending.granted(revision).await.map(Some),
-            Ok(Standing::Waits(_)) => {
+            Ok(QueuePosition::Holds(revision)) => pending.granted(revision).await.map(Some),
+            Ok(QueuePosition::Waits(_)) => {
                 pending.leave().await;
                 Ok(None)
             }
-            Ok(Standing::Absent) => Ok(None),
+            Ok(QueuePosition::Absent) => Ok(None),
             Err(error) => {
                 pending.leave().await;
                 Err(error)
@@ -232,17 +238,17 @@ impl EtcdBackend {
     }
 
     /// Queues once, and waits until granted; leaves the queue on any other outcome.
-    async fn queue(&self, request: &Request, directory: &Directory) -> Result<Arc<dyn Lease>> {
-        let mut pending = self.pending(request, directory).await?;
-        if request.ttl() > self.cluster.waiting_ttl() {
-            if !pending.place.mode.is_permit() {
+    async fn queue(&self, request: &Request, lock_prefix: &LockPrefix) -> Result<Arc<dyn Lease>> {
+        let mut pending = self.new_pending(request, lock_prefix).await?;
+        if request.ttl() > self.cluster.waiter_ttl() {
+            if !pending.queue_key.mode.is_permit() {
                 let lease = pending.claim.session().handle().lease;
-                let answer = pending.run(Step::Attempt { lease }).await?;
+                let answer = pending.run(TxnKind::Attempt { lease }).await?;
                 match answer
                     .txn()
-                    .and_then(|answer| pending.place.attempted(request.key(), answer))
+                    .and_then(|answer| pending.queue_key.parse_attempt(request.key(), answer))
                 {
-                    Ok(Standing::Holds(revision)) => return pending.granted(revision).await,
+                    Ok(QueuePosition::Holds(revision)) => return pending.granted(revision).await,
                     Ok(_) => {}
                     Err(error) => {
                         pending.leave().await;
@@ -250,22 +256,22 @@ impl EtcdBackend {
                     }
                 }
             }
-            pending.waiting = Some(self.claim_to_wait(&pending).await?);
+            pending.waiting = Some(self.waiting_claim(&pending).await?);
         }
         let answer = pending
-            .run(Step::Enqueue {
+            .run(TxnKind::Enqueue {
                 lease: pending.queueing_lease(),
             })
             .await?;
         let granted = match answer
             .txn()
-            .and_then(|answer| pending.place.enqueued(request.key(), answer))
+            .and_then(|answer| pending.queue_key.parse_enqueue(request.key(), answer))
         {
-            Ok(Standing::Holds(revision)) => pending.hold(revision).await,
-            Ok(Standing::Waits(revision)) => {
-                pending.wait(&self.cluster, &self.watches, revision).await
+            Ok(QueuePosition::Holds(revision)) => pending.move_to_session(revision).await,
+            Ok(QueuePosition::Waits(revision)) => {
+                pending.wait(&self.cluster, &self.waiters, revision).await
             }
-            Ok(Standing::Absent) => Err(error::protocol("acquire")),
+            Ok(QueuePosition::Absent) => Err(error::protocol("acquire")),
             Err(error) => Err(error),
         };
         match granted {
@@ -278,26 +284,23 @@ impl EtcdBackend {
     }
 
     /// Completes when trying again makes sense.
-    async fn woken(
-        watching: Registration,
+    async fn wait_for_change(
+        registration: Registration,
         cluster: Arc<Cluster>,
-        patience: Duration,
-        directory: Directory,
+        timeout: Duration,
+        lock_prefix: LockPrefix,
     ) {
-        if watching.warm(patience).await.is_err() {
+        if registration.establish(timeout).await.is_err() {
             return;
         }
-        let before = watching.generation();
+        let before = registration.generation();
         let options = GetOptions::new()
-            .with_range(directory.end())
+            .with_range(lock_prefix.end())
             .with_limit(1)
             .with_keys_only();
-        let first = EtcdKey::from(directory.start());
-        match cluster
-            .get("acquire", patience, &first, Some(options))
-            .await
-        {
-            Ok(held) if !held.kvs().is_empty() => watching.changed(before).await,
+        let first = EtcdKey::from(lock_prefix.start());
+        match cluster.get("acquire", timeout, &first, Some(options)).await {
+            Ok(held) if !held.kvs().is_empty() => registration.changed(before).await,
             // Free already, or nobody knows.
             _ => {}
         }
@@ -308,26 +311,29 @@ impl EtcdBackend {
 impl LockBackend for EtcdBackend {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = self.capabilities.clone();
-        if self.cluster.releases.may_revoke() {
+        if self.versions.leader_may_revoke_leases() {
             capabilities.restart = Restart::FailOverMayFree;
         }
         capabilities
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        let directory = self.check(&request)?;
+        let lock_prefix = self.lock_prefix(&request)?;
         let tried = attempt_with_session_retry(request.clone(), |request| {
-            let (backend, directory) = (&self, &directory);
-            async move { backend.try_once(&request, directory).await }
+            let (backend, lock_prefix) = (&self, &lock_prefix);
+            async move { backend.try_once(&request, lock_prefix).await }
         });
         let tried = tried.await.map_err(|error| named(error, "acquire"))?;
         Ok(match tried {
             Some(lease) => Attempt::Granted(lease),
             None => {
-                let (watching, cluster) = (self.watches.on(&directory), Arc::clone(&self.cluster));
-                let patience = cluster.patience(request.ttl());
+                let (registration, cluster) = (
+                    self.waiters.register(&lock_prefix),
+                    Arc::clone(&self.cluster),
+                );
+                let timeout = cluster.request_timeout(request.ttl());
                 let retry_after = Some(cluster.config.fallback_poll_interval);
-                let wake = Self::woken(watching, cluster, patience, directory);
+                let wake = Self::wait_for_change(registration, cluster, timeout, lock_prefix);
                 Attempt::Contended(Contention {
                     retry_after,
                     last_token: None,
@@ -338,20 +344,20 @@ impl LockBackend for EtcdBackend {
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        let directory = self.check(&request)?;
+        let lock_prefix = self.lock_prefix(&request)?;
         let queued = queue_with_session_retry(request, |request| {
-            let (backend, directory) = (&self, &directory);
-            async move { backend.queue(&request, directory).await }
+            let (backend, lock_prefix) = (&self, &lock_prefix);
+            async move { backend.queue(&request, lock_prefix).await }
         });
         queued.await.map_err(|error| named(error, "acquire"))
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
-        inspect::inspect(&self.cluster, key).await
+        admin::inspect(&self.cluster, key).await
     }
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
-        revoke::revoke(&self.cluster, holder, revocation).await
+        admin::revoke(&self.cluster, holder, revocation).await
     }
 
     /// A linearizable read, which only a member with a leader answers.
@@ -360,8 +366,8 @@ impl LockBackend for EtcdBackend {
     }
 
     async fn close(&self) -> Result<()> {
-        self.cluster.releases.stop();
-        self.watches.close();
+        self.versions.stop();
+        self.waiters.close();
         let (waiting, sessions) = (self.waiting.close().await, self.sessions.close().await);
         waiting.and(sessions).map_err(|error| named(error, "close"))
     }
@@ -374,7 +380,7 @@ async fn probe(cluster: &Cluster, operation: &'static str) -> Result<()> {
         .get(
             operation,
             cluster.config.timeout,
-            &cluster.names.probe(),
+            &cluster.layout.probe(),
             Some(options),
         )
         .await

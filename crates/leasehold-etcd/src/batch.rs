@@ -7,27 +7,27 @@ use leasehold_core::{Error, ErrorKind, Result, backend::BoxFuture, session};
 
 use crate::{
     connection::Cluster,
-    error::{self, Effect},
-    queue::{Answer, Place, Step},
+    error::{self, SideEffect},
+    queue::{QueueKey, TxnKind, TxnResult},
 };
 
 /// How many bytes of keys one request carries at most. The server takes 1.5 MiB
 /// (`--max-request-bytes`).
 const KEY_BYTES: usize = 1 << 20;
-/// How often a transaction names its key, or its directory, at most.
+/// How often a transaction names its key, or its lock_prefix, at most.
 const NAMED: usize = 10;
 
-/// A transaction on one lock that may be sent twice.
+/// A transaction on one lock that may be sent resent.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) operation: &'static str,
-    pub(crate) place: Arc<Place>,
-    pub(crate) step: Step,
+    pub(crate) queue_key: Arc<QueueKey>,
+    pub(crate) kind: TxnKind,
 }
 
 impl Job {
     fn txn(&self) -> Txn {
-        self.place.txn(self.step)
+        self.queue_key.txn(self.kind)
     }
 }
 
@@ -35,19 +35,19 @@ impl Job {
 #[derive(Debug)]
 pub(crate) struct BatchExecutor {
     pub(crate) cluster: Arc<Cluster>,
-    pub(crate) patience: Duration,
+    pub(crate) timeout: Duration,
 }
 
 impl session::BatchExecutor for BatchExecutor {
     type Job = Job;
     /// And whether an earlier sending of it may still arrive.
-    type Answer = Result<(Answer, bool)>;
+    type Answer = Result<(TxnResult, bool)>;
 
     /// The lock. The server evaluates the comparisons of all nested transactions before it applies
     /// any, and what is created in one transaction has one revision: two jobs on one lock must not
     /// share one.
     fn lane(&self, job: &Job) -> Option<u64> {
-        Some(job.place.directory.lane())
+        Some(job.queue_key.lock_prefix.lane())
     }
 
     fn execute(self: Arc<Self>, jobs: Vec<Job>) -> BoxFuture<'static, Vec<Self::Answer>> {
@@ -55,8 +55,8 @@ impl session::BatchExecutor for BatchExecutor {
             let mut answers = Vec::with_capacity(jobs.len());
             while answers.len() < jobs.len() {
                 let rest = &jobs[answers.len()..];
-                let some = &rest[..fitting(rest, self.cluster.together())];
-                answers.extend(self.carry_together(some).await.unwrap_or_default());
+                let some = &rest[..fitting(rest, self.cluster.max_batch())];
+                answers.extend(self.execute_together(some).await.unwrap_or_default());
             }
             answers
         })
@@ -65,7 +65,7 @@ impl session::BatchExecutor for BatchExecutor {
 
 impl BatchExecutor {
     /// Returns `None` if the server refuses so many jobs in one request.
-    async fn carry_together(&self, jobs: &[Job]) -> Option<Vec<Result<(Answer, bool)>>> {
+    async fn execute_together(&self, jobs: &[Job]) -> Option<Vec<Result<(TxnResult, bool)>>> {
         if let [job] = jobs {
             return Some(vec![self.execute_alone(job).await]);
         }
@@ -80,13 +80,13 @@ impl BatchExecutor {
         Some(
             match self
                 .cluster
-                .txns_told("gathered", self.patience, txns)
+                .txns_tracking_resends("batch", self.timeout, txns)
                 .await
             {
-                Ok((Some(answer), twice)) => {
+                Ok((Some(answer), resent)) => {
                     let mut answers = answer.op_responses().into_iter();
                     let mut next = |operation| match answers.next() {
-                        Some(TxnOpResponse::Txn(answer)) => Ok((Answer::Txn(answer), twice)),
+                        Some(TxnOpResponse::Txn(answer)) => Ok((TxnResult::Txn(answer), resent)),
                         _ => Err(error::protocol(operation)),
                     };
                     operations.map(&mut next).collect()
@@ -95,7 +95,7 @@ impl BatchExecutor {
                 // Another member, with a higher limit, may have done them.
                 Ok((None, true)) => told(error::plain(
                     ErrorKind::Indeterminate,
-                    "gathered",
+                    "batch",
                     "a member's answer was lost",
                 )),
                 Err(error) => told(error),
@@ -103,19 +103,21 @@ impl BatchExecutor {
         )
     }
 
-    async fn execute_alone(&self, job: &Job) -> Result<(Answer, bool)> {
-        if Place::is_delete(job.step) {
+    async fn execute_alone(&self, job: &Job) -> Result<(TxnResult, bool)> {
+        if QueueKey::is_delete(job.kind) {
             let deleted = self
                 .cluster
-                .delete_told(job.operation, self.patience, &job.place.key)
+                .delete_tracking_resends(job.operation, self.timeout, &job.queue_key.key)
                 .await;
-            return deleted.map(|(count, twice)| (Answer::Deleted(count), twice));
+            return deleted.map(|(count, resent)| (TxnResult::Deleted(count), resent));
         }
         let answered = self
             .cluster
-            .txn_told(job.operation, Effect::Writes, self.patience, || job.txn())
+            .txn_tracking_resends(job.operation, SideEffect::Writes, self.timeout, || {
+                job.txn()
+            })
             .await;
-        answered.map(|(answer, twice)| (Answer::Txn(answer), twice))
+        answered.map(|(answer, resent)| (TxnResult::Txn(answer), resent))
     }
 }
 
@@ -123,7 +125,7 @@ impl BatchExecutor {
 fn fitting(jobs: &[Job], most: usize) -> usize {
     let mut bytes = 0;
     let fits = jobs.iter().take(most).take_while(|job| {
-        bytes += NAMED * job.place.key.as_bytes().len() + job.place.value.len();
+        bytes += NAMED * job.queue_key.key.as_bytes().len() + job.queue_key.value.len();
         bytes <= KEY_BYTES
     });
     fits.count().max(1)
@@ -136,32 +138,34 @@ mod tests {
     use leasehold_core::{LockKey, Mode};
 
     use super::*;
-    use crate::keys::{EtcdKey, Names};
+    use crate::keys::{EtcdKey, KeyLayout};
 
     #[test]
     fn what_is_gathered_fits_into_requests() {
-        let names = Names {
+        let layout = KeyLayout {
             prefix: Arc::from(b"".as_slice()),
             exact: false,
         };
         let job = |bytes: usize| {
-            let directory = names.directory(&LockKey::new("k").unwrap(), false).unwrap();
+            let lock_prefix = layout
+                .lock_prefix(&LockKey::new("k").unwrap(), false)
+                .unwrap();
             let (key, mode, value) = (
                 EtcdKey::from(vec![b'k'; bytes]),
                 Mode::Exclusive,
                 Vec::new(),
             );
-            let place = Place {
-                directory,
+            let queue_key = QueueKey {
+                lock_prefix,
                 key,
                 mode,
                 value,
-                names: names.clone(),
+                layout: layout.clone(),
             };
             Job {
                 operation: "acquire",
-                place: Arc::new(place),
-                step: Step::Leave,
+                queue_key: Arc::new(queue_key),
+                kind: TxnKind::Leave,
             }
         };
         let many = |bytes: usize| (0..64).map(|_| job(bytes)).collect::<Vec<_>>();

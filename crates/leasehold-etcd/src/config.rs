@@ -1,14 +1,14 @@
-//! [`EtcdConfig`].
+//! [`EtcdConfig`]: the options of the backend. [`ParsedUrl`]: a URL with options.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use leasehold_core::CredentialsProvider;
+use leasehold_core::{Credentials, CredentialsProvider, Error, ErrorKind, Result, url::BackendUrl};
 use tonic::transport::Endpoint;
 
-/// The server answers pings that come at least 5 s apart (`--grpc-keepalive-min-time`), and cuts
-/// off who sends more.
-const PING_EVERY: Duration = Duration::from_secs(6);
-const PING_PATIENCE: Duration = Duration::from_secs(2);
+use crate::{
+    connector::{Connector, TlsFiles},
+    error,
+};
 
 /// Options of the backend.
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ const PING_PATIENCE: Duration = Duration::from_secs(2);
 pub struct EtcdConfig {
     /// Put before every key. Empty by default.
     pub prefix: Arc<[u8]>,
-    /// Names are written as they are, for locks that are shared with programs whose names contain
+    /// KeyLayout are written as they are, for locks that are shared with programs whose names contain
     /// `/` or `%`. Then a lock `a` is not free while anybody has or waits for `a/b`. Off by
     /// default.
     pub exact_names: bool,
@@ -96,13 +96,181 @@ impl EtcdConfig {
         self.credentials = Some(credentials);
         self
     }
+}
 
-    /// The driver's settings for one member.
-    pub(crate) fn apply_to(&self, endpoint: Endpoint) -> Endpoint {
-        endpoint
-            .connect_timeout(self.connect_timeout)
-            .http2_keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_PATIENCE)
-            .keep_alive_while_idle(true)
+/// What a URL says.
+pub(crate) struct ParsedUrl {
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) connector: Connector,
+    pub(crate) config: EtcdConfig,
+    pub(crate) credentials: Option<Credentials>,
+}
+
+impl fmt::Debug for ParsedUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Nothing of it is secret but the password, and nothing else is needed.
+        f.debug_struct("ParsedUrl")
+            .field("endpoints", &self.endpoints)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ParsedUrl {
+    /// Reads `url`. What it does not say is as in `config`.
+    pub(crate) fn parse(url: &str, mut config: EtcdConfig) -> Result<Self> {
+        let mut url = BackendUrl::parse(url).map_err(ours)?;
+        let tls = match url.scheme() {
+            "etcd" => false,
+            "etcds" => true,
+            _ => return Err(invalid("the URL's scheme is neither `etcd` nor `etcds`")),
+        };
+        if !matches!(url.path(), "" | "/") {
+            return Err(invalid(
+                "the URL has a path, which means nothing here; put it into `?prefix=`",
+            ));
+        }
+        if url.hosts().is_empty() {
+            return Err(invalid("the URL has no host; write etcd://127.0.0.1:2379/"));
+        }
+        let credentials = match (url.user(), url.password()) {
+            (Some(user), Some(password)) => Some(Credentials::new(password).with_username(user)),
+            (None, None) => None,
+            _ => {
+                return Err(invalid(
+                    "a user needs a password; write etcd://user:password@host/",
+                ));
+            }
+        };
+        let mut take = |option| url.take(option).map_err(ours);
+        if let Some(prefix) = take("prefix")? {
+            config.prefix = prefix.into_bytes().into();
+        }
+        if let Some(names) = take("names")? {
+            config.exact_names = match names.as_str() {
+                "exact" => true,
+                "encoded" => false,
+                _ => return Err(invalid("the option `names` is `encoded` or `exact`")),
+            };
+        }
+        let mut path = |option| {
+            let path = take(option)?;
+            match path {
+                Some(_) if !tls => Err(invalid(format!("the option `{option}` needs etcds:"))),
+                path => Ok(path.map(PathBuf::from)),
+            }
+        };
+        let files = TlsFiles {
+            ca: path("ca")?,
+            cert: path("cert")?,
+            key: path("key")?,
+        };
+        for (option, target) in [
+            ("timeout", &mut config.timeout),
+            ("connect-timeout", &mut config.connect_timeout),
+            ("fallback-poll-interval", &mut config.fallback_poll_interval),
+        ] {
+            *target = url.take_duration(option).map_err(ours)?.unwrap_or(*target);
+        }
+        let connector = Connector {
+            tls,
+            files,
+            connect_timeout: config.connect_timeout,
+        };
+        let hosts = url.hosts().iter().map(ToString::to_string);
+        let endpoints = hosts
+            .map(|host| connector.endpoint(&host))
+            .collect::<Result<Vec<_>>>()?;
+        url.finish().map_err(ours)?;
+        Ok(Self {
+            endpoints,
+            connector,
+            config,
+            credentials,
+        })
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    error::plain(ErrorKind::InvalidInput, "connect", message)
+}
+
+fn ours(error: Error) -> Error {
+    error::named(error, "connect")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_says_everything() {
+        let url = "etcd://al%40ice:p%23ss%2F@h1,h2:7000,[::1]:80/?prefix=shop%3A&timeout=300ms&names=exact&fallback-poll-interval=3s";
+        let location = ParsedUrl::parse(url, EtcdConfig::default()).unwrap();
+        let addresses = |url| {
+            let endpoints = ParsedUrl::parse(url, EtcdConfig::default())
+                .unwrap()
+                .endpoints;
+            endpoints
+                .iter()
+                .map(|endpoint| endpoint.uri().to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            addresses(url),
+            ["http://h1:2379/", "http://h2:7000/", "http://[::1]:80/"]
+        );
+        assert_eq!(&*location.config.prefix, b"shop:");
+        assert!(location.config.exact_names);
+        assert_eq!(
+            (
+                location.config.timeout.as_millis(),
+                location.config.fallback_poll_interval.as_secs()
+            ),
+            (300, 3)
+        );
+        assert_eq!(addresses("etcd://[::1]"), ["http://[::1]:2379/"]);
+        assert_eq!(addresses("etcd://h"), ["http://h:2379/"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_the_password_is_not() {
+        for (url, named) in [
+            ("etcd://u:secret@h/?prefx=a", "prefx"),
+            ("etcd://u:secret@h/x", "path"),
+            ("etcd://u:secret@h:99999/", "port"),
+            ("etcd://u:secret@/", "host"),
+            ("etcd://u:secret@h1,,h2/", "host"),
+            ("etcd://secret@h/", "password"),
+            ("etcd://u:secret@h/?timeout=5", "timeout"),
+            (
+                "etcd://u:secret@h/?fallback-poll-interval=0s",
+                "fallback-poll-interval",
+            ),
+            ("etcd://u:secret@h/?ca=/x", "etcds"),
+            ("etcd://u:secret@h/?names=odd", "names"),
+            ("etcd://u:secret@h/#insecure", "#"),
+            ("etcd://u:top@secret127.0.0.1:1/", "host"),
+            ("http://u:secret@h/", "scheme"),
+            ("secret", "scheme"),
+            ("etcd://u:Top?secret@h/", "%3F"),
+            ("etcd://u:x@h/?prefix=%ff", "UTF-8"),
+            ("etcd://u:x@h/?prefix=a&prefix=b", "more than once"),
+        ] {
+            let error = ParsedUrl::parse(url, EtcdConfig::default()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
+            assert!(error.to_string().contains(named), "{url}: {error}");
+            assert!(
+                !format!("{error} {error:?}").contains("secret"),
+                "{url}: {error:?}"
+            );
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn tls_without_the_feature_names_the_feature() {
+        let error = ParsedUrl::parse("etcds://h/", EtcdConfig::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("feature `tls`"), "{error}");
     }
 }

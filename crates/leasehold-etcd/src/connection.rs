@@ -2,7 +2,7 @@
 //!
 //! The driver balances over all endpoints and gives up with the first that fails. So each member
 //! has a client of its own here, and a request that fails at one goes to the next; all requests of
-//! this crate may be sent twice.
+//! this crate may be sent resent.
 
 use std::{
     fmt,
@@ -15,31 +15,31 @@ use std::{
 
 use etcd_client::{Client, Error as Driver, GetOptions, GetResponse, Txn, TxnOp, TxnResponse};
 use leasehold_core::{Error, ErrorKind, Result, Ttl};
-use tokio::{sync::Notify, time::timeout};
+use tokio::sync::Notify;
 
 use crate::{
-    authenticator::{Authenticator, Failed},
-    config::EtcdConfig,
-    error::{self, Effect},
-    keys::{EtcdKey, Names},
-    member::{Live, Member},
-    probe::Probe,
-    releases::Releases,
-    url::{Connector, ParsedUrl},
+    authenticator::Authenticator,
+    channel::Channel,
+    config::{EtcdConfig, ParsedUrl},
+    connector::Connector,
+    error::{self, MemberError, SideEffect},
+    handshake::Handshake,
+    keys::{EtcdKey, KeyLayout},
+    member::Member,
 };
 
 /// The TTL of those who wait: for how long the key of a waiter outlives it at most. Longer than an
-/// election; a waiter that is cut off for longer loses its place, not its lock. Who has a shorter
+/// election; a waiter that is cut off for longer loses its queue_key, not its lock. Who has a shorter
 /// TTL waits with that.
-const WAITING_TTL: Duration = Duration::from_secs(5);
+const WAITER_TTL: Duration = Duration::from_secs(5);
 /// Before the only member is asked again whose connection broke.
-const PAUSE: Duration = Duration::from_millis(20);
+const RETRY_DELAY: Duration = Duration::from_millis(20);
 /// How many transactions are sent as one at most. The server's default limit is 128 operations: the
 /// other half is for the operations within each transaction.
-pub(crate) const TOGETHER: usize = 64;
+pub(crate) const MAX_BATCH: usize = 64;
 /// How often a request asks for another token. One cures it, unless users are changed again
 /// meanwhile.
-const AUTHENTICATIONS: usize = 3;
+const MAX_AUTHENTICATIONS: usize = 3;
 
 /// The members, and the one that answered last.
 pub(crate) struct Cluster {
@@ -47,26 +47,25 @@ pub(crate) struct Cluster {
     /// Missing with the user's own client.
     connector: Option<Connector>,
     authenticator: Authenticator,
-    probe: Probe,
+    handshake: Handshake,
     current: AtomicUsize,
     pub(crate) config: EtcdConfig,
-    pub(crate) names: Names,
+    pub(crate) layout: KeyLayout,
     /// Told when another member is asked from now on: streams that hang on the old one should move.
-    pub(crate) moved: Notify,
-    pub(crate) releases: Releases,
+    pub(crate) member_changed: Notify,
     /// How many transactions are sent as one. Lowered when a server refuses so many
     /// (`--max-txn-ops`, `--max-request-bytes`).
-    together: AtomicUsize,
+    max_batch: AtomicUsize,
 }
 
 impl Cluster {
-    pub(crate) fn at(location: ParsedUrl) -> Arc<Self> {
+    pub(crate) fn at(url: ParsedUrl) -> Arc<Self> {
         let ParsedUrl {
             endpoints,
             connector,
             config,
             credentials,
-        } = location;
+        } = url;
         let members = endpoints.into_iter().map(Connector::connecting);
         let authenticator = Authenticator::new(config.credentials.clone(), credentials);
         Self::new(members.collect(), Some(connector), config, authenticator)
@@ -83,23 +82,22 @@ impl Cluster {
         config: EtcdConfig,
         authenticator: Authenticator,
     ) -> Arc<Self> {
-        let names = Names {
+        let layout = KeyLayout {
             prefix: Arc::clone(&config.prefix),
             exact: config.exact_names,
         };
-        let (current, moved, releases) = (AtomicUsize::new(0), Notify::new(), Releases::default());
-        let (together, probe) = (AtomicUsize::new(TOGETHER), Probe::new(names.probe()));
+        let (current, member_changed) = (AtomicUsize::new(0), Notify::new());
+        let (max_batch, handshake) = (AtomicUsize::new(MAX_BATCH), Handshake::new(layout.probe()));
         Arc::new(Self {
             members,
             connector,
             authenticator,
-            probe,
+            handshake,
             current,
             config,
-            names,
-            moved,
-            releases,
-            together,
+            layout,
+            member_changed,
+            max_batch,
         })
     }
 
@@ -109,7 +107,7 @@ impl Cluster {
     }
 
     /// Whether it is spoken to through the user's own client.
-    pub(crate) fn is_given(&self) -> bool {
+    pub(crate) fn uses_given_client(&self) -> bool {
         self.connector.is_none()
     }
 
@@ -136,23 +134,23 @@ impl Cluster {
 
     /// How long one member may take to answer, so that there is time for another before a lease of
     /// this TTL is over.
-    pub(crate) fn patience(&self, ttl: Ttl) -> Duration {
+    pub(crate) fn request_timeout(&self, ttl: Ttl) -> Duration {
         self.config.timeout.min(ttl.as_duration() / 4)
     }
 
     /// The TTL with which locks of a longer one are waited for. An answer may take half of it, so
     /// that whoever is slow is waited for no less than without it.
-    pub(crate) fn waiting_ttl(&self) -> Ttl {
-        Ttl::new(WAITING_TTL.max(self.config.timeout.saturating_mul(2))).unwrap_or(Ttl::MAX)
+    pub(crate) fn waiter_ttl(&self) -> Ttl {
+        Ttl::new(WAITER_TTL.max(self.config.timeout.saturating_mul(2))).unwrap_or(Ttl::MAX)
     }
 
     /// How long an answer may take in a session of those who wait.
-    pub(crate) fn patience_to_wait(&self, ttl: Ttl) -> Duration {
+    pub(crate) fn waiter_timeout(&self, ttl: Ttl) -> Duration {
         self.config.timeout.min(ttl.as_duration() / 2)
     }
 
     /// Returns the member that is asked first. Streams are opened with it.
-    pub(crate) fn asked_first(&self) -> &Member {
+    pub(crate) fn first_member(&self) -> &Member {
         &self.members[self.current.load(Ordering::Relaxed) % self.members.len()]
     }
 
@@ -160,25 +158,25 @@ impl Cluster {
     pub(crate) async fn call<T, F>(
         &self,
         operation: &'static str,
-        effect: Effect,
-        patience: Duration,
-        call: impl Fn(&Live) -> F,
+        effect: SideEffect,
+        timeout: Duration,
+        call: impl Fn(&Channel) -> F,
     ) -> Result<T>
     where
         F: Future<Output = Result<T, Driver>>,
     {
-        self.call_told(operation, effect, patience, call)
+        self.call_tracking_resends(operation, effect, timeout, call)
             .await
             .map(|(answer, _)| answer)
     }
 
     /// As [`call`](Self::call), and whether an earlier sending of it may still arrive.
-    async fn call_told<T, F>(
+    async fn call_tracking_resends<T, F>(
         &self,
         operation: &'static str,
-        effect: Effect,
-        patience: Duration,
-        call: impl Fn(&Live) -> F,
+        effect: SideEffect,
+        timeout: Duration,
+        call: impl Fn(&Channel) -> F,
     ) -> Result<(T, bool)>
     where
         F: Future<Output = Result<T, Driver>>,
@@ -190,12 +188,15 @@ impl Cluster {
             let index = (first + attempt) % self.members.len();
             let member = &self.members[index];
             if attempt > 0 && self.members.len() == 1 {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(RETRY_DELAY).await;
             }
-            let Failed {
+            let MemberError {
                 error: failed,
-                elsewhere,
-            } = match self.ask(member, operation, effect, patience, &call).await {
+                try_next,
+            } = match self
+                .call_member(member, operation, effect, timeout, &call)
+                .await
+            {
                 Ok(answer) => {
                     if index != first {
                         self.move_from(first, index);
@@ -208,7 +209,7 @@ impl Cluster {
                 doubt = Some(failed.clone());
             }
             failure = Some(failed);
-            if !elsewhere || attempt + 1 == self.members.len() && self.members.len() > 1 {
+            if !try_next || attempt + 1 == self.members.len() && self.members.len() > 1 {
                 break;
             }
         }
@@ -219,83 +220,83 @@ impl Cluster {
     }
 
     /// The answer of one member. If it refuses the token, it is asked again with another one.
-    pub(crate) async fn ask<T, F>(
+    pub(crate) async fn call_member<T, F>(
         &self,
         member: &Member,
         operation: &'static str,
-        effect: Effect,
-        patience: Duration,
-        call: impl Fn(&Live) -> F,
-    ) -> Result<T, Failed>
+        effect: SideEffect,
+        timeout: Duration,
+        call: impl Fn(&Channel) -> F,
+    ) -> Result<T, MemberError>
     where
         F: Future<Output = Result<T, Driver>>,
     {
         // The only member has had its time.
-        let elsewhere = self.members.len() > 1;
+        let try_next = self.members.len() > 1;
         let timed_out = || {
-            let error = error::timed_out(operation, Effect::None, &member.address, patience);
-            Failed { error, elsewhere }
+            let error = error::timed_out(operation, SideEffect::None, &member.address, timeout);
+            MemberError { error, try_next }
         };
-        let live = match member.known() {
-            Some(live) => live,
-            None => timeout(
-                patience,
-                member.connect(&self.authenticator, operation, &self.probe),
+        let channel = match member.channel() {
+            Some(channel) => channel,
+            None => tokio::time::timeout(
+                timeout,
+                member.connect(&self.authenticator, operation, &self.handshake),
             )
             .await
             .unwrap_or_else(|_elapsed| Err(timed_out()))?,
         };
         for authentications in 0.. {
-            let token = live.token();
+            let token = channel.token();
             // Boxed: the driver's futures are of several kilobytes, and would be moved with each
             // that they are put into.
-            match timeout(patience, Box::pin(call(&live))).await {
+            match tokio::time::timeout(timeout, Box::pin(call(&channel))).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 // Refused, so nothing has happened: it may be sent again.
                 Ok(Err(error))
-                    if self.may_authenticate(&error) && authentications < AUTHENTICATIONS =>
+                    if self.needs_new_token(&error) && authentications < MAX_AUTHENTICATIONS =>
                 {
-                    timeout(
-                        patience,
-                        member.authenticate(&live, token, &self.authenticator, operation),
+                    tokio::time::timeout(
+                        timeout,
+                        member.authenticate(&channel, token, &self.authenticator, operation),
                     )
                     .await
                     .unwrap_or_else(|_elapsed| Err(timed_out()))?;
                 }
                 Ok(Err(error)) => {
-                    let elsewhere = error::is_elsewhere_better(&error);
-                    let error = error::of_driver(error, operation, effect, &member.address);
-                    return Err(Failed { error, elsewhere });
+                    let try_next = error::may_succeed_elsewhere(&error);
+                    let error = error::from_driver(error, operation, effect, &member.address);
+                    return Err(MemberError { error, try_next });
                 }
                 Err(_elapsed) => break,
             }
         }
-        member.forget(&live);
-        Err(Failed {
-            error: error::timed_out(operation, effect, &member.address, patience),
-            elsewhere,
+        member.discard(&channel);
+        Err(MemberError {
+            error: error::timed_out(operation, effect, &member.address, timeout),
+            try_next,
         })
     }
 
     /// Whether another token may cure this error.
-    pub(crate) fn may_authenticate(&self, error: &Driver) -> bool {
+    pub(crate) fn needs_new_token(&self, error: &Driver) -> bool {
         self.authenticator.has_credentials() && error::is_token_refused(error)
     }
 
     /// Gets another token for the member that is asked first, because a stream was refused with the
     /// present one.
     pub(crate) async fn authenticate(&self, operation: &'static str) -> Result<()> {
-        let member = self.asked_first();
-        let Some(live) = member.known() else {
+        let member = self.first_member();
+        let Some(channel) = member.channel() else {
             return Ok(());
         };
         let authenticated =
-            member.authenticate(&live, live.token(), &self.authenticator, operation);
-        match timeout(self.config.timeout, authenticated).await {
+            member.authenticate(&channel, channel.token(), &self.authenticator, operation);
+        match tokio::time::timeout(self.config.timeout, authenticated).await {
             Ok(authenticated) => authenticated.map_err(|failed| failed.error),
             Err(_elapsed) => Err(error::timed_out(
                 operation,
-                Effect::None,
+                SideEffect::None,
                 &member.address,
                 self.config.timeout,
             )),
@@ -303,11 +304,11 @@ impl Cluster {
     }
 
     /// The current member does not answer on a stream: the next is asked first.
-    pub(crate) fn distrust(&self) {
+    pub(crate) fn skip_current_member(&self) {
         let current = self.current.load(Ordering::Relaxed);
         let member = &self.members[current % self.members.len()];
-        if let Some(live) = member.known() {
-            member.forget(&live);
+        if let Some(channel) = member.channel() {
+            member.discard(&channel);
         }
         self.move_from(current, (current + 1) % self.members.len());
     }
@@ -318,59 +319,59 @@ impl Cluster {
             .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok()
         {
-            self.moved.notify_waiters();
+            self.member_changed.notify_waiters();
         }
     }
 
     pub(crate) async fn txn(
         &self,
         operation: &'static str,
-        effect: Effect,
-        patience: Duration,
+        effect: SideEffect,
+        timeout: Duration,
         txn: &Txn,
     ) -> Result<TxnResponse> {
-        self.txn_told(operation, effect, patience, || txn.clone())
+        self.txn_tracking_resends(operation, effect, timeout, || txn.clone())
             .await
             .map(|(answer, _)| answer)
     }
 
     /// Sends what `txn` makes, once for each time that it is sent. And whether an earlier sending
     /// of it may still arrive.
-    pub(crate) async fn txn_told(
+    pub(crate) async fn txn_tracking_resends(
         &self,
         operation: &'static str,
-        effect: Effect,
-        patience: Duration,
+        effect: SideEffect,
+        timeout: Duration,
         txn: impl Fn() -> Txn,
     ) -> Result<(TxnResponse, bool)> {
-        self.call_told(operation, effect, patience, |live| {
-            let (mut kv, txn) = (live.kv.clone(), txn());
+        self.call_tracking_resends(operation, effect, timeout, |channel| {
+            let (mut kv, txn) = (channel.kv.clone(), txn());
             async move { kv.txn(txn).await }
         })
         .await
     }
 
     /// Returns how many transactions may be sent as one.
-    pub(crate) fn together(&self) -> usize {
-        self.together.load(Ordering::Relaxed)
+    pub(crate) fn max_batch(&self) -> usize {
+        self.max_batch.load(Ordering::Relaxed)
     }
 
     /// Sends transactions as one. Returns `None` if the server refuses so many: then nothing has
     /// happened, and [`together`](Self::together) returns fewer. Also returns whether an earlier
     /// sending may still arrive.
-    pub(crate) async fn txns_told(
+    pub(crate) async fn txns_tracking_resends(
         &self,
         operation: &'static str,
-        patience: Duration,
+        timeout: Duration,
         txns: impl Fn() -> Vec<TxnOp>,
     ) -> Result<(Option<TxnResponse>, bool)> {
-        self.call_told(operation, Effect::Writes, patience, |live| {
-            let (mut kv, txns) = (live.kv.clone(), txns());
+        self.call_tracking_resends(operation, SideEffect::Writes, timeout, |channel| {
+            let (mut kv, txns) = (channel.kv.clone(), txns());
             async move {
                 let many = txns.len();
                 match kv.txn(Txn::new().and_then(txns)).await {
                     Err(error) if many > 1 && error::is_too_large(&error) => {
-                        self.together.fetch_min(many / 2, Ordering::Relaxed);
+                        self.max_batch.fetch_min(many / 2, Ordering::Relaxed);
                         Ok(None)
                     }
                     answer => answer.map(Some),
@@ -381,14 +382,14 @@ impl Cluster {
     }
 
     /// Deletes a key: how many there were, and whether an earlier sending of it may still arrive.
-    pub(crate) async fn delete_told(
+    pub(crate) async fn delete_tracking_resends(
         &self,
         operation: &'static str,
-        patience: Duration,
+        timeout: Duration,
         key: &EtcdKey,
     ) -> Result<(i64, bool)> {
-        self.call_told(operation, Effect::Writes, patience, |live| {
-            let (mut kv, key) = (live.kv.clone(), key.to_vec());
+        self.call_tracking_resends(operation, SideEffect::Writes, timeout, |channel| {
+            let (mut kv, key) = (channel.kv.clone(), key.to_vec());
             async move { kv.delete(key, None).await.map(|answer| answer.deleted()) }
         })
         .await
@@ -398,12 +399,12 @@ impl Cluster {
     pub(crate) async fn get(
         &self,
         operation: &'static str,
-        patience: Duration,
+        timeout: Duration,
         key: &EtcdKey,
         options: Option<GetOptions>,
     ) -> Result<GetResponse> {
-        self.call(operation, Effect::None, patience, |live| {
-            let (mut kv, key, options) = (live.kv.clone(), key.to_vec(), options.clone());
+        self.call(operation, SideEffect::None, timeout, |channel| {
+            let (mut kv, key, options) = (channel.kv.clone(), key.to_vec(), options.clone());
             async move { kv.get(key, options).await }
         })
         .await

@@ -10,11 +10,38 @@ pub(crate) const BACKEND: &str = "etcd";
 
 /// What a lost answer leaves open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
+pub(crate) enum SideEffect {
     /// The operation changes something: without an answer it may have happened.
     Writes,
     /// It changes nothing.
     None,
+}
+
+/// The failure of a request to one member.
+#[derive(Clone, Debug)]
+pub(crate) struct MemberError {
+    pub(crate) error: Error,
+    /// Whether the request may succeed at the next member.
+    pub(crate) try_next: bool,
+}
+
+impl MemberError {
+    /// Converts the driver's error of a request without side effects.
+    pub(crate) fn from_driver(error: Driver, operation: &'static str, address: &str) -> Self {
+        let try_next = may_succeed_elsewhere(&error);
+        Self {
+            error: from_driver(error, operation, SideEffect::None, address),
+            try_next,
+        }
+    }
+
+    /// Creates an error that every other member would return too.
+    pub(crate) fn fatal(error: Error) -> Self {
+        Self {
+            error,
+            try_next: false,
+        }
+    }
 }
 
 /// An error of this backend without a cause.
@@ -33,7 +60,7 @@ pub(crate) fn protocol(operation: &'static str) -> Error {
     )
 }
 
-/// Names backend and operation in an error of core's.
+/// KeyLayout backend and operation in an error of core's.
 pub(crate) fn named(error: Error, operation: &'static str) -> Error {
     if error.backend().is_some() {
         error
@@ -42,15 +69,15 @@ pub(crate) fn named(error: Error, operation: &'static str) -> Error {
     }
 }
 
-/// No answer came within `patience`.
+/// No answer came within `timeout`.
 pub(crate) fn timed_out(
     operation: &'static str,
-    effect: Effect,
+    effect: SideEffect,
     endpoint: &str,
-    patience: Duration,
+    timeout: Duration,
 ) -> Error {
     let message = format!(
-        "no answer from {endpoint} within {patience:?} (the option `timeout`, and at most a quarter of the TTL); is the \
+        "no answer from {endpoint} within {timeout:?} (the option `timeout`, and at most a quarter of the TTL); is the \
          server overloaded, stopped or unreachable?{}",
         hint(operation, endpoint)
     );
@@ -69,7 +96,7 @@ fn hint(operation: &str, endpoint: &str) -> &'static str {
 }
 
 /// Whether asking another member of the cluster may help.
-pub(crate) fn is_elsewhere_better(error: &Driver) -> bool {
+pub(crate) fn may_succeed_elsewhere(error: &Driver) -> bool {
     match error {
         Driver::GRpcStatus(status) => {
             matches!(
@@ -150,13 +177,13 @@ const UNAVAILABLE: i32 = 14;
 const UNAUTHENTICATED: i32 = 16;
 
 /// Maps the driver's error of a request to `endpoint`.
-pub(crate) fn of_driver(
+pub(crate) fn from_driver(
     error: Driver,
     operation: &'static str,
-    effect: Effect,
+    effect: SideEffect,
     endpoint: &str,
 ) -> Error {
-    let why = why(&error);
+    let cause = cause(&error);
     let (kind, message) = match &error {
         _ if is_lease_gone(&error) => {
             (ErrorKind::Lost, "the server knows no such lease: it expired or was revoked".into())
@@ -168,37 +195,40 @@ pub(crate) fn of_driver(
         _ if is_too_large(&error) => (
             ErrorKind::Unsupported,
             format!(
-                "the server refuses a request of one lock ({why}); raise its `--max-txn-ops` to 3 or more, or its \
+                "the server refuses a request of one lock ({cause}); raise its `--max-txn-ops` to 3 or more, or its \
                  `--max-request-bytes`"
             ),
         ),
-        _ if is_certificate(&why) => certificate(endpoint, &why),
+        _ if is_certificate(&cause) => certificate(endpoint, &cause),
         Driver::GRpcStatus(status) => match status.message().split_once(FROM_HTTP) {
             Some((_, answered)) => of_web_server(answered, effect, endpoint),
-            None => of_status(i32::from(status.code()), status.message(), &why, operation, effect, endpoint),
+            None => of_status(i32::from(status.code()), status.message(), &cause, operation, effect, endpoint),
         },
-        Driver::TransportError(_) | Driver::IoError(_) => broken(&why, operation, effect, endpoint),
+        Driver::TransportError(_) | Driver::IoError(_) => broken(&cause, operation, effect, endpoint),
         Driver::WatchError(_) | Driver::LeaseKeepAliveError(_) => {
-            (lost_answer(effect), format!("the stream with {endpoint} ended: {why}"))
+            (lost_answer(effect), format!("the stream with {endpoint} ended: {cause}"))
         }
         Driver::InvalidArgs(_)
         | Driver::InvalidUri(_)
         | Driver::EndpointError(_)
         | Driver::EndpointsNotManaged
         | Driver::InvalidMetadataValue(_) => {
-            (ErrorKind::InvalidInput, format!("the driver refuses its settings for {endpoint}: {why}"))
+            (ErrorKind::InvalidInput, format!("the driver refuses its settings for {endpoint}: {cause}"))
         }
-        _ => (ErrorKind::UnexpectedResponse, format!("the driver failed: {why}")),
+        _ => (ErrorKind::UnexpectedResponse, format!("the driver failed: {cause}")),
     };
-    plain(kind, operation, message).with_source(Cause { why, driver: error })
+    plain(kind, operation, message).with_source(Cause {
+        cause,
+        driver: error,
+    })
 }
 
 fn of_status(
     code: i32,
     message: &str,
-    why: &str,
+    cause: &str,
     operation: &str,
-    effect: Effect,
+    effect: SideEffect,
     endpoint: &str,
 ) -> (ErrorKind, String) {
     let denied = |what: &str| {
@@ -239,7 +269,7 @@ fn of_status(
             format!("the server gave up: {message}"),
         ),
         CANCELLED | UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE => {
-            broken(why, operation, effect, endpoint)
+            broken(cause, operation, effect, endpoint)
         }
         UNIMPLEMENTED => (
             ErrorKind::Unsupported,
@@ -255,7 +285,7 @@ fn of_status(
 /// Part of the driver's message about an answer without a gRPC status.
 const FROM_HTTP: &str = "mapped from HTTP status code ";
 
-fn of_web_server(status: &str, effect: Effect, endpoint: &str) -> (ErrorKind, String) {
+fn of_web_server(status: &str, effect: SideEffect, endpoint: &str) -> (ErrorKind, String) {
     // Too many requests, and gateways whose server is down: temporary.
     let passes = ["429", "502", "503", "504"].contains(&status);
     let kind = if passes {
@@ -270,7 +300,7 @@ fn of_web_server(status: &str, effect: Effect, endpoint: &str) -> (ErrorKind, St
     (kind, message)
 }
 
-fn broken(why: &str, operation: &str, effect: Effect, endpoint: &str) -> (ErrorKind, String) {
+fn broken(cause: &str, operation: &str, effect: SideEffect, endpoint: &str) -> (ErrorKind, String) {
     // Where no connection came about, nothing was sent.
     let connecting = [
         "tcp connect error",
@@ -278,19 +308,19 @@ fn broken(why: &str, operation: &str, effect: Effect, endpoint: &str) -> (ErrorK
         "dns error",
         "failed to lookup",
     ];
-    if connecting.iter().any(|sign| why.contains(sign)) {
-        let remedy = if why.contains("deadline has elapsed") {
+    if connecting.iter().any(|sign| cause.contains(sign)) {
+        let remedy = if cause.contains("deadline has elapsed") {
             "nobody answered within the option `connect-timeout`, 1 s unless set; check the address, and firewalls"
         } else {
             "check the address, and that a server runs there"
         };
         return (
             ErrorKind::Unavailable,
-            format!("cannot connect to {endpoint} ({why}); {remedy}"),
+            format!("cannot connect to {endpoint} ({cause}); {remedy}"),
         );
     }
     let hint = hint(operation, endpoint);
-    if why == NOT_HTTP_2 {
+    if cause == NOT_HTTP_2 {
         return (
             lost_answer(effect),
             format!("what {endpoint} answered is {NOT_HTTP_2}, which etcd speaks.{hint}"),
@@ -298,44 +328,44 @@ fn broken(why: &str, operation: &str, effect: Effect, endpoint: &str) -> (ErrorK
     }
     let ended = if hint.is_empty() { "" } else { "." };
     let message =
-        format!("the connection to {endpoint} broke before the answer came ({why}){ended}{hint}");
+        format!("the connection to {endpoint} broke before the answer came ({cause}){ended}{hint}");
     (lost_answer(effect), message)
 }
 
-fn certificate(endpoint: &str, why: &str) -> (ErrorKind, String) {
-    if why.contains(ALERT) {
+fn certificate(endpoint: &str, cause: &str) -> (ErrorKind, String) {
+    if cause.contains(ALERT) {
         let remedy = "name one that its authority signed with `?cert=/path/to/cert.pem&key=/path/to/key.pem`";
         return (
             ErrorKind::Denied,
-            format!("{endpoint} did not accept our certificate ({why}); {remedy}"),
+            format!("{endpoint} did not accept our certificate ({cause}); {remedy}"),
         );
     }
     let remedy = "name the CA that signed it with `?ca=/path/to/ca.pem`, and connect by a host name that it contains";
     (
         ErrorKind::Denied,
-        format!("the certificate of {endpoint} was not accepted ({why}); {remedy}"),
+        format!("the certificate of {endpoint} was not accepted ({cause}); {remedy}"),
     )
 }
 
 /// What the other side says of us.
 const ALERT: &str = "received fatal alert";
 
-fn is_certificate(why: &str) -> bool {
+fn is_certificate(cause: &str) -> bool {
     ["certificate", "Certificate", "UnknownIssuer", "UnknownCA"]
         .iter()
-        .any(|sign| why.contains(sign))
+        .any(|sign| cause.contains(sign))
 }
 
-fn lost_answer(effect: Effect) -> ErrorKind {
+fn lost_answer(effect: SideEffect) -> ErrorKind {
     match effect {
-        Effect::Writes => ErrorKind::Indeterminate,
-        Effect::None => ErrorKind::Unavailable,
+        SideEffect::Writes => ErrorKind::Indeterminate,
+        SideEffect::None => ErrorKind::Unavailable,
     }
 }
 
 /// Returns the messages of an error and its causes. The driver's own message shows the causes with
 /// `Debug`.
-fn why(error: &Driver) -> String {
+fn cause(error: &Driver) -> String {
     let (says, mut next) = match error {
         Driver::GRpcStatus(status) => (
             status.message().to_owned(),
@@ -358,12 +388,12 @@ fn why(error: &Driver) -> String {
     if parts.len() > 1 {
         parts.retain(|part| part != "transport error");
     }
-    let why = parts.join(": ");
+    let cause = parts.join(": ");
     // Found by the driver in what came; which frame is wrong helps nobody.
-    if why.contains("http2 error") && why.contains("detected") {
+    if cause.contains("http2 error") && cause.contains("detected") {
         NOT_HTTP_2.to_owned()
     } else {
-        why
+        cause
     }
 }
 
@@ -373,14 +403,14 @@ const NOT_HTTP_2: &str = "not HTTP/2";
 /// The driver's error, with a readable message.
 #[derive(Debug)]
 struct Cause {
-    why: String,
+    cause: String,
     #[expect(dead_code, reason = "shown by `Debug`")]
     driver: Driver,
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.why)
+        f.write_str(&self.cause)
     }
 }
 
@@ -393,8 +423,8 @@ mod tests {
 
     use super::*;
 
-    fn mapped(code: Code, message: &str, effect: Effect) -> Error {
-        of_driver(
+    fn mapped(code: Code, message: &str, effect: SideEffect) -> Error {
+        from_driver(
             Driver::GRpcStatus(Status::new(code, message)),
             "acquire",
             effect,
@@ -510,7 +540,7 @@ mod tests {
                 "something new",
             ),
         ] {
-            let error = mapped(code, message, Effect::Writes);
+            let error = mapped(code, message, SideEffect::Writes);
             assert_eq!(error.kind(), kind, "{message}: {error}");
             assert!(error.to_string().contains(says), "{message}: {error}");
             assert!(
@@ -525,7 +555,7 @@ mod tests {
     fn what_is_not_http_2_is_named() {
         let says =
             "h2 protocol error: http2 error: connection error detected: frame with invalid size";
-        let error = mapped(Code::Internal, says, Effect::None);
+        let error = mapped(Code::Internal, says, SideEffect::None);
         assert_eq!(
             error.message(),
             "what etcd://h:2379 answered is not HTTP/2, which etcd speaks."
@@ -538,14 +568,14 @@ mod tests {
             mapped(
                 Code::ResourceExhausted,
                 "etcdserver: too many requests",
-                Effect::Writes
+                SideEffect::Writes
             )
             .is_retryable()
         );
         let lost = mapped(
             Code::Unavailable,
             "etcdserver: request timed out",
-            Effect::None,
+            SideEffect::None,
         );
         assert_eq!(lost.kind(), ErrorKind::Unavailable);
     }

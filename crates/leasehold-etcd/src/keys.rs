@@ -61,9 +61,9 @@ impl fmt::Debug for EtcdKey {
 
 /// Where all that contend for one lock have their keys: `<prefix><name>/`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Directory(EtcdKey);
+pub(crate) struct LockPrefix(EtcdKey);
 
-impl Directory {
+impl LockPrefix {
     pub(crate) fn start(&self) -> Vec<u8> {
         self.0.to_vec()
     }
@@ -91,14 +91,14 @@ impl Directory {
         EtcdKey::from(key)
     }
 
-    /// What a key under this directory says.
-    pub(crate) fn read(&self, key: &[u8]) -> Member {
+    /// What a key under this lock_prefix says.
+    pub(crate) fn read(&self, key: &[u8]) -> KeyOwner {
         let rest = key.strip_prefix(self.0.as_bytes()).unwrap_or_default();
         let (shared, rest) = match rest.strip_prefix(READER) {
             Some(rest) => (true, rest),
             None => (false, rest),
         };
-        let foreign = Member {
+        let foreign = KeyOwner {
             ours: false,
             shared: false,
             of: None,
@@ -112,12 +112,12 @@ impl Directory {
                 .then_some(part)
         });
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(Some(_)), Some(Some(_)), None, None) => Member {
+            (Some(Some(_)), Some(Some(_)), None, None) => KeyOwner {
                 ours: true,
                 shared,
                 of: None,
             },
-            (Some(Some(_)), Some(Some(_)), Some(Some(of)), None) => Member {
+            (Some(Some(_)), Some(Some(_)), Some(Some(of)), None) => KeyOwner {
                 ours: true,
                 shared,
                 of: of.parse().ok(),
@@ -137,7 +137,7 @@ impl Directory {
 
 /// What a key says about who wrote it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Member {
+pub(crate) struct KeyOwner {
     /// Whether Leasehold wrote it.
     pub(crate) ours: bool,
     pub(crate) shared: bool,
@@ -146,16 +146,16 @@ pub(crate) struct Member {
 
 /// The prefix and the profile.
 #[derive(Clone, Debug)]
-pub(crate) struct Names {
+pub(crate) struct KeyLayout {
     pub(crate) prefix: Arc<[u8]>,
     pub(crate) exact: bool,
 }
 
-impl Names {
-    pub(crate) fn directory(&self, key: &LockKey, permits: bool) -> Result<Directory> {
+impl KeyLayout {
+    pub(crate) fn lock_prefix(&self, key: &LockKey, permits: bool) -> Result<LockPrefix> {
         let name = key.as_bytes();
-        let mut directory = Vec::with_capacity(self.prefix.len() + name.len() + 16);
-        directory.extend_from_slice(&self.prefix);
+        let mut lock_prefix = Vec::with_capacity(self.prefix.len() + name.len() + 16);
+        lock_prefix.extend_from_slice(&self.prefix);
         if self.exact {
             if [PERMITS, SESSION, BROKEN]
                 .iter()
@@ -169,18 +169,18 @@ impl Names {
                     ),
                 ));
             }
-            directory.extend_from_slice(name);
+            lock_prefix.extend_from_slice(name);
         } else {
             for byte in name {
                 match byte {
-                    b'/' => directory.extend_from_slice(b"%2F"),
-                    b'%' => directory.extend_from_slice(b"%25"),
-                    byte => directory.push(*byte),
+                    b'/' => lock_prefix.extend_from_slice(b"%2F"),
+                    b'%' => lock_prefix.extend_from_slice(b"%25"),
+                    byte => lock_prefix.push(*byte),
                 }
             }
         }
-        directory.extend_from_slice(if permits { PERMITS } else { b"/" });
-        Ok(Directory(EtcdKey::from(directory)))
+        lock_prefix.extend_from_slice(if permits { PERMITS } else { b"/" });
+        Ok(LockPrefix(EtcdKey::from(lock_prefix)))
     }
 
     /// A key that never exists. A user who may use the prefix may read it.
@@ -252,26 +252,26 @@ fn contains(name: &[u8], part: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn names(exact: bool) -> Names {
-        Names {
+    fn layout(exact: bool) -> KeyLayout {
+        KeyLayout {
             prefix: b"shop:".as_slice().into(),
             exact,
         }
     }
 
     fn key_of(name: &str, mode: Mode, exact: bool) -> String {
-        let directory = names(exact)
-            .directory(&LockKey::new(name).unwrap(), mode.is_permit())
+        let lock_prefix = layout(exact)
+            .lock_prefix(&LockKey::new(name).unwrap(), mode.is_permit())
             .unwrap();
-        let key = directory.key(mode, 0x694d_1234, 0x1f);
-        let member = directory.read(key.as_bytes());
+        let key = lock_prefix.key(mode, 0x694d_1234, 0x1f);
+        let owner = lock_prefix.read(key.as_bytes());
         let of = match mode {
             Mode::Permit { of } => Some(of.get()),
             _ => None,
         };
         assert_eq!(
-            member,
-            Member {
+            owner,
+            KeyOwner {
                 ours: true,
                 shared: mode == Mode::Shared,
                 of
@@ -302,7 +302,7 @@ mod tests {
             key_of("item", permit, false),
             "shop:item%permits/694d1234-1f-14"
         );
-        assert_eq!(names(false).session(0x1f).as_bytes(), b"shop:%session/1f");
+        assert_eq!(layout(false).session(0x1f).as_bytes(), b"shop:%session/1f");
         let request = Request::new(LockKey::new("a").unwrap())
             .with_owner(0xab.into())
             .with_label("host");
@@ -325,7 +325,7 @@ mod tests {
         .iter()
         .flat_map(|name| {
             let key = LockKey::new(name).unwrap();
-            [false, true].map(|permits| names(false).directory(&key, permits).unwrap().start())
+            [false, true].map(|permits| layout(false).lock_prefix(&key, permits).unwrap().start())
         })
         .collect();
         for (at, one) in starts.iter().enumerate() {
@@ -340,30 +340,30 @@ mod tests {
 
     #[test]
     fn keys_of_other_programs_are_foreign() {
-        let directory = names(false)
-            .directory(&LockKey::new("a").unwrap(), false)
+        let lock_prefix = layout(false)
+            .lock_prefix(&LockKey::new("a").unwrap(), false)
             .unwrap();
         for key in ["694d1234", "r-1", "", "x-y-z", "1-2-3-4", "1-x"] {
-            assert!(!directory.read(format!("shop:a/{key}").as_bytes()).ours);
+            assert!(!lock_prefix.read(format!("shop:a/{key}").as_bytes()).ours);
         }
     }
 
     #[test]
     fn a_mark_names_its_key() {
-        let mark = names(false).mark(b"shop:item/1-2", 77).unwrap();
+        let mark = layout(false).mark(b"shop:item/1-2", 77).unwrap();
         assert_eq!(mark.as_bytes(), b"shop:%broken/77/item/1-2");
         assert_eq!(
-            names(false).marked(mark.as_bytes()),
+            layout(false).marked(mark.as_bytes()),
             Some((b"shop:item/1-2".as_slice().into(), 77))
         );
-        assert_eq!(names(false).marked(b"shop:item/1-2"), None);
+        assert_eq!(layout(false).marked(b"shop:item/1-2"), None);
     }
 
     #[test]
     fn exact_names_that_look_like_ours_are_refused() {
         assert!(
-            names(true)
-                .directory(&LockKey::new("a%permits").unwrap(), false)
+            layout(true)
+                .lock_prefix(&LockKey::new("a%permits").unwrap(), false)
                 .is_err()
         );
     }

@@ -10,14 +10,14 @@ use leasehold_core::{
 
 use crate::{
     error::{self, named},
-    queue::{Place, Step},
+    queue::{QueueKey, TxnKind},
     session::{EtcdSessions, run},
 };
 
 pub(crate) struct EtcdLease {
     claim: Claim<EtcdSessions>,
     request: Request,
-    place: Arc<Place>,
+    queue_key: Arc<QueueKey>,
     /// The create revision of its key.
     revision: i64,
     release: ReleaseTracker,
@@ -27,14 +27,14 @@ impl EtcdLease {
     pub(crate) fn new(
         claim: Claim<EtcdSessions>,
         request: Request,
-        place: Arc<Place>,
+        queue_key: Arc<QueueKey>,
         revision: i64,
     ) -> Self {
-        claim.session().handle().hold(&place.key, revision);
+        claim.session().handle().add_held(&queue_key.key, revision);
         Self {
             claim,
             request,
-            place,
+            queue_key,
             revision,
             release: ReleaseTracker::new(),
         }
@@ -45,7 +45,7 @@ impl EtcdLease {
 impl Lease for EtcdLease {
     fn fencing_token(&self) -> Option<FencingToken> {
         let token = u64::try_from(self.revision).ok().map(FencingToken::new);
-        token.filter(|_| !self.place.mode.is_permit())
+        token.filter(|_| !self.queue_key.mode.is_permit())
     }
 
     fn valid_until(&self) -> Deadline {
@@ -80,23 +80,25 @@ impl Lease for EtcdLease {
         if let Some(told) = self.release.begin() {
             return Ok(told);
         }
-        let step = Step::Release {
+        let kind = TxnKind::Release {
             revision: self.revision,
             again,
         };
-        let freed =
-            run(&[&self.claim], "release", &self.place, step)
-                .await
-                .map(|(answer, twice)| {
-                    if twice {
-                        self.release.sent_again();
-                    }
-                    answer.freed()
-                });
+        let freed = run(&[&self.claim], "release", &self.queue_key, kind)
+            .await
+            .map(|(answer, resent)| {
+                if resent {
+                    self.release.sent_again();
+                }
+                answer.freed()
+            });
         let released = self.release.settle(freed, || {
             !self.claim.valid_until().is_past(self.request.now())
         })?;
-        self.claim.session().handle().forget(&self.place.key);
+        self.claim
+            .session()
+            .handle()
+            .remove_held(&self.queue_key.key);
         self.claim.release();
         Ok(released)
     }
@@ -107,7 +109,10 @@ impl Drop for EtcdLease {
         if self.release.told().is_none() {
             // Nobody released it: its key is there until the session's end or the next renewal, and
             // not to be used again.
-            self.claim.session().handle().forget(&self.place.key);
+            self.claim
+                .session()
+                .handle()
+                .remove_held(&self.queue_key.key);
             self.claim.retire();
         }
     }
@@ -117,7 +122,7 @@ impl fmt::Debug for EtcdLease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EtcdLease")
             .field("request", &self.request)
-            .field("key", &self.place.key)
+            .field("key", &self.queue_key.key)
             .field("revision", &self.revision)
             .field("release", &self.release)
             .finish_non_exhaustive()

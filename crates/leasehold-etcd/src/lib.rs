@@ -1,23 +1,23 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod admin;
 mod authenticator;
 mod backend;
 mod batch;
+mod channel;
 mod config;
 mod connection;
+mod connector;
 mod error;
-mod inspect;
+mod handshake;
 mod keys;
 mod lease;
 mod member;
 mod pending_lock;
-mod probe;
 mod queue;
-mod releases;
-mod revoke;
 mod session;
-mod url;
+mod versions;
 mod waiters;
 
 /// The driver.

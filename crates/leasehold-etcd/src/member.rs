@@ -1,67 +1,27 @@
 //! [`Member`]: one member of the cluster.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
-use etcd_client::{Channel, Client, ConnectOptions, KvClient, LeaseClient, WatchClient};
+use etcd_client::{Client, ConnectOptions};
 use tokio::time::Instant;
 use tonic::transport::Endpoint;
 
 use crate::{
-    authenticator::{Authenticator, Failed},
-    probe::Probe,
+    authenticator::Authenticator, channel::Channel, error::MemberError, handshake::Handshake,
 };
-
-/// The longest answer that is read. The driver's default of 4 MiB is less than the queue of one
-/// lock can be.
-const LONGEST_ANSWER: usize = 16 << 20;
 
 /// One member, and the connection to it if there is one.
 pub(crate) struct Member {
     /// Such as `etcd://10.0.0.1:2379`; for people.
     pub(crate) address: String,
-    source: Source,
-    live: Mutex<Option<Arc<Live>>>,
+    source: ChannelSource,
+    channel: Mutex<Option<Arc<Channel>>>,
 }
 
-enum Source {
+enum ChannelSource {
     Url(Box<(Endpoint, ConnectOptions)>),
     /// The user's own client, which balances over whatever endpoints it has.
     Client(Box<Client>),
-}
-
-/// The driver's clients of one connection.
-pub(crate) struct Live {
-    pub(crate) client: Client,
-    pub(crate) kv: KvClient,
-    pub(crate) lease: LeaseClient,
-    pub(crate) watch: WatchClient,
-    /// How many tokens it has had.
-    tokens: AtomicU64,
-    /// One authentication at a time. Its failure, and when it was begun.
-    authenticating: tokio::sync::Mutex<Option<(Instant, Failed)>>,
-}
-
-impl Live {
-    fn of(client: &Client) -> Arc<Self> {
-        Arc::new(Self {
-            client: client.clone(),
-            kv: client.kv_client().max_decoding_message_size(LONGEST_ANSWER),
-            lease: client.lease_client(),
-            watch: client
-                .watch_client()
-                .max_decoding_message_size(LONGEST_ANSWER),
-            tokens: AtomicU64::new(0),
-            authenticating: tokio::sync::Mutex::default(),
-        })
-    }
-
-    /// Returns which token it has, to compare with a later one.
-    pub(crate) fn token(&self) -> u64 {
-        self.tokens.load(Ordering::Acquire)
-    }
 }
 
 impl Member {
@@ -74,8 +34,8 @@ impl Member {
             .replacen("http", "etcd", 1);
         Self {
             address,
-            source: Source::Url(Box::new((endpoint, options))),
-            live: Mutex::default(),
+            source: ChannelSource::Url(Box::new((endpoint, options))),
+            channel: Mutex::default(),
         }
     }
 
@@ -83,51 +43,52 @@ impl Member {
     pub(crate) fn of(client: Client) -> Self {
         Self {
             address: "the given client".into(),
-            source: Source::Client(Box::new(client)),
-            live: Mutex::default(),
+            source: ChannelSource::Client(Box::new(client)),
+            channel: Mutex::default(),
         }
     }
 
     /// Connects, unless another task has done so meanwhile.
     ///
     /// # Errors
-    /// Also those of [`Probe::check`].
+    /// Also those of [`Handshake::check`].
     pub(crate) async fn connect(
         &self,
         authenticator: &Authenticator,
         operation: &'static str,
-        probe: &Probe,
-    ) -> Result<Arc<Live>, Failed> {
-        let live = match &self.source {
+        handshake: &Handshake,
+    ) -> Result<Arc<Channel>, MemberError> {
+        let channel = match &self.source {
             // Does not connect yet, except to authenticate a user.
-            Source::Url(url) => {
+            ChannelSource::Url(url) => {
                 let (endpoint, options) = &**url;
-                let channel = Channel::Tonic(endpoint.connect_lazy());
+                let channel = etcd_client::Channel::Tonic(endpoint.connect_lazy());
                 let client = Client::from_channel(channel, Some(options.clone())).await;
-                let client = client.map_err(|error| Failed::of(error, operation, &self.address))?;
+                let client = client
+                    .map_err(|error| MemberError::from_driver(error, operation, &self.address))?;
                 authenticator
                     .authenticate(&client, operation, &self.address)
                     .await?;
-                Live::of(&client)
+                Channel::new(&client)
             }
-            Source::Client(client) => Live::of(client),
+            ChannelSource::Client(client) => Channel::new(client),
         };
-        probe.check(&live, operation, &self.address).await?;
-        Ok(Arc::clone(self.lock().get_or_insert(live)))
+        handshake.check(&channel, operation, &self.address).await?;
+        Ok(Arc::clone(self.lock().get_or_insert(channel)))
     }
 
     /// Gets another token, unless there is another than `refused` already. Those who ask at the
     /// same time share one answer.
     pub(crate) async fn authenticate(
         &self,
-        live: &Live,
+        channel: &Channel,
         refused: u64,
         authenticator: &Authenticator,
         operation: &'static str,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), MemberError> {
         let asked = Instant::now();
-        let mut failure = live.authenticating.lock().await;
-        if live.token() != refused {
+        let mut failure = channel.authenticating.lock().await;
+        if channel.token() != refused {
             return Ok(());
         }
         if let Some((begun, failed)) = &*failure
@@ -137,11 +98,11 @@ impl Member {
         }
         let begun = Instant::now();
         let outcome = authenticator
-            .authenticate(&live.client, operation, &self.address)
+            .authenticate(&channel.client, operation, &self.address)
             .await;
         match &outcome {
             Ok(()) => {
-                live.tokens.fetch_add(1, Ordering::AcqRel);
+                channel.tokens.fetch_add(1, Ordering::AcqRel);
                 *failure = None;
             }
             Err(failed) => *failure = Some((begun, failed.clone())),
@@ -149,21 +110,23 @@ impl Member {
         outcome
     }
 
-    pub(crate) fn known(&self) -> Option<Arc<Live>> {
+    pub(crate) fn channel(&self) -> Option<Arc<Channel>> {
         self.lock().clone()
     }
 
     /// The next request connects anew: a connection to a member that was stopped may hang for long.
-    pub(crate) fn forget(&self, live: &Arc<Live>) {
+    pub(crate) fn discard(&self, channel: &Arc<Channel>) {
         let mut known = self.lock();
-        if matches!(self.source, Source::Url(_))
-            && known.as_ref().is_some_and(|known| Arc::ptr_eq(known, live))
+        if matches!(self.source, ChannelSource::Url(_))
+            && known
+                .as_ref()
+                .is_some_and(|known| Arc::ptr_eq(known, channel))
         {
             *known = None;
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Live>>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Channel>>> {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,6 +1,6 @@
 //! The transactions of the lock recipe: that of Go's `concurrency.Mutex`, with readers and permits.
 //!
-//! Who has the lowest create revision under the lock's directory holds it. A reader looks only at
+//! Who has the lowest create revision under the lock's lock_prefix holds it. A reader looks only at
 //! those who are not readers; of permits the lowest `of` hold.
 
 use etcd_client::{
@@ -11,47 +11,47 @@ use leasehold_core::{ErrorKind, LockKey, Mode, Result};
 
 use crate::{
     error,
-    keys::{Directory, EtcdKey, Names},
+    keys::{EtcdKey, KeyLayout, LockPrefix},
 };
 
-/// One acquisition's place.
+/// One acquisition's queue_key.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
-    pub(crate) directory: Directory,
+pub(crate) struct QueueKey {
+    pub(crate) lock_prefix: LockPrefix,
     pub(crate) key: EtcdKey,
     pub(crate) mode: Mode,
     /// Of this acquisition and no other.
     pub(crate) value: Vec<u8>,
-    pub(crate) names: Names,
+    pub(crate) layout: KeyLayout,
 }
 
 /// What is asked for it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Step {
-    /// See [`Place::enqueue`].
+pub(crate) enum TxnKind {
+    /// See [`QueueKey::enqueue`].
     Enqueue { lease: i64 },
-    /// See [`Place::attempt`].
+    /// See [`QueueKey::attempt`].
     Attempt { lease: i64 },
-    /// See [`Place::hold`].
+    /// See [`QueueKey::hold`].
     Hold { lease: i64, revision: i64 },
-    /// See [`Place::hold_if_first`].
+    /// See [`QueueKey::hold_if_first`].
     HoldIfFirst { lease: i64, revision: i64 },
-    /// See [`Place::leave`].
+    /// See [`QueueKey::leave`].
     Leave,
-    /// See [`Place::release`]. `again`: an earlier release may have done it.
+    /// See [`QueueKey::release`]. `again`: an earlier release may have done it.
     Release { revision: i64, again: bool },
 }
 
-/// What the server says to a step.
+/// What the server says to a kind.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub(crate) enum TxnResult {
     Txn(TxnResponse),
     /// How many keys were deleted.
     Deleted(i64),
 }
 
-impl Answer {
-    /// Of a step that is a transaction always.
+impl TxnResult {
+    /// Of a kind that is a transaction always.
     pub(crate) fn txn(&self) -> Result<&TxnResponse> {
         match self {
             Self::Txn(answer) => Ok(answer),
@@ -70,7 +70,7 @@ impl Answer {
 
 /// Where it stands.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum QueuePosition {
     /// It holds; its key was created at this revision.
     Holds(i64),
     /// It waits; its key was created at this revision.
@@ -79,16 +79,16 @@ pub(crate) enum Standing {
     Absent,
 }
 
-impl Place {
-    /// The transaction of a step.
-    pub(crate) fn txn(&self, step: Step) -> Txn {
-        match step {
-            Step::Enqueue { lease } => self.enqueue(lease),
-            Step::Attempt { lease } => self.attempt(lease),
-            Step::Hold { lease, revision } => self.hold(lease, revision),
-            Step::HoldIfFirst { lease, revision } => self.hold_if_first(lease, revision),
-            Step::Leave => self.leave(),
-            Step::Release { revision, .. } => self.release(revision),
+impl QueueKey {
+    /// The transaction of a kind.
+    pub(crate) fn txn(&self, kind: TxnKind) -> Txn {
+        match kind {
+            TxnKind::Enqueue { lease } => self.enqueue(lease),
+            TxnKind::Attempt { lease } => self.attempt(lease),
+            TxnKind::Hold { lease, revision } => self.hold(lease, revision),
+            TxnKind::HoldIfFirst { lease, revision } => self.hold_if_first(lease, revision),
+            TxnKind::Leave => self.leave(),
+            TxnKind::Release { revision, .. } => self.release(revision),
         }
     }
 
@@ -106,8 +106,8 @@ impl Place {
                 CompareOp::Equal,
                 0,
             )])
-            .and_then([vec![put], self.heads()].concat())
-            .or_else([vec![mine], self.heads()].concat())
+            .and_then([vec![put], self.first_keys()].concat())
+            .or_else([vec![mine], self.first_keys()].concat())
     }
 
     /// Takes the lock if it is free, in one transaction that compares the whole range; else leaves
@@ -117,11 +117,11 @@ impl Place {
         let free = |start: Vec<u8>, end: Vec<u8>| {
             Compare::create_revision(start, CompareOp::Equal, 0).with_range(end)
         };
-        let (start, end) = (self.directory.start(), self.directory.end());
+        let (start, end) = (self.lock_prefix.start(), self.lock_prefix.end());
         let compares = match self.mode {
             Mode::Permit { .. } => return self.enqueue(lease),
             Mode::Shared => {
-                let (readers, behind) = self.directory.readers();
+                let (readers, behind) = self.lock_prefix.readers();
                 vec![free(start, readers), free(behind, end)]
             }
             _ => vec![free(start, end)],
@@ -148,20 +148,20 @@ impl Place {
     /// As [`hold`](Self::hold), if no key is ahead; otherwise asks where it stands. For exclusive
     /// locks.
     fn hold_if_first(&self, lease: i64, revision: i64) -> Txn {
-        let (start, end) = (self.directory.start(), self.directory.end());
+        let (start, end) = (self.lock_prefix.start(), self.lock_prefix.end());
         let first =
             Compare::create_revision(start, CompareOp::Greater, revision - 1).with_range(end);
         let compares = [self.may_hold(revision), vec![first]].concat();
         Txn::new()
             .when(compares)
             .and_then([self.moved(lease)])
-            .or_else(self.looks(revision))
+            .or_else(self.position_ops(revision))
     }
 
     /// Its key is still there, and no operator has broken the lock that it is about to hold: the
     /// mark would be of the lease that the key leaves.
     fn may_hold(&self, revision: i64) -> Vec<Compare> {
-        let mark = self.names.mark(self.key.as_bytes(), revision);
+        let mark = self.layout.mark(self.key.as_bytes(), revision);
         let unmarked =
             mark.map(|mark| Compare::create_revision(mark.to_vec(), CompareOp::Equal, 0));
         let still = Compare::create_revision(self.key.to_vec(), CompareOp::Equal, revision);
@@ -177,11 +177,11 @@ impl Place {
     }
 
     /// Asks where it stands; `revision` is its own.
-    pub(crate) fn look(&self, revision: i64) -> Txn {
-        Txn::new().and_then(self.looks(revision))
+    pub(crate) fn position_txn(&self, revision: i64) -> Txn {
+        Txn::new().and_then(self.position_ops(revision))
     }
 
-    fn looks(&self, revision: i64) -> Vec<TxnOp> {
+    fn position_ops(&self, revision: i64) -> Vec<TxnOp> {
         let mine = TxnOp::get(self.key.to_vec(), Some(GetOptions::new().with_keys_only()));
         let ahead = |(start, end): (Vec<u8>, Vec<u8>), limit| {
             let options = GetOptions::new()
@@ -195,11 +195,11 @@ impl Place {
         let ranges = self
             .ranges()
             .into_iter()
-            .map(|range| ahead(range, self.holders()));
+            .map(|range| ahead(range, self.max_holders()));
         std::iter::once(mine).chain(ranges).collect()
     }
 
-    /// Whether a step that travels alone is a plain delete of the key, which costs the server a
+    /// Whether a kind that travels alone is a plain delete of the key, which costs the server a
     /// tenth less of a pair than a transaction that compares first (measured).
     ///
     /// The name of the key is what is compared: it has the lease and a slot of this acquisition in
@@ -208,8 +208,8 @@ impl Place {
     /// earlier release may have been done.
     ///
     /// [`Claim::retire`]: leasehold_core::session::Claim::retire
-    pub(crate) fn is_delete(step: Step) -> bool {
-        matches!(step, Step::Leave | Step::Release { again: false, .. })
+    pub(crate) fn is_delete(kind: TxnKind) -> bool {
+        matches!(kind, TxnKind::Leave | TxnKind::Release { again: false, .. })
     }
 
     /// Leaves, whether it holds or waits.
@@ -229,19 +229,23 @@ impl Place {
     }
 
     /// Reads the answer to [`enqueue`](Self::enqueue).
-    pub(crate) fn enqueued(&self, name: &LockKey, answer: &TxnResponse) -> Result<Standing> {
+    pub(crate) fn parse_enqueue(
+        &self,
+        name: &LockKey,
+        answer: &TxnResponse,
+    ) -> Result<QueuePosition> {
         let mut parts = answer.op_responses().into_iter();
         let revision = match parts.next() {
             Some(TxnOpResponse::Put(put)) => {
                 put.header().map(etcd_client::ResponseHeader::revision)
             }
-            Some(TxnOpResponse::Get(mine)) => self.mine(&mine)?,
+            Some(TxnOpResponse::Get(mine)) => self.own_revision(&mine)?,
             _ => None,
         };
         let revision = revision
             .filter(|revision| *revision > 0)
             .ok_or_else(|| error::protocol("acquire"))?;
-        let heads = parts.map(ranged).collect::<Result<Vec<_>>>()?;
+        let heads = parts.map(as_range).collect::<Result<Vec<_>>>()?;
         let holds = match self.mode {
             Mode::Permit { of } => {
                 self.check_permits(name, of.get(), &heads)?;
@@ -256,16 +260,20 @@ impl Place {
                 .all(|kv| kv.create_revision() >= revision),
         };
         Ok(if holds {
-            Standing::Holds(revision)
+            QueuePosition::Holds(revision)
         } else {
-            Standing::Waits(revision)
+            QueuePosition::Waits(revision)
         })
     }
 
     /// Reads the answer to [`attempt`](Self::attempt).
-    pub(crate) fn attempted(&self, name: &LockKey, answer: &TxnResponse) -> Result<Standing> {
+    pub(crate) fn parse_attempt(
+        &self,
+        name: &LockKey,
+        answer: &TxnResponse,
+    ) -> Result<QueuePosition> {
         if self.mode.is_permit() {
-            return self.enqueued(name, answer);
+            return self.parse_enqueue(name, answer);
         }
         match answer.op_responses().into_iter().next() {
             Some(TxnOpResponse::Put(put)) => {
@@ -274,31 +282,31 @@ impl Place {
                     .map(etcd_client::ResponseHeader::revision)
                     .filter(|revision| *revision > 0);
                 revision
-                    .map(Standing::Holds)
+                    .map(QueuePosition::Holds)
                     .ok_or_else(|| error::protocol("acquire"))
             }
-            Some(TxnOpResponse::Get(mine)) => {
-                Ok(self.mine(&mine)?.map_or(Standing::Absent, Standing::Holds))
-            }
+            Some(TxnOpResponse::Get(mine)) => Ok(self
+                .own_revision(&mine)?
+                .map_or(QueuePosition::Absent, QueuePosition::Holds)),
             _ => Err(error::protocol("acquire")),
         }
     }
 
     /// Reads the answer to [`look`](Self::look): where it stands, and whose leaving to wait for.
-    pub(crate) fn looked(
+    pub(crate) fn parse_position(
         &self,
         name: &LockKey,
         revision: i64,
         answer: &TxnResponse,
-    ) -> Result<(Standing, Vec<EtcdKey>)> {
-        let mut parts = answer.op_responses().into_iter().map(ranged);
+    ) -> Result<(QueuePosition, Vec<EtcdKey>)> {
+        let mut parts = answer.op_responses().into_iter().map(as_range);
         let mine = parts.next().ok_or_else(|| error::protocol("acquire"))??;
         if mine
             .kvs()
             .first()
             .is_none_or(|kv| kv.create_revision() != revision)
         {
-            return Ok((Standing::Absent, Vec::new()));
+            return Ok((QueuePosition::Absent, Vec::new()));
         }
         let ahead = parts.collect::<Result<Vec<_>>>()?;
         let keys: Vec<_> = ahead
@@ -315,16 +323,16 @@ impl Place {
         };
         Ok((
             if holds {
-                Standing::Holds(revision)
+                QueuePosition::Holds(revision)
             } else {
-                Standing::Waits(revision)
+                QueuePosition::Waits(revision)
             },
             keys,
         ))
     }
 
     /// The create revision of its key, if it is there.
-    fn mine(&self, read: &GetResponse) -> Result<Option<i64>> {
+    fn own_revision(&self, read: &GetResponse) -> Result<Option<i64>> {
         match read.kvs().first() {
             Some(kv) if kv.value() != self.value => Err(error::plain(
                 ErrorKind::Indeterminate,
@@ -336,12 +344,12 @@ impl Place {
     }
 
     /// The first of each range that matters.
-    fn heads(&self) -> Vec<TxnOp> {
+    fn first_keys(&self) -> Vec<TxnOp> {
         let head = |(start, end): (Vec<u8>, Vec<u8>)| {
             let options = GetOptions::new()
                 .with_range(end)
                 .with_sort(SortTarget::Create, SortOrder::Ascend)
-                .with_limit(self.holders())
+                .with_limit(self.max_holders())
                 .with_keys_only();
             TxnOp::get(start, Some(options))
         };
@@ -350,10 +358,10 @@ impl Place {
 
     /// Where those are who exclude it.
     fn ranges(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let (start, end) = (self.directory.start(), self.directory.end());
+        let (start, end) = (self.lock_prefix.start(), self.lock_prefix.end());
         match self.mode {
             Mode::Shared => {
-                let (readers, behind) = self.directory.readers();
+                let (readers, behind) = self.lock_prefix.readers();
                 vec![(start, readers), (behind, end)]
             }
             _ => vec![(start, end)],
@@ -361,7 +369,7 @@ impl Place {
     }
 
     /// How many can hold beside it.
-    fn holders(&self) -> i64 {
+    fn max_holders(&self) -> i64 {
         match self.mode {
             Mode::Permit { of } => of.get().into(),
             _ => 1,
@@ -372,7 +380,7 @@ impl Place {
         let counts = seen
             .iter()
             .flat_map(GetResponse::kvs)
-            .map(|kv| self.directory.read(kv.key()).of);
+            .map(|kv| self.lock_prefix.read(kv.key()).of);
         match counts.flatten().find(|of| *of != ours) {
             None => Ok(()),
             Some(theirs) => Err(error::plain(
@@ -387,7 +395,7 @@ impl Place {
     }
 }
 
-fn ranged(part: TxnOpResponse) -> Result<GetResponse> {
+fn as_range(part: TxnOpResponse) -> Result<GetResponse> {
     match part {
         TxnOpResponse::Get(range) => Ok(range),
         _ => Err(error::protocol("acquire")),

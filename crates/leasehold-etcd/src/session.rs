@@ -17,25 +17,24 @@ use leasehold_core::{
     backend::async_trait,
     session::{BatchLimits, Batcher, Claim, Opened, Owned, SessionDriver, SessionTime},
 };
-use tokio::time::timeout;
 
 use crate::{
     batch::{BatchExecutor, Job},
-    connection::{Cluster, TOGETHER},
-    error::{self, Effect},
+    connection::{Cluster, MAX_BATCH},
+    error::{self, SideEffect},
     keys::EtcdKey,
-    queue::{Answer, Place, Step},
+    queue::{QueueKey, TxnKind, TxnResult},
 };
 
 /// How often a renewal is tried at once because the leader changed meanwhile or a member did not
 /// answer. Also how many more lease ids are drawn when one exists already.
-const TRIES: usize = 3;
+const MAX_ATTEMPTS: usize = 3;
 /// Measured on two cores with 1 to 256 tasks: anything more alone or at a time is slower, at 16
 /// tasks by half.
 const LIMITS: BatchLimits = BatchLimits {
     alone: 1,
     calls: 1,
-    batch: TOGETHER,
+    batch: MAX_BATCH,
 };
 
 /// How many bytes of keys one lease has at most. The server lists them in one message, of which the
@@ -55,8 +54,8 @@ pub(crate) struct Handle {
     pub(crate) lease: i64,
     /// A key that lives as long as the lease: what a renewal reads.
     key: EtcdKey,
-    carrier: Arc<BatchExecutor>,
-    gather: Arc<Batcher<BatchExecutor>>,
+    executor: Arc<BatchExecutor>,
+    batcher: Arc<Batcher<BatchExecutor>>,
     stream: tokio::sync::Mutex<Option<(LeaseKeeper, LeaseKeepAliveStream)>>,
     /// The create revisions of what is held, to tell whose mark a mark is.
     held: Mutex<HashMap<EtcdKey, i64>>,
@@ -64,12 +63,12 @@ pub(crate) struct Handle {
 
 impl Handle {
     /// Notes that this is held, from this create revision on.
-    pub(crate) fn hold(&self, key: &EtcdKey, revision: i64) {
+    pub(crate) fn add_held(&self, key: &EtcdKey, revision: i64) {
         self.held().insert(key.clone(), revision);
     }
 
     /// Notes that it is held no longer.
-    pub(crate) fn forget(&self, key: &EtcdKey) {
+    pub(crate) fn remove_held(&self, key: &EtcdKey) {
         self.held().remove(key);
     }
 
@@ -79,27 +78,27 @@ impl Handle {
     }
 }
 
-/// Runs a transaction of one key that may be sent twice, alone or with others of the session of its
+/// Runs a transaction of one key that may be sent resent, alone or with others of the session of its
 /// first claim. If it was, or if its answer is missing, something may still arrive: then the key is
-/// not used again in the session of any of its claims. Also returns whether it was sent twice.
+/// not used again in the session of any of its claims. Also returns whether it was sent resent.
 pub(crate) async fn run(
     claims: &[&Claim<EtcdSessions>],
     operation: &'static str,
-    place: &Arc<Place>,
-    step: Step,
-) -> Result<(Answer, bool)> {
+    queue_key: &Arc<QueueKey>,
+    kind: TxnKind,
+) -> Result<(TxnResult, bool)> {
     let Some(first) = claims.first() else {
         return Err(error::protocol(operation));
     };
     let handle = first.session().handle();
     let ran = handle
-        .gather
+        .batcher
         .run(
-            &handle.carrier,
+            &handle.executor,
             Job {
                 operation,
-                place: Arc::clone(place),
-                step,
+                queue_key: Arc::clone(queue_key),
+                kind,
             },
         )
         .await;
@@ -107,11 +106,11 @@ pub(crate) async fn run(
         .map_err(|error| error::named(error, operation))
         .flatten()
     {
-        Ok((answer, twice)) => {
-            if twice {
+        Ok((answer, resent)) => {
+            if resent {
                 claims.iter().for_each(|claim| claim.retire());
             }
-            Ok((answer, twice))
+            Ok((answer, resent))
         }
         Err(error) => {
             match error.kind() {
@@ -130,40 +129,44 @@ pub(crate) async fn run(
 }
 
 /// What a keep-alive says.
-enum Alive {
+enum KeepAliveReply {
     /// It was renewed by a member in this term.
-    InTerm(u64),
-    Gone,
+    Renewed(u64),
+    Expired,
 }
 
 impl EtcdSessions {
-    fn patience(&self, ttl: Ttl) -> Duration {
+    fn request_timeout(&self, ttl: Ttl) -> Duration {
         if self.for_waiters {
-            self.cluster.patience_to_wait(ttl)
+            self.cluster.waiter_timeout(ttl)
         } else {
-            self.cluster.patience(ttl)
+            self.cluster.request_timeout(ttl)
         }
     }
 
     /// Sends one keep-alive and takes its answer.
-    async fn keep_alive(&self, handle: &Handle, patience: Duration) -> Result<Alive> {
+    async fn keep_alive(&self, handle: &Handle, timeout: Duration) -> Result<KeepAliveReply> {
         let mut stream = handle.stream.lock().await;
         if stream.is_none() {
-            let opened = self.cluster.call("renew", Effect::None, patience, |live| {
-                let mut lease = live.lease.clone();
-                let id = handle.lease;
-                async move { lease.keep_alive(id).await }
-            });
+            let opened = self
+                .cluster
+                .call("renew", SideEffect::None, timeout, |channel| {
+                    let mut lease = channel.lease.clone();
+                    let id = handle.lease;
+                    async move { lease.keep_alive(id).await }
+                });
             match opened.await {
                 Ok(opened) => *stream = Some(opened),
-                Err(error) if error.kind() == ErrorKind::Lost => return Ok(Alive::Gone),
+                Err(error) if error.kind() == ErrorKind::Lost => {
+                    return Ok(KeepAliveReply::Expired);
+                }
                 Err(error) => return Err(error),
             }
         }
         let Some((keeper, answers)) = stream.as_mut() else {
             return Err(error::protocol("renew"));
         };
-        let asked = timeout(patience, async {
+        let asked = tokio::time::timeout(timeout, async {
             keeper.keep_alive().await?;
             answers.message().await
         });
@@ -180,7 +183,7 @@ impl EtcdSessions {
             }
             Ok(Err(error)) => {
                 *stream = None;
-                if self.cluster.may_authenticate(&error) {
+                if self.cluster.needs_new_token(&error) {
                     self.cluster.authenticate("renew").await?;
                     return Err(error::plain(
                         ErrorKind::Unavailable,
@@ -188,41 +191,41 @@ impl EtcdSessions {
                         "the server refused the token",
                     ));
                 }
-                return Err(error::of_driver(
+                return Err(error::from_driver(
                     error,
                     "renew",
-                    Effect::None,
-                    &self.cluster.asked_first().address,
+                    SideEffect::None,
+                    &self.cluster.first_member().address,
                 ));
             }
             Err(_elapsed) => {
                 *stream = None;
                 let error = error::timed_out(
                     "renew",
-                    Effect::None,
-                    &self.cluster.asked_first().address,
-                    patience,
+                    SideEffect::None,
+                    &self.cluster.first_member().address,
+                    timeout,
                 );
-                self.cluster.distrust();
+                self.cluster.skip_current_member();
                 return Err(error);
             }
         };
         if answer.ttl() <= 0 {
-            return Ok(Alive::Gone);
+            return Ok(KeepAliveReply::Expired);
         }
         let term = answer
             .header()
             .map(etcd_client::ResponseHeader::raft_term)
             .ok_or_else(|| error::protocol("renew"))?;
-        Ok(Alive::InTerm(term))
+        Ok(KeepAliveReply::Renewed(term))
     }
 
     /// Reads whether the session's key is there and belongs to the lease, and in which term. The
     /// read is linearizable.
-    async fn proof(&self, handle: &Handle, patience: Duration) -> Result<Option<u64>> {
+    async fn read_session_key(&self, handle: &Handle, timeout: Duration) -> Result<Option<u64>> {
         let read = self
             .cluster
-            .get("renew", patience, &handle.key, None)
+            .get("renew", timeout, &handle.key, None)
             .await?;
         let term = read
             .header()
@@ -234,19 +237,19 @@ impl EtcdSessions {
     }
 
     async fn try_renew(&self, handle: &Handle, time: &SessionTime) -> Result<Option<Deadline>> {
-        let patience = self.patience(time.ttl());
+        let timeout = self.request_timeout(time.ttl());
         let sent = time.now();
-        let alive = self.keep_alive(handle, patience).await?;
+        let alive = self.keep_alive(handle, timeout).await?;
         // A leader that was deposed while it was paused acknowledges keep-alives that mean nothing:
         // only if a linearizable read *after* the answer shows the same term was it the leader. And
         // one that has just been elected may not have heard of the lease yet: the key decides.
-        match (alive, self.proof(handle, patience).await?) {
+        match (alive, self.read_session_key(handle, timeout).await?) {
             (_, None) => Err(error::plain(
                 ErrorKind::Lost,
                 "renew",
                 "the lease has expired or was revoked",
             )),
-            (Alive::InTerm(renewed), Some(now)) if renewed == now => {
+            (KeepAliveReply::Renewed(renewed), Some(now)) if renewed == now => {
                 Ok(Some(time.deadline_from(sent)))
             }
             (_, Some(_)) => {
@@ -273,27 +276,27 @@ impl SessionDriver for EtcdSessions {
     }
 
     async fn open(&self, time: &SessionTime) -> Result<Opened<Handle>> {
-        let (cluster, patience) = (&self.cluster, self.patience(time.ttl()));
+        let (cluster, timeout) = (&self.cluster, self.request_timeout(time.ttl()));
         // Whole seconds. Up, never down: the server may keep it longer than we believe, not
         // shorter.
         let seconds = i64::try_from(time.ttl().as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
         let sent = time.now();
-        let granted = cluster.call("acquire", Effect::Writes, patience, |live| {
-            let mut lease = live.lease.clone();
+        let granted = cluster.call("acquire", SideEffect::Writes, timeout, |channel| {
+            let mut lease = channel.lease.clone();
             async move { grant(&mut lease, seconds).await }
         });
         let granted = granted.await?;
         let (id, granted) = (granted.id(), granted.ttl());
-        let carrier = Arc::new(BatchExecutor {
+        let executor = Arc::new(BatchExecutor {
             cluster: Arc::clone(cluster),
-            patience,
+            timeout,
         });
-        let key = cluster.names.session(id);
+        let key = cluster.layout.session(id);
         let handle = Handle {
             lease: id,
             key: key.clone(),
-            carrier,
-            gather: Arc::new(Batcher::new(LIMITS)),
+            executor,
+            batcher: Arc::new(Batcher::new(LIMITS)),
             stream: tokio::sync::Mutex::default(),
             held: Mutex::default(),
         };
@@ -317,8 +320,8 @@ impl SessionDriver for EtcdSessions {
         if let Err(error) = cluster
             .txn(
                 "acquire",
-                Effect::Writes,
-                patience,
+                SideEffect::Writes,
+                timeout,
                 &Txn::new().and_then([put]),
             )
             .await
@@ -334,7 +337,7 @@ impl SessionDriver for EtcdSessions {
 
     async fn renew(&self, handle: &Handle, time: &SessionTime) -> Result<Deadline> {
         let mut last = None;
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             match self.try_renew(handle, time).await {
                 Ok(Some(deadline)) => return Ok(deadline),
                 Ok(None) => {}
@@ -355,10 +358,11 @@ impl SessionDriver for EtcdSessions {
         let options = LeaseTimeToLiveOptions::new().with_keys();
         let answer = self.cluster.call(
             "reconcile",
-            Effect::None,
+            SideEffect::None,
             self.cluster.config.timeout,
-            |live| {
-                let (mut lease, id, options) = (live.lease.clone(), handle.lease, options.clone());
+            |channel| {
+                let (mut lease, id, options) =
+                    (channel.lease.clone(), handle.lease, options.clone());
                 async move { lease.time_to_live(id, Some(options)).await }
             },
         );
@@ -372,7 +376,7 @@ impl SessionDriver for EtcdSessions {
         }
         let mut owned = Owned::default();
         for key in answer.keys() {
-            if let Some((key, revision)) = self.cluster.names.marked(key)
+            if let Some((key, revision)) = self.cluster.layout.marked(key)
                 && handle.held().get(&key) == Some(&revision)
             {
                 owned.broken.push(key);
@@ -395,12 +399,12 @@ impl SessionDriver for EtcdSessions {
                     .and_then([TxnOp::delete(key.to_vec(), None)]),
             )
         };
-        let (cluster, patience) = (&self.cluster, handle.carrier.patience);
+        let (cluster, timeout) = (&self.cluster, handle.executor.timeout);
         let mut rest = orphans.as_slice();
         while !rest.is_empty() {
-            let (some, others) = rest.split_at(cluster.together().min(rest.len()));
+            let (some, others) = rest.split_at(cluster.max_batch().min(rest.len()));
             let (done, _) = cluster
-                .txns_told("reconcile", patience, || some.iter().map(delete).collect())
+                .txns_tracking_resends("reconcile", timeout, || some.iter().map(delete).collect())
                 .await?;
             if done.is_some() {
                 rest = others;
@@ -411,12 +415,15 @@ impl SessionDriver for EtcdSessions {
 
     async fn close(&self, handle: &Handle) -> Result<()> {
         *handle.stream.lock().await = None;
-        let revoked = self
-            .cluster
-            .call("close", Effect::Writes, handle.carrier.patience, |live| {
-                let (mut lease, id) = (live.lease.clone(), handle.lease);
+        let revoked = self.cluster.call(
+            "close",
+            SideEffect::Writes,
+            handle.executor.timeout,
+            |channel| {
+                let (mut lease, id) = (channel.lease.clone(), handle.lease);
                 async move { lease.revoke(id).await }
-            });
+            },
+        );
         match revoked.await {
             Err(error) if error.kind() != ErrorKind::Lost => Err(error),
             _ => Ok(()),
@@ -430,14 +437,14 @@ impl SessionDriver for EtcdSessions {
 /// revoke them. The lease may also be this client's own, of a grant whose answer was lost: it has
 /// no keys, and expires.
 async fn grant(leases: &mut LeaseClient, seconds: i64) -> Result<LeaseGrantResponse, Driver> {
-    let mut tries = 0;
+    let mut attempts = 0;
     loop {
         let id = (AcquisitionId::random().as_u128() as i64 & i64::MAX).max(1);
         match leases
             .grant(seconds, Some(LeaseGrantOptions::new().with_id(id)))
             .await
         {
-            Err(error) if error::is_lease_taken(&error) && tries < TRIES => tries += 1,
+            Err(error) if error::is_lease_taken(&error) && attempts < MAX_ATTEMPTS => attempts += 1,
             granted => return granted,
         }
     }

@@ -87,7 +87,7 @@ async fn permits_are_counted_and_two_counts_are_a_mismatch() {
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(
-        error.message().contains("of 2 permits, and 3 were"),
+        error.message().contains("of 2 permits, but 3 were"),
         "{error}"
     );
     first.release().await.unwrap();
@@ -819,7 +819,7 @@ fn unusable_directories_are_refused_by_name() {
         assert!(
             error
                 .to_string()
-                .contains("a symbolic link that leads to none"),
+                .contains("nor a symbolic link to one"),
             "{error}"
         );
     }

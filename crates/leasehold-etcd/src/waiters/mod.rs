@@ -3,34 +3,31 @@
 //! A watch that starts at a past revision is served every 100 ms only, so watches start at the
 //! present and are kept warm: whoever waits makes sure that the watch on its lock stands, *then*
 //! reads whom it waits for, then waits. Each contended lock has a watch of its own on the stream,
-//! for deletions under its directory: a busy namespace sends us nothing that nobody waits for.
+//! for deletions under its lock_prefix: a busy namespace sends us nothing that nobody waits for.
 
+mod lock_watch;
 mod stream;
-mod watched;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
-use leasehold_core::{
-    Result,
-    backend::{BoxFuture, support::supervised},
-};
+use leasehold_core::{Result, backend::BoxFuture};
 use tokio::{sync::Notify, time::Instant};
 
-pub(crate) use self::watched::Generation;
-use self::watched::Watched;
+pub(crate) use self::lock_watch::Generation;
+use self::lock_watch::LockWatch;
 use crate::{
     connection::Cluster,
-    error::{self, Effect},
-    keys::{Directory, EtcdKey},
+    error::{self, SideEffect},
+    keys::{EtcdKey, LockPrefix},
 };
 
 /// How long the watch on a lock is kept after its last waiter: the next one then need not wait for
 /// it.
-const KEEP_WARM: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// All watches of a backend.
 #[derive(Debug)]
@@ -43,7 +40,7 @@ pub(crate) struct WaiterRegistry {
 
 #[derive(Debug, Default)]
 struct State {
-    by_directory: HashMap<Directory, Arc<Watched>>,
+    by_prefix: HashMap<LockPrefix, Arc<LockWatch>>,
     next: i64,
     running: bool,
     closed: bool,
@@ -52,8 +49,8 @@ struct State {
 /// A use of the watch on one lock; it is kept while there is one, and a little longer.
 #[derive(Debug)]
 pub(crate) struct Registration {
-    watches: Arc<WaiterRegistry>,
-    watched: Arc<Watched>,
+    registry: Arc<WaiterRegistry>,
+    watch: Arc<LockWatch>,
 }
 
 impl WaiterRegistry {
@@ -66,24 +63,24 @@ impl WaiterRegistry {
     }
 
     /// Uses the watch on this lock. Costs nothing until [`Registration::warm`].
-    pub(crate) fn on(self: &Arc<Self>, directory: &Directory) -> Registration {
+    pub(crate) fn register(self: &Arc<Self>, lock_prefix: &LockPrefix) -> Registration {
         let mut state = self.lock();
-        let watched = match state.by_directory.get(directory) {
-            Some(watched) => Arc::clone(watched),
+        let watch = match state.by_prefix.get(lock_prefix) {
+            Some(watch) => Arc::clone(watch),
             None => {
                 state.next += 1;
-                let watched = Arc::new(Watched::new(state.next, directory.clone()));
+                let watch = Arc::new(LockWatch::new(state.next, lock_prefix.clone()));
                 state
-                    .by_directory
-                    .insert(directory.clone(), Arc::clone(&watched));
-                watched
+                    .by_prefix
+                    .insert(lock_prefix.clone(), Arc::clone(&watch));
+                watch
             }
         };
-        watched.users.fetch_add(1, Ordering::AcqRel);
+        watch.users.fetch_add(1, Ordering::AcqRel);
         drop(state);
         Registration {
-            watches: Arc::clone(self),
-            watched,
+            registry: Arc::clone(self),
+            watch,
         }
     }
 
@@ -93,35 +90,22 @@ impl WaiterRegistry {
         self.wanted.notify_one();
     }
 
-    fn start(self: &Arc<Self>) {
-        let mut state = self.lock();
-        if !std::mem::replace(&mut state.running, true) {
-            // Ends when nothing is watched, or with the backend.
-            let watches = Arc::downgrade(self);
-            drop(tokio::spawn(supervised(move || {
-                stream::run(Weak::clone(&watches))
-            })));
-        }
-        drop(state);
-        self.wanted.notify_one();
-    }
-
-    fn all(&self) -> Vec<Arc<Watched>> {
-        self.lock().by_directory.values().cloned().collect()
+    fn all(&self) -> Vec<Arc<LockWatch>> {
+        self.lock().by_prefix.values().cloned().collect()
     }
 
     /// Forgets the watches that nobody has used for a while; their ids.
     fn sweep(&self) -> Vec<i64> {
         let now = Instant::now();
         let mut ids = Vec::new();
-        self.lock().by_directory.retain(|_, watched| {
-            let idle = watched.users.load(Ordering::Acquire) == 0
-                && watched
+        self.lock().by_prefix.retain(|_, watch| {
+            let idle = watch.users.load(Ordering::Acquire) == 0
+                && watch
                     .lock()
                     .idle_since
-                    .is_none_or(|since| now.duration_since(since) >= KEEP_WARM);
+                    .is_none_or(|since| now.duration_since(since) >= IDLE_TIMEOUT);
             if idle {
-                ids.push(watched.id);
+                ids.push(watch.id);
             }
             !idle
         });
@@ -129,15 +113,15 @@ impl WaiterRegistry {
     }
 
     /// Returns what to watch on a new stream: only what is waited for. With `None`, the task ends.
-    fn to_watch(&self) -> Option<Vec<Arc<Watched>>> {
+    fn to_watch(&self) -> Option<Vec<Arc<LockWatch>>> {
         let mut state = self.lock();
         state
-            .by_directory
-            .retain(|_, watched| watched.users.load(Ordering::Acquire) > 0);
+            .by_prefix
+            .retain(|_, watch| watch.users.load(Ordering::Acquire) > 0);
         let wanted: Vec<_> = state
-            .by_directory
+            .by_prefix
             .values()
-            .filter(|watched| watched.lock().asked)
+            .filter(|watch| watch.lock().requested)
             .cloned()
             .collect();
         if wanted.is_empty() || state.closed {
@@ -148,16 +132,16 @@ impl WaiterRegistry {
     }
 
     /// As [`to_watch`](Self::to_watch), for a task that goes on; `None` if the backend was closed.
-    fn to_watch_on_stream(&self) -> Option<Vec<Arc<Watched>>> {
+    fn to_watch_on_stream(&self) -> Option<Vec<Arc<LockWatch>>> {
         let state = self.lock();
         if state.closed {
             return None;
         }
         Some(
             state
-                .by_directory
+                .by_prefix
                 .values()
-                .filter(|watched| watched.lock().asked)
+                .filter(|watch| watch.lock().requested)
                 .cloned()
                 .collect(),
         )
@@ -170,61 +154,61 @@ impl WaiterRegistry {
 
 impl Registration {
     /// Makes sure that the watch stands: what is deleted after this has returned is told.
-    pub(crate) async fn warm(&self, patience: Duration) -> Result<()> {
-        if self.watched.lock().warm {
+    pub(crate) async fn establish(&self, timeout: Duration) -> Result<()> {
+        if self.watch.lock().is_established {
             return Ok(());
         }
-        let warmed = async {
+        let established = async {
             loop {
-                let mut warmed = std::pin::pin!(self.watched.warmed.notified());
-                warmed.as_mut().enable();
+                let mut established = std::pin::pin!(self.watch.established.notified());
+                established.as_mut().enable();
                 {
-                    let mut state = self.watched.lock();
-                    if state.warm {
+                    let mut state = self.watch.lock();
+                    if state.is_established {
                         return;
                     }
-                    state.asked = true;
+                    state.requested = true;
                 }
-                self.watches.start();
-                warmed.await;
+                self.registry.start();
+                established.await;
             }
         };
-        tokio::time::timeout(patience, warmed)
+        tokio::time::timeout(timeout, established)
             .await
             .map_err(|_elapsed| {
                 error::timed_out(
                     "watch",
-                    Effect::None,
-                    &self.watches.cluster.endpoint(),
-                    patience,
+                    SideEffect::None,
+                    &self.registry.cluster.endpoint(),
+                    timeout,
                 )
             })
     }
 
     pub(crate) fn generation(&self) -> Generation {
-        self.watched.generation()
+        self.watch.generation()
     }
 
     /// Completes when one of these keys is gone, or something may have been missed since `before`.
-    pub(crate) fn gone(&self, keys: Vec<EtcdKey>, before: Generation) -> BoxFuture<'static, ()> {
-        self.watched.arm(Some(keys), before)
+    pub(crate) fn deleted(&self, keys: Vec<EtcdKey>, before: Generation) -> BoxFuture<'static, ()> {
+        self.watch.wait_for(Some(keys), before)
     }
 
     /// Completes when anybody has left since `before`, or something may have been missed.
     pub(crate) fn changed(&self, before: Generation) -> BoxFuture<'static, ()> {
-        self.watched.arm(None, before)
+        self.watch.wait_for(None, before)
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let mut state = self.watches.lock();
-        let mut waiters = self.watched.lock();
-        waiters.idle_since = Some(Instant::now());
-        let last = self.watched.users.fetch_sub(1, Ordering::AcqRel) == 1;
+        let mut state = self.registry.lock();
+        let mut watch = self.watch.lock();
+        watch.idle_since = Some(Instant::now());
+        let last = self.watch.users.fetch_sub(1, Ordering::AcqRel) == 1;
         // Was never asked of the server: nothing to keep warm.
-        if last && !waiters.asked {
-            state.by_directory.remove(&self.watched.directory);
+        if last && !watch.requested {
+            state.by_prefix.remove(&self.watch.lock_prefix);
         }
     }
 }
@@ -240,7 +224,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{config::EtcdConfig, url::ParsedUrl};
+    use crate::config::{EtcdConfig, ParsedUrl};
 
     /// Counts the events of this crate, and panics at each.
     #[derive(Clone, Default)]
@@ -284,14 +268,17 @@ mod tests {
         // Nothing listens there.
         let cluster =
             Cluster::at(ParsedUrl::parse("etcd://127.0.0.1:1", EtcdConfig::default()).unwrap());
-        let directory = cluster
-            .names
-            .directory(&LockKey::new("k").unwrap(), false)
+        let lock_prefix = cluster
+            .layout
+            .lock_prefix(&LockKey::new("k").unwrap(), false)
             .unwrap();
         let panics = PanicsAtEvents::default();
         let _subscribed = tracing::subscriber::set_default(panics.clone());
-        let watching = WaiterRegistry::new(&cluster).on(&directory);
-        watching.warm(Duration::from_secs(1)).await.unwrap_err();
+        let registration = WaiterRegistry::new(&cluster).register(&lock_prefix);
+        registration
+            .establish(Duration::from_secs(1))
+            .await
+            .unwrap_err();
         until(&panics.0, 5).await;
     }
 
@@ -299,18 +286,21 @@ mod tests {
     async fn no_stream_is_opened_for_a_watch_that_nobody_uses() {
         let cluster =
             Cluster::at(ParsedUrl::parse("etcd://127.0.0.1:1", EtcdConfig::default()).unwrap());
-        let directory = cluster
-            .names
-            .directory(&LockKey::new("k").unwrap(), false)
+        let lock_prefix = cluster
+            .layout
+            .lock_prefix(&LockKey::new("k").unwrap(), false)
             .unwrap();
-        let watches = WaiterRegistry::new(&cluster);
-        let watching = watches.on(&directory);
-        watching.warm(Duration::from_secs(1)).await.unwrap_err();
-        assert!(watches.lock().running, "somebody waits");
-        drop(watching);
-        // Longer than any pause between two tries.
+        let registry = WaiterRegistry::new(&cluster);
+        let registration = registry.register(&lock_prefix);
+        registration
+            .establish(Duration::from_secs(1))
+            .await
+            .unwrap_err();
+        assert!(registry.lock().running, "somebody waits");
+        drop(registration);
+        // Longer than any pause between two attempts.
         tokio::time::sleep(Duration::from_secs(60)).await;
-        let state = watches.lock();
-        assert!(!state.running && state.by_directory.is_empty());
+        let state = registry.lock();
+        assert!(!state.running && state.by_prefix.is_empty());
     }
 }

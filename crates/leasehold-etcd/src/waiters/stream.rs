@@ -1,4 +1,4 @@
-//! The stream that all watches of a backend travel on.
+//! The stream that all registry of a backend travel on.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -7,40 +7,59 @@ use std::{
 };
 
 use etcd_client::{EventType, WatchRequestSender, WatchResponse, WatchResponseStream};
-use leasehold_core::{ErrorKind, Result, backend::support::contained};
-
-use super::{WaiterRegistry, watched::Watched};
-use crate::{
-    connection::Cluster,
-    error::{self, Effect},
+use leasehold_core::{
+    ErrorKind, Result,
+    backend::support::{contained, supervised},
 };
 
-const SWEEP: Duration = Duration::from_secs(10);
+use super::{WaiterRegistry, lock_watch::LockWatch};
+use crate::{
+    connection::Cluster,
+    error::{self, SideEffect},
+};
+
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// Before a stream that broke is opened again; doubled with each failure in a row, up to the
 /// longest.
-const PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const RETRY_DELAY: Duration = Duration::from_millis(50);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 /// So many failures in a row are a warning: about three seconds without a stream.
-const FAILURES: u32 = 6;
+const FAILURES_PER_WARNING: u32 = 6;
 
-/// Opens the stream again and again, as long as anything is watched.
-pub(super) async fn run(watches: Weak<WaiterRegistry>) {
+impl WaiterRegistry {
+    /// Starts the task of the stream, unless it runs.
+    pub(super) fn start(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.running, true) {
+            // Ends when nothing is watched, or with the backend.
+            let registry = Arc::downgrade(self);
+            drop(tokio::spawn(supervised(move || {
+                run(Weak::clone(&registry))
+            })));
+        }
+        drop(state);
+        self.wanted.notify_one();
+    }
+}
+
+/// Opens the stream again and again, as long as anything is watch.
+async fn run(registry: Weak<WaiterRegistry>) {
     let mut failures = 0;
     loop {
-        let Some(watches) = watches.upgrade() else {
+        let Some(registry) = registry.upgrade() else {
             return;
         };
-        let Some(wanted) = watches.to_watch() else {
+        let Some(wanted) = registry.to_watch() else {
             return;
         };
-        let served = contained(serve(&watches, wanted, &mut failures)).await;
-        for watched in watches.all() {
-            watched.became_cold();
+        let served = contained(serve(&registry, wanted, &mut failures)).await;
+        for watch in registry.all() {
+            watch.on_lost();
         }
-        drop(watches);
+        drop(registry);
         if let Err(error) = served {
             failures += 1;
-            if failures.is_multiple_of(FAILURES) {
+            if failures.is_multiple_of(FAILURES_PER_WARNING) {
                 tracing::warn!(
                     target: "leasehold", %error, failures,
                     "the watch stream ends as soon as it is opened: waiters look every 100 ms instead"
@@ -49,35 +68,44 @@ pub(super) async fn run(watches: Weak<WaiterRegistry>) {
                 tracing::debug!(target: "leasehold", %error, "watch stream ended");
             }
         }
-        tokio::time::sleep((PAUSE * (1 << failures.min(10))).min(LONGEST_PAUSE)).await;
+        tokio::time::sleep((RETRY_DELAY * (1 << failures.min(10))).min(MAX_RETRY_DELAY)).await;
     }
 }
 
-/// Serves all watches on one stream, until it breaks. Sets `failures` to zero once a watch stands.
+/// Serves all registry on one stream, until it breaks. Sets `failures` to zero once a watch stands.
 async fn serve(
-    watches: &Arc<WaiterRegistry>,
-    wanted: Vec<Arc<Watched>>,
+    registry: &Arc<WaiterRegistry>,
+    wanted: Vec<Arc<LockWatch>>,
     failures: &mut u32,
 ) -> Result<()> {
-    let cluster = &watches.cluster;
+    let cluster = &registry.cluster;
     let Some(first) = wanted.first() else {
         return Ok(());
     };
-    let moved = cluster.moved.notified();
-    let opened = cluster.call("watch", Effect::None, cluster.config.timeout, |live| {
-        let (mut watch, options, start) =
-            (live.watch.clone(), first.options(), first.directory.start());
-        async move { watch.watch(start, Some(options)).await }
-    });
-    let (mut asks, mut answers) = opened.await?.split();
-    // By id: those that were asked for on this stream.
-    let mut asked: HashMap<i64, Arc<Watched>> = HashMap::from([(first.id, Arc::clone(first))]);
-    for watched in &wanted[1..] {
-        ask(cluster, &mut asks, watched).await?;
-        asked.insert(watched.id, Arc::clone(watched));
+    let member_changed = cluster.member_changed.notified();
+    let opened = cluster.call(
+        "watch",
+        SideEffect::None,
+        cluster.config.timeout,
+        |channel| {
+            let (mut client, options, start) = (
+                channel.watch.clone(),
+                first.options(),
+                first.lock_prefix.start(),
+            );
+            async move { client.watch(start, Some(options)).await }
+        },
+    );
+    let (mut requests, mut answers) = opened.await?.split();
+    // By id: those that were requested for on this stream.
+    let mut requested: HashMap<i64, Arc<LockWatch>> =
+        HashMap::from([(first.id, Arc::clone(first))]);
+    for watch in &wanted[1..] {
+        request_watch(cluster, &mut requests, watch).await?;
+        requested.insert(watch.id, Arc::clone(watch));
     }
-    let mut sweep = tokio::time::interval(SWEEP);
-    let mut moved = std::pin::pin!(moved);
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    let mut member_changed = std::pin::pin!(member_changed);
     loop {
         tokio::select! {
             answer = next(&mut answers, cluster) => {
@@ -92,45 +120,49 @@ async fn serve(
                 if answer.created() {
                     *failures = 0;
                 }
-                take(&mut asked, &answer);
+                handle_response(&mut requested, &answer);
             }
-            () = watches.wanted.notified() => {
-                let Some(wanted) = watches.to_watch_on_stream() else { return Ok(()) };
-                for watched in wanted {
-                    if let Entry::Vacant(entry) = asked.entry(watched.id) {
-                        ask(cluster, &mut asks, &watched).await?;
-                        entry.insert(watched);
+            () = registry.wanted.notified() => {
+                let Some(wanted) = registry.to_watch_on_stream() else { return Ok(()) };
+                for watch in wanted {
+                    if let Entry::Vacant(entry) = requested.entry(watch.id) {
+                        request_watch(cluster, &mut requests, &watch).await?;
+                        entry.insert(watch);
                     }
                 }
             }
             _ = sweep.tick() => {
-                for id in watches.sweep() {
-                    if asked.remove(&id).is_some() {
-                        drop(tokio::time::timeout(cluster.config.timeout, asks.cancel(id)).await);
+                for id in registry.sweep() {
+                    if requested.remove(&id).is_some() {
+                        drop(tokio::time::timeout(cluster.config.timeout, requests.cancel(id)).await);
                     }
                 }
-                if asked.is_empty() {
+                if requested.is_empty() {
                     return Ok(());
                 }
             }
-            () = &mut moved => return Ok(()),
+            () = &mut member_changed => return Ok(()),
         }
     }
 }
 
-async fn ask(cluster: &Cluster, asks: &mut WatchRequestSender, watched: &Watched) -> Result<()> {
-    let sent = asks.watch(watched.directory.start(), Some(watched.options()));
+async fn request_watch(
+    cluster: &Cluster,
+    requests: &mut WatchRequestSender,
+    watch: &LockWatch,
+) -> Result<()> {
+    let sent = requests.watch(watch.lock_prefix.start(), Some(watch.options()));
     match tokio::time::timeout(cluster.config.timeout, sent).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(error::of_driver(
+        Ok(Err(error)) => Err(error::from_driver(
             error,
             "watch",
-            Effect::None,
+            SideEffect::None,
             &cluster.endpoint(),
         )),
         Err(_elapsed) => Err(error::timed_out(
             "watch",
-            Effect::None,
+            SideEffect::None,
             &cluster.endpoint(),
             cluster.config.timeout,
         )),
@@ -141,34 +173,34 @@ async fn next(answers: &mut WatchResponseStream, cluster: &Cluster) -> Result<Wa
     match answers.message().await {
         Ok(Some(answer)) => Ok(answer),
         Ok(None) => Err(error::protocol("watch")),
-        Err(error) => Err(error::of_driver(
+        Err(error) => Err(error::from_driver(
             error,
             "watch",
-            Effect::None,
+            SideEffect::None,
             &cluster.endpoint(),
         )),
     }
 }
 
-fn take(asked: &mut HashMap<i64, Arc<Watched>>, answer: &WatchResponse) {
-    let Some(watched) = asked.get(&answer.watch_id()).cloned() else {
+fn handle_response(requested: &mut HashMap<i64, Arc<LockWatch>>, answer: &WatchResponse) {
+    let Some(watch) = requested.get(&answer.watch_id()).cloned() else {
         return;
     };
     if answer.canceled() {
-        // Compacted away from under it, or a member without a leader: asked for again by the next
+        // Compacted away from under it, or a member without a leader: requested for again by the next
         // that waits.
-        asked.remove(&answer.watch_id());
-        watched.became_cold();
+        requested.remove(&answer.watch_id());
+        watch.on_lost();
         return;
     }
     if answer.created() {
-        watched.became_warm();
+        watch.on_created();
     }
     for event in answer.events() {
         if event.event_type() == EventType::Delete
             && let Some(kv) = event.kv()
         {
-            watched.deleted(kv.key());
+            watch.deleted(kv.key());
         }
     }
 }

@@ -1,9 +1,9 @@
-//! [`Releases`]: which releases of etcd the members run, and what that means for the locks.
+//! [`Versions`]: which releases of etcd the members run, and what that means for the locks.
 //!
 //! Before 3.5.13, and before 3.4.31, a leader that was paused and deposed revokes live leases when
 //! it goes on, because it does not ask whether it still leads (etcd issue 15247). A client cannot
 //! prevent that: it can only say so. Later releases ask first; what remains is a leader that is
-//! paused between that question and its next step.
+//! paused between that question and its next kind.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,17 +20,17 @@ use leasehold_core::{ErrorKind, Result};
 
 use crate::{
     connection::Cluster,
-    error::{BACKEND, Effect},
+    error::{BACKEND, SideEffect},
     member::Member,
 };
 
 /// How soon a member that joins, or that comes back as another release, is noticed. One small
 /// request to each member.
-const CHECK_EVERY: Duration = Duration::from_secs(15);
+const CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What is known of the members' releases.
 #[derive(Default)]
-pub(crate) struct Releases {
+pub(crate) struct Versions {
     /// Members at addresses that the URL does not name.
     others: Mutex<HashMap<String, Arc<Member>>>,
     /// What was warned of: the ids of members, and what they ran.
@@ -40,9 +40,9 @@ pub(crate) struct Releases {
     stopped: AtomicBool,
 }
 
-impl Releases {
+impl Versions {
     /// Returns whether a deposed leader may revoke live leases.
-    pub(crate) fn may_revoke(&self) -> bool {
+    pub(crate) fn leader_may_revoke_leases(&self) -> bool {
         self.faulty.load(Ordering::Relaxed)
     }
 
@@ -57,7 +57,7 @@ impl Releases {
         // Who is alone is never deposed.
         for member in members.iter().filter(|_| members.len() > 1) {
             let version = versions.get(&member.id());
-            if version.is_some_and(|version| !revokes_live_leases(version)) {
+            if version.is_some_and(|version| !has_lease_revocation_bug(version)) {
                 continue;
             }
             faulty = true;
@@ -79,19 +79,85 @@ impl Releases {
         }
         self.faulty.store(faulty, Ordering::Relaxed);
     }
+
+    /// Asks all members which release they run.
+    ///
+    /// # Errors
+    /// No member lists the members, or the URL names members of several clusters.
+    pub(crate) async fn check(&self, cluster: &Cluster) -> Result<()> {
+        let listed = cluster.call(
+            "connect",
+            SideEffect::None,
+            cluster.config.timeout,
+            |channel| {
+                let mut members = channel.client.cluster_client();
+                async move { members.member_list().await }
+            },
+        );
+        let listed = listed.await?;
+        let members = listed.members();
+        let mut versions: HashMap<u64, String> = HashMap::new();
+        for status in join_all(
+            cluster
+                .members()
+                .iter()
+                .map(|member| status(cluster, member)),
+        )
+        .await
+        {
+            match status {
+                Ok(status) => versions.extend(status),
+                Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error),
+                Err(_unreachable) => {}
+            }
+        }
+        if cluster.uses_given_client() {
+            // It asks another member each time, at random.
+            let all = async {
+                for _ in 0..4 * members.len() {
+                    versions.extend(status(cluster, &cluster.members()[0]).await.ok().flatten());
+                }
+            };
+            drop(tokio::time::timeout(cluster.config.connect_timeout, all).await);
+        }
+        let missing = |member: &&Listed| !versions.contains_key(&member.id());
+        let others = members.iter().filter(missing).flat_map(Listed::client_urls);
+        let others: Vec<_> = others.filter_map(|url| self.other(cluster, url)).collect();
+        // An address that the cluster gives may be another machine's here: only one that the URL names
+        // must fit.
+        let others = join_all(others.iter().map(|member| status(cluster, member))).await;
+        versions.extend(
+            others
+                .into_iter()
+                .filter_map(|status| status.ok().flatten()),
+        );
+        self.note(members, &versions);
+        Ok(())
+    }
+
+    /// The member that advertises this address.
+    fn other(&self, cluster: &Cluster, url: &str) -> Option<Arc<Member>> {
+        let mut others = lock(&self.others);
+        if let Some(member) = others.get(url) {
+            return Some(Arc::clone(member));
+        }
+        let member = Arc::new(cluster.member_at(url)?);
+        others.insert(url.to_owned(), Arc::clone(&member));
+        Some(member)
+    }
 }
 
 /// Checks again and again, for as long as the cluster is used.
-pub(crate) async fn watch(cluster: Weak<Cluster>) {
+pub(crate) async fn watch(cluster: Weak<Cluster>, versions: Arc<Versions>) {
     loop {
-        tokio::time::sleep(CHECK_EVERY).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
         let Some(cluster) = cluster.upgrade() else {
             return;
         };
-        if cluster.releases.stopped.load(Ordering::Relaxed) {
+        if versions.stopped.load(Ordering::Relaxed) {
             return;
         }
-        if let Err(error) = check(&cluster).await {
+        if let Err(error) = versions.check(&cluster).await {
             // What was known last still counts; renewals and waiters say more loudly that nobody
             // answers.
             tracing::debug!(target: "leasehold", %error, "the members' releases were not checked");
@@ -99,83 +165,22 @@ pub(crate) async fn watch(cluster: Weak<Cluster>) {
     }
 }
 
-/// Asks all members which release they run.
-///
-/// # Errors
-/// No member lists the members, or the URL names members of several clusters.
-pub(crate) async fn check(cluster: &Cluster) -> Result<()> {
-    let listed = cluster.call("connect", Effect::None, cluster.config.timeout, |live| {
-        let mut members = live.client.cluster_client();
-        async move { members.member_list().await }
-    });
-    let listed = listed.await?;
-    let members = listed.members();
-    let mut versions: HashMap<u64, String> = HashMap::new();
-    for status in join_all(
-        cluster
-            .members()
-            .iter()
-            .map(|member| status(cluster, member)),
-    )
-    .await
-    {
-        match status {
-            Ok(status) => versions.extend(status),
-            Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error),
-            Err(_unreachable) => {}
-        }
-    }
-    if cluster.is_given() {
-        // It asks another member each time, at random.
-        let all = async {
-            for _ in 0..4 * members.len() {
-                versions.extend(status(cluster, &cluster.members()[0]).await.ok().flatten());
-            }
-        };
-        drop(tokio::time::timeout(cluster.config.connect_timeout, all).await);
-    }
-    let missing = |member: &&Listed| !versions.contains_key(&member.id());
-    let elsewhere = members.iter().filter(missing).flat_map(Listed::client_urls);
-    let elsewhere: Vec<_> = elsewhere.filter_map(|url| other(cluster, url)).collect();
-    // An address that the cluster gives may be another machine's here: only one that the URL names
-    // must fit.
-    let elsewhere = join_all(elsewhere.iter().map(|member| status(cluster, member))).await;
-    versions.extend(
-        elsewhere
-            .into_iter()
-            .filter_map(|status| status.ok().flatten()),
-    );
-    cluster.releases.note(members, &versions);
-    Ok(())
-}
-
 /// The id and the version of whoever answers there.
 async fn status(cluster: &Cluster, member: &Member) -> Result<Option<(u64, String)>> {
-    let patience = cluster.config.connect_timeout.min(cluster.config.timeout);
-    let asked = cluster.ask(member, "connect", Effect::None, patience, |live| {
-        let mut maintenance = live.client.maintenance_client();
+    let timeout = cluster.config.connect_timeout.min(cluster.config.timeout);
+    let called = cluster.call_member(member, "connect", SideEffect::None, timeout, |channel| {
+        let mut maintenance = channel.client.maintenance_client();
         async move { maintenance.status().await }
     });
-    let answer = asked.await.map_err(|failed| failed.error)?;
+    let answer = called.await.map_err(|failed| failed.error)?;
     Ok(answer
         .header()
         .map(|header| (header.member_id(), answer.version().to_owned())))
 }
 
-/// The member that advertises this address.
-fn other(cluster: &Cluster, url: &str) -> Option<Arc<Member>> {
-    let mut others = lock(&cluster.releases.others);
-    if let Some(member) = others.get(url) {
-        return Some(Arc::clone(member));
-    }
-    let member = Arc::new(cluster.member_at(url)?);
-    others.insert(url.to_owned(), Arc::clone(&member));
-    Some(member)
-}
-
-/// Returns whether a leader of this version that was deposed while it was paused revokes live
+/// Returns whether a leader of this version that was deposed while it was paused revokes channel
 /// leases.
-fn revokes_live_leases(version: &str) -> bool {
+fn has_lease_revocation_bug(version: &str) -> bool {
     let mut numbers = version
         .split(['.', '-', '+'])
         .map_while(|number| number.parse::<u32>().ok());
@@ -209,7 +214,7 @@ mod tests {
             "",
             "unknown",
         ] {
-            assert!(revokes_live_leases(version), "{version}");
+            assert!(has_lease_revocation_bug(version), "{version}");
         }
         for version in [
             "3.4.31",
@@ -220,7 +225,7 @@ mod tests {
             "3.7.2",
             "4.0.0",
         ] {
-            assert!(!revokes_live_leases(version), "{version}");
+            assert!(!has_lease_revocation_bug(version), "{version}");
         }
     }
 }

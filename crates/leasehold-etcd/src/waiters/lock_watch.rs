@@ -12,25 +12,25 @@ use etcd_client::{WatchFilterType, WatchOptions};
 use leasehold_core::backend::BoxFuture;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::keys::{Directory, EtcdKey};
+use crate::keys::{EtcdKey, LockPrefix};
 
 /// The watch on one lock.
 #[derive(Debug)]
-pub(super) struct Watched {
+pub(super) struct LockWatch {
     pub(super) id: i64,
-    pub(super) directory: Directory,
+    pub(super) lock_prefix: LockPrefix,
     pub(super) users: AtomicUsize,
-    state: Mutex<Waiters>,
+    state: Mutex<WatchState>,
     /// How much was missed or seen: whoever reads before and after knows whether it missed
     /// something.
     generation: AtomicU64,
-    pub(super) warmed: Notify,
+    pub(super) established: Notify,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Waiters {
-    pub(super) asked: bool,
-    pub(super) warm: bool,
+pub(super) struct WatchState {
+    pub(super) requested: bool,
+    pub(super) is_established: bool,
     pub(super) idle_since: Option<Instant>,
     next: u64,
     by_key: HashMap<EtcdKey, Vec<(u64, Arc<Notify>)>>,
@@ -42,38 +42,38 @@ pub(super) struct Waiters {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Generation(u64);
 
-impl Watched {
-    pub(super) fn new(id: i64, directory: Directory) -> Self {
+impl LockWatch {
+    pub(super) fn new(id: i64, lock_prefix: LockPrefix) -> Self {
         Self {
             id,
-            directory,
+            lock_prefix,
             users: AtomicUsize::new(0),
             state: Mutex::default(),
             generation: AtomicU64::new(0),
-            warmed: Notify::new(),
+            established: Notify::new(),
         }
     }
 
     pub(super) fn options(&self) -> WatchOptions {
         WatchOptions::new()
-            .with_range(self.directory.end())
+            .with_range(self.lock_prefix.end())
             .with_filters([WatchFilterType::NoPut])
             .with_watch_id(self.id)
     }
 
-    pub(super) fn became_warm(&self) {
-        self.lock().warm = true;
-        self.warmed.notify_waiters();
+    pub(super) fn on_created(&self) {
+        self.lock().is_established = true;
+        self.established.notify_waiters();
     }
 
     /// Nothing is told any more: whoever waits looks for itself.
-    pub(super) fn became_cold(&self) {
+    pub(super) fn on_lost(&self) {
         let woken = {
-            let mut waiters = self.lock();
-            waiters.warm = false;
+            let mut state = self.lock();
+            state.is_established = false;
             self.generation.fetch_add(1, Ordering::AcqRel);
-            let by_key = std::mem::take(&mut waiters.by_key);
-            let any = std::mem::take(&mut waiters.any);
+            let by_key = std::mem::take(&mut state.by_key);
+            let any = std::mem::take(&mut state.any);
             by_key
                 .into_values()
                 .flatten()
@@ -87,13 +87,10 @@ impl Watched {
 
     pub(super) fn deleted(&self, key: &[u8]) {
         let woken = {
-            let mut waiters = self.lock();
+            let mut state = self.lock();
             self.generation.fetch_add(1, Ordering::AcqRel);
-            let by_key = waiters
-                .by_key
-                .remove(&EtcdKey::from(key))
-                .unwrap_or_default();
-            let any = std::mem::take(&mut waiters.any);
+            let by_key = state.by_key.remove(&EtcdKey::from(key)).unwrap_or_default();
+            let any = std::mem::take(&mut state.any);
             by_key.into_iter().chain(any).collect::<Vec<_>>()
         };
         for (_, notify) in woken {
@@ -105,21 +102,21 @@ impl Watched {
         Generation(self.generation.load(Ordering::Acquire))
     }
 
-    pub(super) fn arm(
+    pub(super) fn wait_for(
         self: &Arc<Self>,
         keys: Option<Vec<EtcdKey>>,
         before: Generation,
     ) -> BoxFuture<'static, ()> {
         let notify = Arc::new(Notify::new());
         let id = {
-            let mut waiters = self.lock();
-            waiters.next += 1;
-            let id = waiters.next;
+            let mut state = self.lock();
+            state.next += 1;
+            let id = state.next;
             match &keys {
-                None => waiters.any.push((id, Arc::clone(&notify))),
+                None => state.any.push((id, Arc::clone(&notify))),
                 Some(keys) => {
                     for key in keys {
-                        waiters
+                        state
                             .by_key
                             .entry(key.clone())
                             .or_default()
@@ -132,39 +129,39 @@ impl Watched {
         if self.generation().0 != before.0 {
             notify.notify_one();
         }
-        let armed = Armed {
-            watched: Arc::clone(self),
+        let guard = WaitGuard {
+            watch: Arc::clone(self),
             keys,
             id,
             notify,
         };
-        Box::pin(async move { armed.notify.notified().await })
+        Box::pin(async move { guard.notify.notified().await })
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Waiters> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, WatchState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Disarms when dropped.
-struct Armed {
-    watched: Arc<Watched>,
+struct WaitGuard {
+    watch: Arc<LockWatch>,
     keys: Option<Vec<EtcdKey>>,
     id: u64,
     notify: Arc<Notify>,
 }
 
-impl Drop for Armed {
+impl Drop for WaitGuard {
     fn drop(&mut self) {
-        let mut waiters = self.watched.lock();
+        let mut state = self.watch.lock();
         match &self.keys {
-            None => waiters.any.retain(|(id, _)| *id != self.id),
+            None => state.any.retain(|(id, _)| *id != self.id),
             Some(keys) => {
                 for key in keys {
-                    if let Some(of_key) = waiters.by_key.get_mut(key) {
+                    if let Some(of_key) = state.by_key.get_mut(key) {
                         of_key.retain(|(id, _)| *id != self.id);
                         if of_key.is_empty() {
-                            waiters.by_key.remove(key);
+                            state.by_key.remove(key);
                         }
                     }
                 }

@@ -1,4 +1,4 @@
-//! [`Probe`]: what each new connection is asked before it is used.
+//! [`Handshake`]: what each new connection is asked before it is used.
 //!
 //! **etcd's gRPC proxy** sends keep-alives of its own, every third of a TTL, and answers those of
 //! its clients with the answers to its own. The client counts its deadline from the moment it
@@ -12,20 +12,24 @@ use std::sync::OnceLock;
 use etcd_client::{Error as Driver, ResponseHeader, WatchOptions};
 use leasehold_core::{Error, ErrorKind};
 
-use crate::{authenticator::Failed, error, keys::EtcdKey, member::Live};
+use crate::{
+    channel::Channel,
+    error::{self, MemberError},
+    keys::EtcdKey,
+};
 
 /// The id that the watch of the probe asks for. The proxy ignores it, and counts from zero.
 const ID: i64 = i64::MAX / 2;
 
 /// Asks each new connection who it is.
-pub(crate) struct Probe {
+pub(crate) struct Handshake {
     /// A key that the user may read.
     key: EtcdKey,
     /// The cluster of the first connection, and its address.
     cluster: OnceLock<(u64, String)>,
 }
 
-impl Probe {
+impl Handshake {
     pub(crate) fn new(key: EtcdKey) -> Self {
         Self {
             key,
@@ -40,16 +44,16 @@ impl Probe {
     /// - [`ErrorKind::InvalidInput`] for a member of another cluster.
     pub(crate) async fn check(
         &self,
-        live: &Live,
+        channel: &Channel,
         operation: &'static str,
         address: &str,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), MemberError> {
         let (watch, cluster) = self
-            .ask(live)
+            .ask(channel)
             .await
-            .map_err(|error| Failed::of(error, operation, address))?;
+            .map_err(|error| MemberError::from_driver(error, operation, address))?;
         if watch.is_some_and(|id| id != ID) {
-            return Err(Failed::here(proxy(operation, address)));
+            return Err(MemberError::fatal(proxy(operation, address)));
         }
         let Some(cluster) = cluster else {
             return Ok(());
@@ -58,13 +62,15 @@ impl Probe {
         if cluster == *first {
             Ok(())
         } else {
-            Err(Failed::here(another_cluster(operation, address, known_at)))
+            Err(MemberError::fatal(another_cluster(
+                operation, address, known_at,
+            )))
         }
     }
 
     /// Returns the id that a watch was given, unless it was refused, and the id of the cluster.
-    async fn ask(&self, live: &Live) -> Result<(Option<i64>, Option<u64>), Driver> {
-        let mut watches = live.watch.clone();
+    async fn ask(&self, channel: &Channel) -> Result<(Option<i64>, Option<u64>), Driver> {
+        let mut watches = channel.watch.clone();
         let mut stream = watches
             .watch(
                 self.key.to_vec(),

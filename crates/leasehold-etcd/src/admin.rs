@@ -1,0 +1,200 @@
+//! Inspection and revocation: the holders of a key, its waiters, and the forced end of a lock.
+
+use std::{collections::HashMap, time::Duration};
+
+use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+    TxnOpResponse,
+};
+use leasehold_core::{
+    ErrorKind, FencingToken, HolderRef, Inspection, LockKey, Mode, Result, Revocation,
+    RevokeOutcome, WaiterRef,
+};
+
+use crate::{
+    connection::Cluster,
+    error::{self, SideEffect},
+    keys::{EtcdKey, KeyOwner, LockPrefix, label_of},
+};
+
+/// Returns the holders of `key` and its waiters, in the order of their queue.
+pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspection> {
+    let mut inspection = Inspection::default();
+    let mut leases = HashMap::new();
+    for permits in [false, true] {
+        let lock_prefix = cluster.layout.lock_prefix(key, permits)?;
+        let queue = list(cluster, &lock_prefix).await?;
+        let mut writer_ahead = false;
+        for (queue_key, kv) in queue.iter().enumerate() {
+            let owner = lock_prefix.read(kv.key());
+            let mode = mode_of(&owner, permits);
+            let holds = match mode {
+                Some(Mode::Permit { of }) => queue_key < of.get() as usize,
+                Some(Mode::Shared) => !writer_ahead,
+                _ => queue_key == 0,
+            };
+            writer_ahead |= !owner.shared;
+            let label = if owner.ours {
+                label_of(kv.value())
+            } else {
+                String::new()
+            };
+            if !holds {
+                inspection.waiters.push(WaiterRef::new(mode, label));
+                continue;
+            }
+            let mut holder = HolderRef::new(key.clone(), id_of(kv));
+            holder.mode = mode;
+            holder.label = label;
+            holder.token =
+                (!permits).then(|| FencingToken::new(kv.create_revision().unsigned_abs()));
+            holder.expires_in = expires_in(cluster, kv.lease(), &mut leases).await;
+            inspection.holders.push(holder);
+        }
+    }
+    Ok(inspection)
+}
+
+async fn list(cluster: &Cluster, lock_prefix: &LockPrefix) -> Result<Vec<KeyValue>> {
+    let options = GetOptions::new()
+        .with_range(lock_prefix.end())
+        .with_sort(SortTarget::Create, SortOrder::Ascend);
+    let start = EtcdKey::from(lock_prefix.start());
+    let mut listed = cluster
+        .get("inspect", cluster.config.timeout, &start, Some(options))
+        .await?;
+    Ok(listed.take_kvs())
+}
+
+fn mode_of(owner: &KeyOwner, permits: bool) -> Option<Mode> {
+    if !owner.ours {
+        return None;
+    }
+    match (permits, owner.of.and_then(|of| of.try_into().ok())) {
+        (true, of) => of.map(|of| Mode::Permit { of }),
+        (false, _) if owner.shared => Some(Mode::Shared),
+        (false, _) => Some(Mode::Exclusive),
+    }
+}
+
+/// The rest of a session's life; asked once per session. `None` where the owner does not know.
+async fn expires_in(
+    cluster: &Cluster,
+    id: i64,
+    known: &mut HashMap<i64, Option<Duration>>,
+) -> Option<Duration> {
+    if let Some(known) = known.get(&id) {
+        return *known;
+    }
+    let asked = cluster.call(
+        "inspect",
+        SideEffect::None,
+        cluster.config.timeout,
+        |channel| {
+            let mut lease = channel.lease.clone();
+            async move { lease.time_to_live(id, None).await }
+        },
+    );
+    let left = asked
+        .await
+        .ok()
+        .and_then(|answer| u64::try_from(answer.ttl()).ok())
+        .map(Duration::from_secs);
+    known.insert(id, left);
+    left
+}
+
+/// What identifies one grant: its create revision and its key.
+pub(crate) fn id_of(kv: &KeyValue) -> Vec<u8> {
+    [format!("{}:", kv.create_revision()).as_bytes(), kv.key()].concat()
+}
+
+fn read_id(id: &[u8]) -> Option<(i64, EtcdKey)> {
+    let colon = id.iter().position(|byte| *byte == b':')?;
+    let revision = std::str::from_utf8(&id[..colon]).ok()?.parse().ok()?;
+    Some((revision, EtcdKey::from(&id[colon + 1..])))
+}
+
+/// At once: compares the create revision and deletes. Gently: leaves a mark in the holder's
+/// session, which the holder reads with its next renewal; from then on its deadline stands.
+pub(crate) async fn revoke(
+    cluster: &Cluster,
+    holder: &HolderRef,
+    revocation: Revocation,
+) -> Result<RevokeOutcome> {
+    let invalid = || {
+        error::plain(
+            ErrorKind::InvalidInput,
+            "break",
+            "this holder was not shown by an inspection of etcd",
+        )
+    };
+    let (revision, key) = read_id(&holder.id).ok_or_else(invalid)?;
+    let permit = matches!(holder.mode, Some(Mode::Permit { .. }));
+    let lock_prefix = cluster.layout.lock_prefix(&holder.key, permit)?;
+    if !key.as_bytes().starts_with(&lock_prefix.start()) {
+        return Err(invalid());
+    }
+    let timeout = cluster.config.timeout;
+    let still_it = Compare::create_revision(key.to_vec(), CompareOp::Equal, revision);
+    if revocation == Revocation::Immediate {
+        let txn = Txn::new()
+            .when([still_it])
+            .and_then([TxnOp::delete(key.to_vec(), None)]);
+        let answer = cluster
+            .txn("break", SideEffect::Writes, timeout, &txn)
+            .await?;
+        return Ok(if answer.succeeded() {
+            RevokeOutcome::Freed
+        } else {
+            RevokeOutcome::AlreadyGone
+        });
+    }
+    if !lock_prefix.read(key.as_bytes()).ours {
+        return Err(error::plain(
+            ErrorKind::Unsupported,
+            "break",
+            "another program holds it, which would not notice; it can only be broken at once",
+        ));
+    }
+    let txn = Txn::new().when([still_it.clone()]).and_then([TxnOp::get(
+        key.to_vec(),
+        Some(GetOptions::new().with_keys_only()),
+    )]);
+    let answer = cluster
+        .txn("break", SideEffect::None, timeout, &txn)
+        .await?;
+    let lease = match answer.op_responses().into_iter().next() {
+        Some(TxnOpResponse::Get(range)) => range.kvs().first().map(KeyValue::lease),
+        _ => None,
+    };
+    let (Some(lease), Some(mark)) = (lease, cluster.layout.mark(key.as_bytes(), revision)) else {
+        return Ok(RevokeOutcome::AlreadyGone);
+    };
+    let put = TxnOp::put(mark.to_vec(), "", Some(PutOptions::new().with_lease(lease)));
+    let answer = cluster
+        .txn(
+            "break",
+            SideEffect::Writes,
+            timeout,
+            &Txn::new().when([still_it]).and_then([put]),
+        )
+        .await;
+    match answer {
+        Ok(answer) if answer.succeeded() => {}
+        Err(error) if error.kind() != ErrorKind::Lost => return Err(error),
+        _ => return Ok(RevokeOutcome::AlreadyGone),
+    }
+    let ttl = cluster.call("break", SideEffect::None, timeout, |channel| {
+        let mut leases = channel.lease.clone();
+        async move { leases.time_to_live(lease, None).await }
+    });
+    // It reads the mark after a third of its TTL at the latest, and has a TTL from then on.
+    let granted = ttl
+        .await
+        .ok()
+        .and_then(|answer| u64::try_from(answer.granted_ttl()).ok());
+    Ok(RevokeOutcome::FreeWithin(
+        granted.map(|secs| Duration::from_secs(secs) * 4 / 3),
+    ))
+}

@@ -1,0 +1,127 @@
+//! [`Connector`]: creates members from addresses, with the TLS settings of the URL.
+
+use std::{path::PathBuf, time::Duration};
+
+use etcd_client::ConnectOptions;
+use leasehold_core::{Error, ErrorKind, Result};
+use tonic::transport::Endpoint;
+
+use crate::{error, member::Member};
+
+const DEFAULT_PORT: u16 = 2379;
+
+/// The server answers pings that come at least 5 s apart (`--grpc-keepalive-min-time`), and cuts
+/// off who sends more.
+const PING_INTERVAL: Duration = Duration::from_secs(6);
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connects to members as the URL says.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    pub(crate) tls: bool,
+    pub(crate) files: TlsFiles,
+    pub(crate) connect_timeout: Duration,
+}
+
+impl Connector {
+    pub(crate) fn endpoint(&self, host: &str) -> Result<Endpoint> {
+        let scheme = if self.tls { "https" } else { "http" };
+        let endpoint = endpoint(scheme, host)?
+            .connect_timeout(self.connect_timeout)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true);
+        self.files.apply_to(self.tls, endpoint)
+    }
+
+    /// A member at an address that another one knows, such as `http://10.0.0.7:2379`.
+    pub(crate) fn member(&self, url: &str) -> Option<Member> {
+        let (_scheme, host) = url.split_once("://")?;
+        self.endpoint(host.trim_end_matches('/'))
+            .ok()
+            .map(Self::connecting)
+    }
+
+    /// A member at this address.
+    pub(crate) fn connecting(endpoint: Endpoint) -> Member {
+        // A member that is cut off from the others says so, and does not sit on requests and
+        // watches.
+        Member::at(endpoint, ConnectOptions::new().with_require_leader(true))
+    }
+}
+
+/// As the driver takes it: `http://h:2379`.
+fn endpoint(scheme: &str, host: &str) -> Result<Endpoint> {
+    let parsed = url::Url::parse(&format!("{scheme}://{host}/")).map_err(|error| {
+        invalid(format!(
+            "one of the hosts is not a host with a port: {error}"
+        ))
+    })?;
+    match parsed.host_str() {
+        // `port` is `None` for the scheme's own, 80 and 443.
+        Some(name) if !name.is_empty() && parsed.path() == "/" => {
+            let given = host
+                .rsplit_once(':')
+                .and_then(|(_, port)| port.parse::<u16>().ok());
+            let port = parsed
+                .port()
+                .or(given.filter(|_| !host.ends_with(']')))
+                .unwrap_or(DEFAULT_PORT);
+            Endpoint::from_shared(format!("{scheme}://{name}:{port}")).map_err(|error| {
+                invalid(format!(
+                    "one of the hosts is not a host with a port: {error}"
+                ))
+            })
+        }
+        _ => Err(invalid("the URL has no host; write etcd://127.0.0.1:2379/")),
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct TlsFiles {
+    pub(crate) ca: Option<PathBuf>,
+    pub(crate) cert: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    #[cfg(not(feature = "tls"))]
+    fn apply_to(&self, tls: bool, endpoint: Endpoint) -> Result<Endpoint> {
+        let _unused = (&self.ca, &self.cert, &self.key);
+        if tls {
+            let message =
+                "etcds: needs the feature `tls` of leasehold-etcd; enable it in Cargo.toml";
+            return Err(error::plain(ErrorKind::Unsupported, "connect", message));
+        }
+        Ok(endpoint)
+    }
+
+    #[cfg(feature = "tls")]
+    fn apply_to(&self, tls: bool, endpoint: Endpoint) -> Result<Endpoint> {
+        use etcd_client::{Certificate, Identity, TlsOptions};
+        if !tls {
+            return Ok(endpoint);
+        }
+        let read = |path: &PathBuf| {
+            std::fs::read(path)
+                .map_err(|error| invalid(format!("cannot read {}: {error}", path.display())))
+        };
+        let mut tls = TlsOptions::new();
+        tls = match &self.ca {
+            Some(ca) => tls.ca_certificate(Certificate::from_pem(read(ca)?)),
+            None => tls.with_native_roots(),
+        };
+        tls = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
+            (None, None) => tls,
+            _ => return Err(invalid("the options `cert` and `key` belong together")),
+        };
+        endpoint
+            .tls_config(tls)
+            .map_err(|error| invalid("the driver refuses the TLS settings").with_source(error))
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    error::plain(ErrorKind::InvalidInput, "connect", message)
+}
