@@ -151,9 +151,9 @@ mod tests {
         is(ErrorKind::Lost, json!("lost"));
         is(ErrorKind::Closed, json!("closed"));
         is(ErrorKind::Cancelled, json!("cancelled"));
-        is(ErrorKind::Runtime, json!("wrong_runtime"));
-        is(ErrorKind::Mismatch, json!("mismatch"));
-        is(ErrorKind::Protocol, json!("protocol_violation"));
+        is(ErrorKind::WrongRuntime, json!("wrong_runtime"));
+        is(ErrorKind::Conflict, json!("conflict"));
+        is(ErrorKind::UnexpectedResponse, json!("unexpected_response"));
         is(LossReason::Expired, json!("expired"));
         is(LossReason::Replaced, json!("replaced"));
         is(LossReason::SessionEnded, json!("session_ended"));
