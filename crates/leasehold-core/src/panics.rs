@@ -17,7 +17,7 @@ use std::{
 use futures_util::FutureExt;
 
 use crate::{
-    backend::{BoxFuture, KeepAlive, Lease, Released},
+    backend::contract::{BoxFuture, KeepAlive, Lease, Released},
     clock::{Deadline, Timestamp},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,

@@ -87,14 +87,16 @@ mod tests {
 
     use super::*;
     use crate::{
-        capability::{
-            Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification,
+        backend::{
+            capability::{
+                Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification,
+            },
+            inspection::{HolderConnection, HolderRef, Inspection, NodeStatus, Pong, WaiterRef},
         },
         error::ErrorKind,
         fencing::FencingToken,
-        inspection::{HolderConnection, HolderRef, Inspection, NodeStatus, Pong, WaiterRef},
+        lease::signal::LossReason,
         mode::Mode,
-        signal::LossReason,
     };
 
     /// Asserts the JSON of `value`, and that it is read back as the same value.

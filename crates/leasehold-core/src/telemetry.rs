@@ -18,14 +18,13 @@ use pin_project_lite::pin_project;
 
 pub(crate) use self::record::Since;
 use crate::{
-    backend::Released,
-    client::Client,
+    backend::{contract::Released, request::Request},
+    client::handle::Client,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
+    lease::signal::{LossReason, REASONS},
     panics::contain,
     quorum::is_node_failure,
-    request::Request,
-    signal::{LossReason, REASONS},
 };
 
 /// The name and the description of a metric.
@@ -461,7 +460,7 @@ mod record {
     use metrics::{Unit, counter, gauge, histogram};
 
     use super::Metric;
-    use crate::{client::Client, clock::Timestamp, panics::contain};
+    use crate::{client::handle::Client, clock::Timestamp, panics::contain};
 
     /// A time on the client's clock.
     #[derive(Debug)]
@@ -539,7 +538,7 @@ mod record {
     use std::sync::Arc;
 
     use super::Metric;
-    use crate::client::Client;
+    use crate::client::handle::Client;
 
     #[derive(Debug)]
     pub(crate) struct Since;

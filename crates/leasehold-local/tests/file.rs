@@ -817,9 +817,7 @@ fn unusable_directories_are_refused_by_name() {
         let error = FileBackend::open(&path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(
-            error
-                .to_string()
-                .contains("nor a symbolic link to one"),
+            error.to_string().contains("nor a symbolic link to one"),
             "{error}"
         );
     }

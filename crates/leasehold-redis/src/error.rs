@@ -294,8 +294,10 @@ pub(crate) fn is_of_replica(error: &RedisError) -> bool {
 /// Whether an acquisition that ended so may have taken something.
 pub(crate) fn may_have_taken(error: &Error) -> bool {
     let driver = error.source().and_then(|source| source.downcast_ref());
-    matches!(error.kind(), ErrorKind::Indeterminate | ErrorKind::UnexpectedResponse)
-        || driver.is_some_and(is_within_script)
+    matches!(
+        error.kind(),
+        ErrorKind::Indeterminate | ErrorKind::UnexpectedResponse
+    ) || driver.is_some_and(is_within_script)
 }
 
 /// Whether a right was found missing in the middle of a script: what it did before stays. Redis 7.2

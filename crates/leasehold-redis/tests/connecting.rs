@@ -480,7 +480,11 @@ fn a_client_that_was_connected_on_another_runtime_says_so() {
     };
     assert_eq!(
         runtime().block_on(elsewhere),
-        (ErrorKind::WrongRuntime, ErrorKind::WrongRuntime, ErrorKind::WrongRuntime)
+        (
+            ErrorKind::WrongRuntime,
+            ErrorKind::WrongRuntime,
+            ErrorKind::WrongRuntime
+        )
     );
     first.block_on(async {
         client

@@ -296,10 +296,13 @@ pub use crate::scheme::file_options;
 /// [`LockBackend`](backend::LockBackend).
 pub mod backend {
     pub use leasehold_core::{
-        AcquisitionId, AtomicDeadline, Attempt, BoxFuture, Contention, DriverThread, KeepAlive,
-        LazyBackend, Lease, LockBackend, LossNotifier, ReleaseTracker, Request, RetryBudget,
-        SessionId, acquire_with_retry, async_trait, check_runtime, contained, default_label,
-        on_driver_thread, session, supervised, text, url,
+        AcquisitionId,
+        backend::{
+            AtomicDeadline, Attempt, BoxFuture, Contention, KeepAlive, LazyBackend, Lease,
+            LockBackend, LossNotifier, Request, SessionId, acquire_with_retry, async_trait,
+            support,
+        },
+        default_label, session, text, url,
     };
 
     pub use crate::connect::connect_backend as connect;

@@ -156,7 +156,11 @@ fn postgres() -> Box<dyn BackendFixture> {
 fn at(url: String) -> FixtureFn {
     FixtureFn::new(move || {
         let url = url.clone();
-        async move { leasehold::backend::connect(&url).await.expect("a connection") }
+        async move {
+            leasehold::backend::connect(&url)
+                .await
+                .expect("a connection")
+        }
     })
 }
 

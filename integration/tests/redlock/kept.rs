@@ -154,9 +154,10 @@ async fn restart_behind_a_proxy_costs_an_unmarked_vote() {
         leasehold_integration::server::RedlockServers::start(1, Persistence::None).unwrap();
     let proxy = Keeping::start(servers.servers[0].addr());
     let url = format!("redlock://{}/{OPTIONS}&largest-ttl=2s", proxy.0);
-    let client = leasehold_core::LockClient::builder(leasehold::backend::connect(&url).await.unwrap())
-        .with_ttl(crate::support::ttl(crate::support::millis(2_000)))
-        .build();
+    let client =
+        leasehold_core::LockClient::builder(leasehold::backend::connect(&url).await.unwrap())
+            .with_ttl(crate::support::ttl(crate::support::millis(2_000)))
+            .build();
     eventually(&client, "k").await.release().await.unwrap();
     block_in_place(|| {
         servers.servers[0].kill();

@@ -62,7 +62,11 @@ async fn serves_once_it_is_up<S>(
         .unwrap();
     assert_eq!(client.inspect("k").await.unwrap().holders.len(), 1);
     client.ping().await.unwrap();
-    let eager = leasehold::ConnectOptions::new().with_ttl(ttl).connect(url).await.unwrap();
+    let eager = leasehold::ConnectOptions::new()
+        .with_ttl(ttl)
+        .connect(url)
+        .await
+        .unwrap();
     eager.ping().await.unwrap();
     assert_eq!(
         format!("{:?}", client.capabilities()),

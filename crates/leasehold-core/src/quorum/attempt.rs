@@ -5,7 +5,10 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use crate::{
-    backend::{Attempt, Contention, Lease},
+    backend::{
+        contract::{Attempt, Contention, Lease},
+        request::Request,
+    },
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     quorum::{
@@ -19,7 +22,6 @@ use crate::{
         tally::{Standing, Tally, Vote},
         token,
     },
-    request::Request,
 };
 
 /// The answer of a node so far.

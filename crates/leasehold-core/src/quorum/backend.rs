@@ -14,11 +14,15 @@ use tokio::{task::AbortHandle, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    backend::{Attempt, Lease, LockBackend, Released},
-    capability::{Capabilities, Fairness},
+    backend::{
+        capability::{Capabilities, Fairness},
+        contract::{Attempt, Lease, LockBackend, Released},
+        inspection::{HolderRef, Inspection, NodeStatus, Pong, Revocation, RevokeOutcome},
+        request::Request,
+        retry::acquire_with_retry,
+    },
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    inspection::{HolderRef, Inspection, NodeStatus, Pong, Revocation, RevokeOutcome},
     key::LockKey,
     panics::contained,
     quorum::{
@@ -36,8 +40,6 @@ use crate::{
         rollback::release_until_over,
         tally::Majority,
     },
-    request::Request,
-    retry::acquire_with_retry,
     telemetry,
     ttl::Ttl,
 };

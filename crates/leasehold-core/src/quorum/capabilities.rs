@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    capability::{
+    backend::capability::{
         Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification,
     },
     clock::ClockDrift,

@@ -14,7 +14,7 @@ use std::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    backend::{BoxFuture, Contention},
+    backend::contract::{BoxFuture, Contention},
     quorum::{
         attempt::Reply,
         jitter,
@@ -166,7 +166,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        backend::{KeepAlive, Lease, Released},
+        backend::contract::{KeepAlive, Lease, Released},
         clock::{Deadline, Timestamp},
         error::{Error, ErrorKind, Result},
         fencing::FencingToken,
@@ -261,7 +261,7 @@ mod tests {
     #[derive(Debug)]
     struct Nothing;
 
-    #[crate::backend::async_trait]
+    #[crate::async_trait]
     impl Lease for Nothing {
         fn fencing_token(&self) -> Option<FencingToken> {
             None

@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use crate::{backend::BoxFuture, error::Result, panics::Call};
+use crate::{backend::contract::BoxFuture, error::Result, panics::Call};
 
 /// Running calls, at most one per node, polled by the task that waits for them.
 ///

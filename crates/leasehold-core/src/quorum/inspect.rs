@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use crate::{
+    backend::inspection::{HolderRef, Inspection, NodeStatus, WaiterRef},
     error::Result,
-    inspection::{HolderRef, Inspection, NodeStatus, WaiterRef},
     key::LockKey,
     quorum::{backend::QuorumBackend, discovery::within},
     ttl::Ttl,

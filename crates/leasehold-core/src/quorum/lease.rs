@@ -12,8 +12,11 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    acquisition_id::AcquisitionId,
-    backend::{Attempt, KeepAlive, Lease, Released},
+    backend::{
+        acquisition_id::AcquisitionId,
+        contract::{Attempt, KeepAlive, Lease, Released},
+        request::Request,
+    },
     clock::{AtomicDeadline, Deadline},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
@@ -27,7 +30,6 @@ use crate::{
         renewal::{Renewed, may_heal, renewal},
         tally::{Standing, Tally, Vote},
     },
-    request::Request,
 };
 
 /// After a grant, the delay before missing nodes are requested again, and the part of the TTL up to

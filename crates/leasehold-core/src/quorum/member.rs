@@ -10,11 +10,14 @@ use std::{
 };
 
 use crate::{
-    backend::{Attempt, BoxFuture, LockBackend},
+    backend::{
+        contract::{Attempt, BoxFuture, LockBackend},
+        inspection::NodeStatus,
+        request::Request,
+    },
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    inspection::NodeStatus,
     panics::contain,
     quorum::{
         discovery::{STATE_TIMEOUT, within},
@@ -22,7 +25,6 @@ use crate::{
         node::{QuorumNode, Recollection, Terms, TokenVote},
         watch::Watch,
     },
-    request::Request,
     telemetry,
 };
 

@@ -5,11 +5,13 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 
 use crate::{
-    backend::{Attempt, LockBackend, Released},
+    backend::{
+        contract::{Attempt, LockBackend, Released},
+        request::Request,
+    },
     error::Result,
     fencing::FencingToken,
     quorum::eligibility::{Membership, Memory},
-    request::Request,
     ttl::Ttl,
 };
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use crate::{
+    backend::inspection::{NodeStatus, Pong},
     error::Result,
-    inspection::{NodeStatus, Pong},
     quorum::{
         backend::QuorumBackend,
         discovery::{STATE_TIMEOUT, within},

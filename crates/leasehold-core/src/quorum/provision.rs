@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 use crate::{
+    backend::inspection::NodeStatus,
     clock::Clock,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    inspection::NodeStatus,
     quorum::{
         backend::QuorumBackend,
         discovery::recall_all,

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::join_all;
 
 use crate::{
+    backend::inspection::{HolderRef, Revocation, RevokeOutcome},
     error::{Error, ErrorKind, Result},
-    inspection::{HolderRef, Revocation, RevokeOutcome},
     quorum::{
         backend::QuorumBackend,
         discovery::within,

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    backend::{Attempt, BoxFuture, Lease, Released},
+    backend::{
+        contract::{Attempt, BoxFuture, Lease, Released},
+        request::Request,
+    },
     error::Result,
     panics::ContainedLease,
     quorum::{
@@ -11,7 +14,6 @@ use crate::{
         backend::QuorumBackend,
         fan_out::FanOut,
     },
-    request::Request,
 };
 
 /// The shortest and the longest delay before a failed release is retried. The delay doubles.

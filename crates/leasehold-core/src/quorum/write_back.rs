@@ -1,7 +1,7 @@
 //! Fencing in a quorum: one token out of the tokens of several nodes.
 
 use crate::{
-    acquisition_id::AcquisitionId,
+    backend::acquisition_id::AcquisitionId,
     fencing::FencingToken,
     quorum::{node::TokenVote, tally::Majority},
 };

@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    backend::BoxFuture,
+    backend::contract::BoxFuture,
     error::{Error, ErrorKind, Result},
     panics::contained,
 };

@@ -5,9 +5,9 @@ use std::{fmt::Debug, hash::Hash, sync::Arc};
 use async_trait::async_trait;
 
 use crate::{
+    backend::request::Request,
     clock::{Deadline, Timestamp},
     error::Result,
-    request::Request,
     session::Session,
     ttl::Ttl,
 };

@@ -9,11 +9,11 @@ use std::{
 };
 
 use crate::{
+    backend::request::Request,
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
-    request::Request,
+    lease::signal::LossReason,
     session::{Claim, Session, SessionDriver, SessionTime, session::Claimed},
-    signal::LossReason,
     ttl::Ttl,
 };
 

@@ -23,7 +23,7 @@ mod retry;
 mod session;
 mod state;
 
-pub use crate::retry::cancelled;
+pub use crate::backend::retry::cancelled;
 
 pub use self::{
     batch::{BatchExecutor, BatchLimits, Batcher},

@@ -3,8 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::{
+    backend::request::LossNotifier,
     clock::Deadline,
-    request::LossNotifier,
     session::{Session, SessionDriver},
 };
 

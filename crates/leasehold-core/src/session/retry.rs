@@ -3,11 +3,8 @@
 use std::sync::Arc;
 
 use crate::{
-    backend::Lease,
+    backend::{contract::Lease, request::Request, retry::cancelled, retry_budget::RetryBudget},
     error::{Error, ErrorKind, Result},
-    request::Request,
-    retry::cancelled,
-    retry_budget::RetryBudget,
 };
 
 /// The number of times an acquisition is retried at once because its session ended.

@@ -11,15 +11,14 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    backend::SessionId,
+    backend::{contract::SessionId, request::LossNotifier},
     clock::{AtomicDeadline, Deadline, Timestamp},
     error::{Error, ErrorKind, Result},
-    request::LossNotifier,
+    lease::signal::LossReason,
     session::{
         Claim, Opened, SessionDriver, SessionTime, keep_alive, reconcile,
         state::{Standing, State},
     },
-    signal::LossReason,
     ttl::Ttl,
 };
 

@@ -6,9 +6,9 @@ use std::{
 };
 
 use crate::{
+    backend::request::LossNotifier,
     clock::{Deadline, Timestamp},
-    request::LossNotifier,
-    signal::LossReason,
+    lease::signal::LossReason,
 };
 
 /// The mutable part of a session.

@@ -13,11 +13,13 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::{
-    backend::BoxFuture,
+    backend::{
+        contract::BoxFuture,
+        request::{LossNotifier, Request},
+    },
     clock::{ClockDrift, Deadline, TestClock},
     error::{Error, ErrorKind, Result},
-    request::{LossNotifier, Request},
-    signal::LossReason,
+    lease::signal::LossReason,
     ttl::Ttl,
 };
 

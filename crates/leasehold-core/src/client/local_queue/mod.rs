@@ -21,18 +21,18 @@ use std::{
 
 use tokio::sync::oneshot;
 
-pub(crate) use self::position::Place;
-use self::{
+pub(crate) use crate::client::local_queue::position::Place;
+use crate::client::local_queue::{
     key_queue::{Admitted, Ahead, KeyQueue, Ticket},
     position::Queued,
 };
 use crate::{
+    backend::request::Request,
     clock::{Clock, Timestamp},
     error::{Error, ErrorKind, Result},
     key::LockKey,
+    lease::signal::Signal,
     mode::Mode,
-    request::Request,
-    signal::Signal,
 };
 
 /// With fewer keys than this, those that are no longer used are not searched for.

@@ -5,12 +5,12 @@ use std::{fmt, num::NonZeroU32, sync::Arc};
 use tokio::sync::Notify;
 
 use crate::{
-    acquisition_id::AcquisitionId,
+    backend::acquisition_id::AcquisitionId,
     clock::{Clock, ClockDrift, Deadline, SystemClock, Timestamp},
     key::LockKey,
     label,
+    lease::signal::{LossReason, Signal},
     mode::Mode,
-    signal::{LossReason, Signal},
     ttl::Ttl,
 };
 

@@ -11,21 +11,17 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    acquire::Grant,
-    asker::Asker,
-    backend::KeepAlive,
-    client::Client,
+    backend::{contract::KeepAlive, request::Request},
+    client::{
+        acquire::Grant, asker::Asker, complete_on_drop::CompleteOnDrop, handle::Client,
+        local_queue::Place, release,
+    },
     clock::{AtomicDeadline, Deadline, Timestamp},
-    complete_on_drop::CompleteOnDrop,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    guard::OwnedLease,
-    local_queue::Place,
-    options::Renewal,
+    lease::signal::{LossReason, Signal},
+    lock::{guard::OwnedLease, options::Renewal},
     panics::{ContainedLease, contain},
-    release,
-    request::Request,
-    signal::{LossReason, Signal},
     telemetry::{self, Span, Traced},
 };
 

@@ -9,15 +9,17 @@ use async_trait::async_trait;
 use futures_util::{FutureExt, future::Shared};
 
 use crate::{
-    backend::{Attempt, BoxFuture, Lease, LockBackend},
-    capability::Capabilities,
+    backend::{
+        capability::Capabilities,
+        contract::{Attempt, BoxFuture, Lease, LockBackend},
+        inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
+        request::Request,
+        retry::{cancelled, sleep_unless_cancelled},
+        retry_budget::RetryBudget,
+    },
     error::{Error, ErrorKind, Result},
-    inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
     key::LockKey,
     panics::contained,
-    request::Request,
-    retry::{cancelled, sleep_unless_cancelled},
-    retry_budget::RetryBudget,
 };
 
 /// A backend that connects when it is first used, so that a program can start while its server is

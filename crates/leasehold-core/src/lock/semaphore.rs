@@ -3,13 +3,17 @@
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use crate::{
-    acquire::{acquire, acquire_for, try_acquire},
-    client::Client,
+    client::{
+        acquire::{acquire, acquire_for, try_acquire},
+        handle::Client,
+    },
     error::{Error, ErrorKind, Result},
-    guard::SemaphorePermit,
+    lock::{
+        guard::SemaphorePermit,
+        options::{Spec, lock_options},
+        run::run_methods,
+    },
     mode::Mode,
-    options::{Spec, lock_options},
-    run::run_methods,
 };
 
 /// A bounded number of holders, created by [`LockClient::semaphore`](crate::LockClient::semaphore).

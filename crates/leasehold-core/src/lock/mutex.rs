@@ -3,12 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    acquire::{acquire, acquire_for, try_acquire},
-    client::Client,
+    client::{
+        acquire::{acquire, acquire_for, try_acquire},
+        handle::Client,
+    },
     error::Result,
-    guard::LockGuard,
-    options::{Spec, lock_options},
-    run::run_methods,
+    lock::{
+        guard::LockGuard,
+        options::{Spec, lock_options},
+        run::run_methods,
+    },
 };
 
 /// A lock with one holder at a time, created by [`LockClient::mutex`](crate::LockClient::mutex).

@@ -1,9 +1,4 @@
-//! The contract of backends: [`LockBackend`] grants [`Lease`]s.
-//!
-//! A backend implements these two traits. It reads a [`Request`], answers with an [`Attempt`], and
-//! keeps the deadline of a lease in a [`AtomicDeadline`]. Types that users see as well, such as
-//! [`Capabilities`], are in the root of the crate. Backends whose server has sessions find more in
-//! [`session`](crate::session).
+//! [`LockBackend`] and [`Lease`]: what a backend implements.
 
 use std::{
     fmt::{self, Debug, Display},
@@ -16,33 +11,19 @@ use std::{
 };
 
 use crate::{
-    capability::Capabilities,
+    backend::{
+        capability::Capabilities,
+        inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
+        request::Request,
+        retry::acquire_with_retry,
+    },
     clock::Deadline,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
     key::LockKey,
 };
 
-pub use async_trait::async_trait;
-
-pub use crate::{
-    clock::AtomicDeadline,
-    lazy::LazyBackend,
-    request::{LossNotifier, Request},
-    retry::acquire_with_retry,
-};
-
-/// Helpers that the backends of this workspace share. A backend may use them, and none has to.
-pub mod support {
-    pub use crate::{
-        driver_thread::{DriverThread, on_driver_thread},
-        panics::{contained, supervised},
-        release_tracker::ReleaseTracker,
-        retry_budget::RetryBudget,
-        runtime::check_runtime,
-    };
-}
+use async_trait::async_trait;
 
 /// A boxed future that can be sent between threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

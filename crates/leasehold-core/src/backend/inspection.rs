@@ -5,7 +5,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::{acquisition_id::AcquisitionId, fencing::FencingToken, key::LockKey, mode::Mode};
+use crate::{
+    backend::acquisition_id::AcquisitionId, fencing::FencingToken, key::LockKey, mode::Mode,
+};
 
 /// The holders of and waiters for a key at the time of the inspection.
 ///

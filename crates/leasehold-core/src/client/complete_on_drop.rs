@@ -7,13 +7,14 @@ use std::{
 };
 
 use crate::{
-    backend::{Attempt, BoxFuture, Lease},
-    client::Client,
+    backend::{
+        contract::{Attempt, BoxFuture, Lease},
+        inspection::{Inspection, Pong, RevokeOutcome},
+        request::Request,
+    },
+    client::{handle::Client, release},
     error::{ErrorKind, Result},
-    inspection::{Inspection, Pong, RevokeOutcome},
     panics::{Call, ContainedLease},
-    release,
-    request::Request,
 };
 
 /// The outcome of a backend's operation, with the lease to release if the caller is gone.

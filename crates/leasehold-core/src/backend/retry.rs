@@ -4,10 +4,12 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    backend::{Attempt, Contention, Lease},
+    backend::{
+        contract::{Attempt, Contention, Lease},
+        request::Request,
+        retry_budget::RetryBudget,
+    },
     error::{Error, ErrorKind, Result},
-    request::Request,
-    retry_budget::RetryBudget,
 };
 
 /// How long to wait where a refusal says nothing about when to try again.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::{
+    backend::request::Request,
     error::{Error, Result},
-    request::Request,
 };
 
 /// The pause after a fault, doubled up to [`RetryBudget::LONGEST_PAUSE`].

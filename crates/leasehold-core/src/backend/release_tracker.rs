@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    backend::Released,
+    backend::contract::Released,
     error::{Error, ErrorKind, Result},
 };
 

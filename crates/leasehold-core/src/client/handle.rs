@@ -21,28 +21,30 @@ use tokio::{
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
-    acquire::unanswered,
-    backend::{BoxFuture, LockBackend},
-    background_releases::BackgroundReleases,
-    capability::{Capabilities, Restart},
+    backend::{
+        capability::{Capabilities, Restart},
+        contract::{BoxFuture, LockBackend},
+        inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
+        request::RequestContext,
+    },
+    client::{
+        acquire::unanswered, background_releases::BackgroundReleases,
+        complete_on_drop::CompleteOnDrop, local_queue::LocalQueues,
+    },
     clock::{Clock, SystemClock},
-    complete_on_drop::CompleteOnDrop,
     error::{Error, ErrorKind, Result},
-    inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
     key::LockKey,
-    local_queue::LocalQueues,
+    lease::{renewal::Renewer, signal::LossReason},
+    lock::{
+        mutex::Mutex as LockMutex,
+        options::{Renewal, Spec},
+        reentrant::ReentrantOwner,
+        rwlock::RwLock,
+        semaphore::Semaphore,
+    },
     mode::Mode,
-    mutex::Mutex as LockMutex,
-    options::{Renewal, Spec},
     panics::{Call, contain},
-    reentrant::ReentrantOwner,
-    renewal::Renewer,
-    request::RequestContext,
-    runtime,
-    rwlock::RwLock,
-    semaphore::Semaphore,
-    signal::LossReason,
-    telemetry,
+    runtime, telemetry,
     ttl::Ttl,
 };
 

@@ -13,16 +13,20 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Notify;
 
 use crate::{
-    asker::Asker,
-    backend::{BoxFuture, KeepAlive, SessionId},
+    backend::{
+        contract::{BoxFuture, KeepAlive, SessionId},
+        request::Request,
+    },
+    client::asker::Asker,
     clock::{Clock, Timestamp},
     error::{Error, ErrorKind, Result},
-    held_lease::{HeldLease, LONGEST_SLEEP},
+    lease::{
+        held_lease::{HeldLease, LONGEST_SLEEP},
+        signal::LossReason,
+    },
+    lock::options::Renewal,
     mode::Mode,
-    options::Renewal,
     panics::{contain, contained},
-    request::Request,
-    signal::LossReason,
 };
 
 /// Concurrent renewals of leases, while the remaining ones can wait. More would delay acquisitions

@@ -9,11 +9,11 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    client::LockClient,
+    client::handle::LockClient,
     error::{Error, Result},
-    guard::{LeaseInfo, LockGuard, OwnedLease},
-    held_lease::HeldLease,
     key::LockKey,
+    lease::held_lease::HeldLease,
+    lock::guard::{LeaseInfo, LockGuard, OwnedLease},
     ttl::Ttl,
 };
 

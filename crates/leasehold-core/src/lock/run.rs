@@ -4,8 +4,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    guard::OwnedLease,
-    signal::LossReason,
+    lease::signal::LossReason,
+    lock::guard::OwnedLease,
 };
 
 /// How long before the deadline work is cancelled: a tenth of the TTL, at most this.
@@ -65,7 +65,7 @@ macro_rules! guard_run_methods {
             work: impl AsyncFnOnce(crate::LeaseInfo) -> T,
         ) -> crate::Result<T> {
             let work = Box::pin(work(self.info()));
-            crate::run::run(self.into_lease(), work).await
+            crate::lock::run::run(self.into_lease(), work).await
         }
 
         /// Runs `work` as [`run`](Self::run) does. The type of its future can be named, so that a
@@ -82,7 +82,7 @@ macro_rules! guard_run_methods {
             Fut: Future<Output = T>,
         {
             let work = Box::pin(work(self.info()));
-            crate::run::run(self.into_lease(), work).await
+            crate::lock::run::run(self.into_lease(), work).await
         }
 
         /// Runs `work`, which may fail, as [`run`](Self::run) does.

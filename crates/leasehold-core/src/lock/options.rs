@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{error::Result, key::LockKey, mode::Mode, request::RequestContext, ttl::Ttl};
+use crate::{backend::request::RequestContext, error::Result, key::LockKey, mode::Mode, ttl::Ttl};
 
 /// Who renews a lease.
 ///

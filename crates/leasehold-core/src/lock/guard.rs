@@ -9,16 +9,18 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::Released,
+    backend::contract::Released,
+    client::release::Releasing,
     clock::Deadline,
     error::Result,
     fencing::FencingToken,
-    held_lease::{Facts, HeldLease},
     key::LockKey,
+    lease::{
+        held_lease::{Facts, HeldLease},
+        signal::LossReason,
+    },
+    lock::run::guard_run_methods,
     mode::Mode,
-    release::Releasing,
-    run::guard_run_methods,
-    signal::LossReason,
     ttl::Ttl,
 };
 

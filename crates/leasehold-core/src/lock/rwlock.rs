@@ -3,13 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    acquire::{acquire, acquire_for, try_acquire},
-    client::Client,
+    client::{
+        acquire::{acquire, acquire_for, try_acquire},
+        handle::Client,
+    },
     error::Result,
-    guard::LockGuard,
+    lock::{
+        guard::LockGuard,
+        options::{Spec, lock_options},
+        run::run_methods,
+    },
     mode::Mode,
-    options::{Spec, lock_options},
-    run::run_methods,
 };
 
 /// A lock with many readers or one writer, created by

@@ -3,21 +3,20 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use crate::{
-    asker::Asker,
-    backend::{Attempt, KeepAlive, Lease},
-    client::Client,
-    complete_on_drop::CompleteOnDrop,
+    backend::{
+        contract::{Attempt, KeepAlive, Lease},
+        request::Request,
+    },
+    client::{
+        asker::Asker, complete_on_drop::CompleteOnDrop, handle::Client, local_queue::Place, release,
+    },
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    guard::OwnedLease,
-    held_lease::HeldLease,
     key::LockKey,
-    local_queue::Place,
+    lease::held_lease::HeldLease,
+    lock::{guard::OwnedLease, options::Spec},
     mode::Mode,
-    options::Spec,
     panics::{ContainedLease, contain},
-    release,
-    request::Request,
     telemetry::{self, Span, Traced, Waiting},
 };
 

@@ -10,13 +10,11 @@ use std::{
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{
-    backend::Released,
-    client::Client,
+    backend::{contract::Released, request::Request},
+    client::{handle::Client, local_queue::Place},
     error::Result,
-    held_lease::HeldLease,
-    local_queue::Place,
+    lease::held_lease::HeldLease,
     panics::{Call, ContainedLease},
-    request::Request,
     telemetry::{self, Span},
 };
 

@@ -1,0 +1,45 @@
+//! The contract of backends: [`LockBackend`] grants [`Lease`]s.
+//!
+//! A backend implements these two traits. It reads a [`Request`], answers with an [`Attempt`], and
+//! keeps the deadline of a lease in a [`AtomicDeadline`]. Types that users see as well, such as
+//! [`Capabilities`], are in the root of the crate. Backends whose server has sessions find more in
+//! [`session`](crate::session).
+
+pub(crate) mod acquisition_id;
+pub(crate) mod capability;
+pub(crate) mod contract;
+pub(crate) mod credentials;
+pub(crate) mod driver_thread;
+pub(crate) mod inspection;
+pub(crate) mod lazy;
+pub(crate) mod release_tracker;
+pub(crate) mod request;
+pub(crate) mod retry;
+pub(crate) mod retry_budget;
+
+pub use async_trait::async_trait;
+
+pub use self::contract::{
+    Attempt, BoxFuture, Contention, KeepAlive, Lease, LockBackend, Released, SessionId,
+};
+pub use crate::{
+    backend::{
+        lazy::LazyBackend,
+        request::{LossNotifier, Request},
+        retry::acquire_with_retry,
+    },
+    clock::AtomicDeadline,
+};
+
+/// Helpers that the backends of this workspace share. A backend may use them, and none has to.
+pub mod support {
+    pub use crate::{
+        backend::{
+            driver_thread::{DriverThread, on_driver_thread},
+            release_tracker::ReleaseTracker,
+            retry_budget::RetryBudget,
+        },
+        panics::{contained, supervised},
+        runtime::check_runtime,
+    };
+}

@@ -1,0 +1,9 @@
+//! The locks that a program takes, and their guards.
+
+pub(crate) mod guard;
+pub(crate) mod mutex;
+pub(crate) mod options;
+pub(crate) mod reentrant;
+pub(crate) mod run;
+pub(crate) mod rwlock;
+pub(crate) mod semaphore;
