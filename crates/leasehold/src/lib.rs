@@ -235,7 +235,7 @@
 //! | `leasehold_losses_total` | counter | `backend`, `reason` | locks | `expired`, `replaced`, `session_ended`, `backend_reset`; `client_closed` for those that were held when the client was closed, which is no fault |
 //! | `leasehold_releases_total` | counter | `backend`, `outcome` | releases | `freed`, `already_lost` (another may have held it), or the kind of the error after the last try: then it expires. A lock that was lost before is not counted again |
 //! | `leasehold_quorum_node_up` | gauge | `node` | 1 or 0 | whether the node's last answer was one, as this process sees it; there is none before the node was asked |
-//! | `leasehold_quorum_node_failures_total` | counter | `node`, `kind` | failures | requests to the node that failed, by the kind of the error: `unavailable`, `indeterminate`, `timed_out`, `denied`; and `silent`, once, when a node that had answered does not |
+//! | `leasehold_quorum_node_failures_total` | counter | `node`, `kind` | failures | requests to the node that failed, by the kind of the error: `unavailable`, `indeterminate`, `denied`; and `silent`, once, when a node that had answered does not |
 //! | `leasehold_quorum_write_backs_total` | counter | `backend` | acquisitions | of a quorum, whose token took a second round trip to settle |
 //!
 //! `backend` is [`Capabilities::backend`], such as `redis` or `redlock`; `node` is where a node
@@ -265,12 +265,12 @@ mod redact;
 mod scheme;
 
 pub use leasehold_core::{
-    Capabilities, Clock, ClockDrift, Credentials, CredentialsProvider, Deadline, Error, ErrorKind,
-    Expiry, Fairness, Fencing, FencingToken, HolderConnection, HolderRef, Inspection, LeaseInfo,
-    LockClient, LockClientBuilder, LockGuard, LockKey, LossDetection, LossReason, Mode, Mutex,
-    NodeStatus, Pong, ReentrantOwner, Released, Renewal, Restart, Result, Revocation,
-    RevokeOutcome, RwLock, Semaphore, SemaphorePermit, SystemClock, TestClock, Timestamp, Ttl,
-    WaiterNotification, WaiterRef,
+    AcquisitionId, Capabilities, Clock, ClockDrift, Credentials, CredentialsProvider, Deadline,
+    Error, ErrorKind, Expiry, Fairness, Fencing, FencingToken, HolderConnection, HolderRef,
+    Inspection, LeaseInfo, LockClient, LockClientBuilder, LockGuard, LockKey, LossDetection,
+    LossReason, Mode, Mutex, NodeStatus, Pong, ReentrantOwner, Released, Renewal, Restart, Result,
+    Revocation, RevokeOutcome, RwLock, Semaphore, SemaphorePermit, SystemClock, TestClock,
+    Timestamp, Ttl, WaiterNotification, WaiterRef, default_label,
 };
 /// etcd. The driver is `leasehold::etcd::etcd_client`.
 #[cfg(feature = "etcd")]
