@@ -159,7 +159,7 @@ pub async fn permits_bound_holders(fixture: &dyn BackendFixture) {
 }
 
 /// Checks that a request with another number of permits than the current holders' is refused as a
-/// mismatch.
+/// conflict.
 pub async fn permit_counts_must_match(fixture: &dyn BackendFixture) {
     let key = key(fixture, "counts");
     let (one, other) = (client(fixture).await, client(fixture).await);
@@ -173,7 +173,7 @@ pub async fn permit_counts_must_match(fixture: &dyn BackendFixture) {
     assert_eq!(
         mismatched,
         Err(ErrorKind::Conflict),
-        "another number of permits is a mismatch"
+        "another number of permits is a conflict"
     );
     must(guard.release().await, "a release is answered");
     let zero = other
