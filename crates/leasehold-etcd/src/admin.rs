@@ -77,7 +77,8 @@ fn mode_of(owner: &KeyOwner, permits: bool) -> Option<Mode> {
     }
 }
 
-/// The rest of a session's life; asked once per session. `None` where the owner does not know.
+/// Returns the remaining time of a lease, which is read once per lease. `None` if the member does
+/// not know it.
 async fn expires_in(
     cluster: &Cluster,
     id: i64,
@@ -104,7 +105,7 @@ async fn expires_in(
     left
 }
 
-/// What identifies one grant: its create revision and its key.
+/// Returns the id of one grant: its create revision and its key.
 pub(crate) fn id_of(kv: &KeyValue) -> Vec<u8> {
     [format!("{}:", kv.create_revision()).as_bytes(), kv.key()].concat()
 }
@@ -115,8 +116,11 @@ fn read_id(id: &[u8]) -> Option<(i64, EtcdKey)> {
     Some((revision, EtcdKey::from(&id[colon + 1..])))
 }
 
-/// At once: compares the create revision and deletes. Gently: leaves a mark in the holder's
-/// session, which the holder reads with its next renewal; from then on its deadline stands.
+/// Revokes the lock of `holder`.
+///
+/// An immediate revocation compares the create revision and deletes the key. A graceful one leaves
+/// a mark in the session of the holder, which reads it with its next renewal. From then on its
+/// deadline does not move.
 pub(crate) async fn revoke(
     cluster: &Cluster,
     holder: &HolderRef,
@@ -125,8 +129,8 @@ pub(crate) async fn revoke(
     let invalid = || {
         error::plain(
             ErrorKind::InvalidInput,
-            "break",
-            "this holder was not shown by an inspection of etcd",
+            "revoke",
+            "this holder was not returned by an inspection of etcd",
         )
     };
     let (revision, key) = read_id(&holder.id).ok_or_else(invalid)?;
@@ -142,7 +146,7 @@ pub(crate) async fn revoke(
             .when([still_it])
             .and_then([TxnOp::delete(key.to_vec(), None)]);
         let answer = cluster
-            .txn("break", SideEffect::Writes, timeout, &txn)
+            .txn("revoke", SideEffect::Writes, timeout, &txn)
             .await?;
         return Ok(if answer.succeeded() {
             RevokeOutcome::Freed
@@ -153,8 +157,8 @@ pub(crate) async fn revoke(
     if !lock_prefix.read(key.as_bytes()).ours {
         return Err(error::plain(
             ErrorKind::Unsupported,
-            "break",
-            "another program holds it, which would not notice; it can only be broken at once",
+            "revoke",
+            "another program holds the lock and would not read the mark; use an immediate revocation",
         ));
     }
     let txn = Txn::new().when([still_it.clone()]).and_then([TxnOp::get(
@@ -162,7 +166,7 @@ pub(crate) async fn revoke(
         Some(GetOptions::new().with_keys_only()),
     )]);
     let answer = cluster
-        .txn("break", SideEffect::None, timeout, &txn)
+        .txn("revoke", SideEffect::None, timeout, &txn)
         .await?;
     let lease = match answer.op_responses().into_iter().next() {
         Some(TxnOpResponse::Get(range)) => range.kvs().first().map(KeyValue::lease),
@@ -174,7 +178,7 @@ pub(crate) async fn revoke(
     let put = TxnOp::put(mark.to_vec(), "", Some(PutOptions::new().with_lease(lease)));
     let answer = cluster
         .txn(
-            "break",
+            "revoke",
             SideEffect::Writes,
             timeout,
             &Txn::new().when([still_it]).and_then([put]),
@@ -185,11 +189,12 @@ pub(crate) async fn revoke(
         Err(error) if error.kind() != ErrorKind::Lost => return Err(error),
         _ => return Ok(RevokeOutcome::AlreadyGone),
     }
-    let ttl = cluster.call("break", SideEffect::None, timeout, |channel| {
+    let ttl = cluster.call("revoke", SideEffect::None, timeout, |channel| {
         let mut leases = channel.lease.clone();
         async move { leases.time_to_live(lease, None).await }
     });
-    // It reads the mark after a third of its TTL at the latest, and has a TTL from then on.
+    // The holder reads the mark after a third of its TTL at the latest. Its lock then expires
+    // within one TTL.
     let granted = ttl
         .await
         .ok()

@@ -1,7 +1,7 @@
-//! [`Authenticator`]: how a connection gets its token, and another one when the server refuses it.
+//! [`Authenticator`]: tokens of connections, and their replacement when the server rejects them.
 //!
-//! A simple token expires, and no token outlives a change of the users and roles. The driver asks
-//! for another one only in the first case.
+//! A simple token expires, and every token becomes invalid when users or roles change. The driver
+//! replaces a token only in the first case.
 
 use std::{
     fmt,
@@ -16,12 +16,12 @@ use leasehold_core::{Credentials, CredentialsProvider, Error, ErrorKind};
 
 use crate::error::{self, MemberError};
 
-/// Where the user and the password come from.
+/// The source of the user and the password.
 enum CredentialsSource {
     None,
     Url(Credentials),
     Provider(Arc<dyn CredentialsProvider>),
-    /// The user's own client has them.
+    /// Those of the user's own client.
     Client,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct Authenticator {
 }
 
 impl Authenticator {
-    /// Authenticates with what `provider` supplies, otherwise with what the URL says.
+    /// Creates an authenticator with the credentials of `provider`, or else of the URL.
     pub(crate) fn new(
         provider: Option<Arc<dyn CredentialsProvider>>,
         url: Option<Credentials>,
@@ -49,8 +49,8 @@ impl Authenticator {
         }
     }
 
-    /// Authenticates with what `provider` supplies, otherwise with what the user's own client was
-    /// made with.
+    /// Creates an authenticator with the credentials of `provider`, or else of the user's own
+    /// client.
     pub(crate) fn of_client(provider: Option<Arc<dyn CredentialsProvider>>) -> Self {
         let source = provider.map_or(CredentialsSource::Client, CredentialsSource::Provider);
         Self {
@@ -64,7 +64,7 @@ impl Authenticator {
         !matches!(self.source, CredentialsSource::None)
     }
 
-    /// Gives `client` a new token. Without users on the server, it needs none.
+    /// Obtains a new token for `client`. A server without users needs none.
     pub(crate) async fn authenticate(
         &self,
         client: &Client,
@@ -115,14 +115,15 @@ impl Authenticator {
         }
     }
 
-    /// A provider that supplied what was accepted may be late with the next password: that passes.
+    /// Makes the rejection of credentials retryable if they were accepted before: a provider may
+    /// have the next password a little later.
     fn explained(&self, error: Error, operation: &'static str) -> Error {
         let passes = matches!(self.source, CredentialsSource::Provider(_))
             && self.accepted.load(Ordering::Relaxed);
         if error.kind() != ErrorKind::Denied || !passes {
             return error;
         }
-        let message = "the cluster refuses what the credentials provider supplies, and accepted it before; \
+        let message = "the cluster rejects the credentials of the provider, which it accepted before; \
                        has the password been changed?";
         error::plain(ErrorKind::Unavailable, operation, message).with_source(error)
     }

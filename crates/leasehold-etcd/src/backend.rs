@@ -1,4 +1,4 @@
-//! [`EtcdBackend`].
+//! [`EtcdBackend`]: locks on an etcd cluster.
 
 use std::{
     fmt,
@@ -30,27 +30,31 @@ use crate::{
     waiters::{Registration, WaiterRegistry},
 };
 
-/// The server raises shorter leases to this.
+/// The server raises shorter TTLs to this one.
 const MIN_TTL: u64 = 2_000;
-/// Slots that are tried in order; they are used again and again.
+/// The number of slots that are tried in order. Slots are reused.
 const SLOTS: u32 = 8;
 
-/// Locks on an etcd cluster.
+/// A backend for locks on an etcd cluster.
 ///
-/// All locks of one TTL channel in one etcd lease, and all waiters share one watch stream. See the
-/// [crate](crate) for what is guaranteed.
+/// All locks of one TTL share one etcd lease, and all waiters share one watch stream. The
+/// [crate](crate) documents the guarantees.
+///
+/// # Examples
 ///
 /// ```no_run
-/// # async fn example() -> Result<(), leasehold_etcd::Error> {
+/// use leasehold_core::LockClient;
 /// use leasehold_etcd::EtcdBackend;
 ///
+/// # async fn example() -> Result<(), leasehold_etcd::Error> {
 /// let backend = EtcdBackend::connect("etcd://10.0.0.1,10.0.0.2,10.0.0.3/?prefix=shop/").await?;
+/// let client = LockClient::new(backend);
 /// # Ok(()) }
 /// ```
 pub struct EtcdBackend {
     cluster: Arc<Cluster>,
     sessions: Sessions<EtcdSessions>,
-    /// The session of those who wait.
+    /// The sessions of waiters.
     waiting: Sessions<EtcdSessions>,
     waiters: Arc<WaiterRegistry>,
     versions: Arc<Versions>,
@@ -58,12 +62,12 @@ pub struct EtcdBackend {
 }
 
 impl EtcdBackend {
-    /// Connects to the cluster at `url`; the [crate](crate) lists the URL's options.
+    /// Connects to the cluster at `url`. The [crate](crate) lists the options of the URL.
     ///
     /// # Errors
-    /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
+    /// - [`ErrorKind::InvalidInput`] if the URL is invalid. The error names the part.
     /// - [`ErrorKind::Unavailable`] if no member answers, [`ErrorKind::Denied`] if the user or the
-    ///   password is refused.
+    ///   password is rejected.
     /// - [`ErrorKind::Unsupported`] for TLS without the feature `tls`, and for etcd's gRPC proxy.
     ///
     /// # Cancel safety
@@ -73,8 +77,8 @@ impl EtcdBackend {
     }
 
     /// Connects to the cluster at `url` with the options of `config`, such as a
-    /// [`CredentialsProvider`](leasehold_core::CredentialsProvider). What the URL says too is as
-    /// the URL says, except for the user: a provider's credentials are used in its queue_key.
+    /// [`CredentialsProvider`](leasehold_core::CredentialsProvider). An option of the URL overrides
+    /// `config`, except for the user: the credentials of a provider replace it.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -85,12 +89,12 @@ impl EtcdBackend {
         Self::start(Cluster::at(ParsedUrl::parse(url, config)?)).await
     }
 
-    /// Uses the connection of `client`.
+    /// Creates a backend on the connection of `client`.
     ///
-    /// Give it `with_timeout`, `with_connect_timeout`, and `with_keep_alive` with
-    /// `with_keep_alive_while_idle`: a server that is stopped otherwise hangs the connection for
-    /// ever, and only this backend's own time-outs end its requests. The driver does not fail over
-    /// between the endpoints of one client; [`connect`](Self::connect) does.
+    /// Configure the client with `with_timeout`, `with_connect_timeout`, and `with_keep_alive` with
+    /// `with_keep_alive_while_idle`. Otherwise a server that is stopped blocks the connection
+    /// forever, and only the time-outs of this backend end its requests. The driver does not fail
+    /// over between the endpoints of one client; [`connect`](Self::connect) does.
     ///
     /// # Errors
     /// As [`connect`](Self::connect), except for the URL.
@@ -101,7 +105,7 @@ impl EtcdBackend {
         Self::start(Cluster::of_client(client, config)).await
     }
 
-    /// Returns what any cluster at `url` does, without connecting to it. For a
+    /// Returns the capabilities of a cluster at `url` without connecting to it, for a
     /// [`LazyBackend`](leasehold_core::backend::LazyBackend).
     ///
     /// # Errors
@@ -115,13 +119,13 @@ impl EtcdBackend {
 
     async fn start(cluster: Arc<Cluster>) -> Result<Arc<Self>> {
         check_runtime()?;
-        // The driver connects to a port that nobody listens on without an error: ask something.
+        // The driver connects to a dead port without an error, so a request follows.
         probe(&cluster, "connect").await?;
         let versions = Arc::new(Versions::default());
         match versions.check(&cluster).await {
             Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error),
             Err(error) => {
-                tracing::warn!(target: "leasehold", %error, "cannot learn which releases of etcd the members run");
+                tracing::warn!(target: "leasehold", %error, "the versions of the members are unknown");
             }
             Ok(()) => {}
         }
@@ -158,7 +162,7 @@ impl EtcdBackend {
             .lock_prefix(request.key(), request.mode().is_permit())
     }
 
-    /// Claims a queue_key for the request, before anything is sent.
+    /// Claims a queue key for the request, before anything is sent.
     async fn new_pending(
         &self,
         request: &Request,
@@ -166,8 +170,8 @@ impl EtcdBackend {
     ) -> Result<PendingLock> {
         let mode = request.mode();
         let name = |handle: &Handle, number: u32| {
-            // Many at a time in one session are many readers or permits: they need not try all
-            // slots.
+            // Many requests of one session for one lock are readers or permits. They need not try
+            // all slots.
             let slot = if number < SLOTS {
                 number
             } else {
@@ -194,13 +198,13 @@ impl EtcdBackend {
         })
     }
 
-    /// Claims the pending's key in the session of those who wait, too.
+    /// Claims the key of `pending` in the session of waiters, too.
     async fn waiting_claim(&self, pending: &PendingLock) -> Result<Claim<EtcdSessions>> {
         let request = pending.request.clone().with_ttl(self.cluster.waiter_ttl());
         let key = pending.queue_key.key.clone();
         match self.waiting.claim(&request, |_, _| key.clone()).await {
             Err(error) if error.kind() == ErrorKind::Conflict => {
-                // Left behind by an earlier one: another key.
+                // An earlier acquisition left this key behind: use another one.
                 pending.claim.retire();
                 Err(lost_position())
             }
@@ -237,7 +241,7 @@ impl EtcdBackend {
         }
     }
 
-    /// Queues once, and waits until granted; leaves the queue on any other outcome.
+    /// Queues once and waits until the lock is granted. Leaves the queue on any other outcome.
     async fn queue(&self, request: &Request, lock_prefix: &LockPrefix) -> Result<Arc<dyn Lease>> {
         let mut pending = self.new_pending(request, lock_prefix).await?;
         if request.ttl() > self.cluster.waiter_ttl() {
@@ -283,7 +287,7 @@ impl EtcdBackend {
         }
     }
 
-    /// Completes when trying again makes sense.
+    /// Completes when another attempt may succeed.
     async fn wait_for_change(
         registration: Registration,
         cluster: Arc<Cluster>,
@@ -301,7 +305,7 @@ impl EtcdBackend {
         let first = EtcdKey::from(lock_prefix.start());
         match cluster.get("acquire", timeout, &first, Some(options)).await {
             Ok(held) if !held.kvs().is_empty() => registration.changed(before).await,
-            // Free already, or nobody knows.
+            // The lock is free, or its state is unknown.
             _ => {}
         }
     }
@@ -360,7 +364,7 @@ impl LockBackend for EtcdBackend {
         admin::revoke(&self.cluster, holder, revocation).await
     }
 
-    /// A linearizable read, which only a member with a leader answers.
+    /// Sends a linearizable read, which only a member with a leader answers.
     async fn ping(&self) -> Result<Pong> {
         probe(&self.cluster, "ping").await.map(|()| Pong::new())
     }
@@ -373,7 +377,7 @@ impl LockBackend for EtcdBackend {
     }
 }
 
-/// Reads a key that is never there.
+/// Reads a key that never exists.
 async fn probe(cluster: &Cluster, operation: &'static str) -> Result<()> {
     let options = GetOptions::new().with_keys_only().with_limit(1);
     cluster
@@ -399,7 +403,7 @@ fn capabilities(endpoint: String) -> Capabilities {
     capabilities.waiter_notification = WaiterNotification::Pushed;
     capabilities.loss_detection = LossDetection::Renewal;
     capabilities.restart = Restart::Keeps;
-    // Requests travel on streams of their own and may overtake each other.
+    // Requests use separate HTTP/2 streams and may overtake each other.
     capabilities.pipelined_release = false;
     capabilities.inspect = true;
     capabilities.revoke = true;

@@ -1,4 +1,4 @@
-//! What many tasks ask for, in one transaction of transactions.
+//! Batches: the transactions of many tasks, nested in one transaction.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,13 +11,13 @@ use crate::{
     queue::{QueueKey, TxnKind, TxnResult},
 };
 
-/// How many bytes of keys one request carries at most. The server takes 1.5 MiB
+/// The largest total size of keys in one request. The server accepts 1.5 MiB
 /// (`--max-request-bytes`).
 const KEY_BYTES: usize = 1 << 20;
-/// How often a transaction names its key, or its lock_prefix, at most.
+/// The largest number of times that a transaction contains its key or its prefix.
 const NAMED: usize = 10;
 
-/// A transaction on one lock that may be sent resent.
+/// A transaction on one lock, which may be sent twice.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) operation: &'static str,
@@ -31,7 +31,7 @@ impl Job {
     }
 }
 
-/// Carries the jobs of one session.
+/// Executes the jobs of one session.
 #[derive(Debug)]
 pub(crate) struct BatchExecutor {
     pub(crate) cluster: Arc<Cluster>,
@@ -40,12 +40,12 @@ pub(crate) struct BatchExecutor {
 
 impl session::BatchExecutor for BatchExecutor {
     type Job = Job;
-    /// And whether an earlier sending of it may still arrive.
+    /// The result, and whether an earlier copy of the transaction may still arrive.
     type Answer = Result<(TxnResult, bool)>;
 
-    /// The lock. The server evaluates the comparisons of all nested transactions before it applies
-    /// any, and what is created in one transaction has one revision: two jobs on one lock must not
-    /// share one.
+    /// Returns the lane of the lock. Two jobs on one lock must not share a transaction: the server
+    /// evaluates the comparisons of all nested transactions before it applies any, and all keys
+    /// that one transaction creates have the same revision.
     fn lane(&self, job: &Job) -> Option<u64> {
         Some(job.queue_key.lock_prefix.lane())
     }
@@ -64,7 +64,7 @@ impl session::BatchExecutor for BatchExecutor {
 }
 
 impl BatchExecutor {
-    /// Returns `None` if the server refuses so many jobs in one request.
+    /// Returns `None` if the server refuses that many jobs in one request.
     async fn execute_together(&self, jobs: &[Job]) -> Option<Vec<Result<(TxnResult, bool)>>> {
         if let [job] = jobs {
             return Some(vec![self.execute_alone(job).await]);
@@ -92,11 +92,11 @@ impl BatchExecutor {
                     operations.map(&mut next).collect()
                 }
                 Ok((None, false)) => return None,
-                // Another member, with a higher limit, may have done them.
+                // Another member, with a higher limit, may have executed them.
                 Ok((None, true)) => told(error::plain(
                     ErrorKind::Indeterminate,
                     "batch",
-                    "a member's answer was lost",
+                    "the reply of a member was lost",
                 )),
                 Err(error) => told(error),
             },
@@ -121,10 +121,10 @@ impl BatchExecutor {
     }
 }
 
-/// Returns how many of the jobs fit into one request: at least one, and not more than `most`.
-fn fitting(jobs: &[Job], most: usize) -> usize {
+/// Returns how many of the jobs fit into one request: at least one, and at most `max`.
+fn fitting(jobs: &[Job], max: usize) -> usize {
     let mut bytes = 0;
-    let fits = jobs.iter().take(most).take_while(|job| {
+    let fits = jobs.iter().take(max).take_while(|job| {
         bytes += NAMED * job.queue_key.key.as_bytes().len() + job.queue_key.value.len();
         bytes <= KEY_BYTES
     });
@@ -141,7 +141,7 @@ mod tests {
     use crate::keys::{EtcdKey, KeyLayout};
 
     #[test]
-    fn what_is_gathered_fits_into_requests() {
+    fn batches_fit_into_requests() {
         let layout = KeyLayout {
             prefix: Arc::from(b"".as_slice()),
             exact: false,
@@ -170,7 +170,7 @@ mod tests {
         };
         let many = |bytes: usize| (0..64).map(|_| job(bytes)).collect::<Vec<_>>();
         assert_eq!((fitting(&many(50), 64), fitting(&many(50), 16)), (64, 16));
-        // The longest names, of bytes that are three on the server.
+        // The longest names. Each byte has three bytes on the server.
         assert_eq!(fitting(&many(3_100), 64), 33);
         assert_eq!(fitting(&[job(KEY_BYTES), job(1), job(1)], 64), 1);
     }

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use crate::error::MemberError;
 
-/// The longest answer that is read. The driver's default of 4 MiB is less than the queue of one
-/// lock can be.
+/// The largest response that is read. The queue of one lock can be larger than the driver's default
+/// of 4 MiB.
 const MAX_RESPONSE_SIZE: usize = 16 << 20;
 
 /// The driver's clients of one connection.
@@ -20,9 +20,9 @@ pub(crate) struct Channel {
     pub(crate) kv: KvClient,
     pub(crate) lease: LeaseClient,
     pub(crate) watch: WatchClient,
-    /// How many tokens it has had.
+    /// The number of tokens that were requested.
     pub(crate) tokens: AtomicU64,
-    /// One authentication at a time. Its failure, and when it was begun.
+    /// Serializes authentications. Has the start and the error of the last one if it failed.
     pub(crate) authenticating: tokio::sync::Mutex<Option<(Instant, MemberError)>>,
 }
 
@@ -42,7 +42,7 @@ impl Channel {
         })
     }
 
-    /// Returns which token it has, to compare with a later one.
+    /// Returns the number of the present token, to compare it with a later one.
     pub(crate) fn token(&self) -> u64 {
         self.tokens.load(Ordering::Acquire)
     }

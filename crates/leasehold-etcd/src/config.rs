@@ -14,22 +14,21 @@ use crate::{
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EtcdConfig {
-    /// Put before every key. Empty by default.
+    /// The prefix of every key. Empty by default.
     pub prefix: Arc<[u8]>,
-    /// KeyLayout are written as they are, for locks that are shared with programs whose names contain
-    /// `/` or `%`. Then a lock `a` is not free while anybody has or waits for `a/b`. Off by
-    /// default.
+    /// Writes names unchanged, to share locks with programs whose names contain `/` or `%`. A lock
+    /// `a` is then not free while `a/b` has a holder or a waiter. Off by default.
     pub exact_names: bool,
-    /// How long one member of the cluster may take to answer; at most a quarter of the TTL where
-    /// one is known. 2 s by default: longer than an election.
+    /// How long one member of the cluster may take to answer; at most a quarter of the TTL of the
+    /// request. Defaults to 2 s, which is longer than an election.
     pub timeout: Duration,
-    /// How long a connection may take to come about. 1 s by default.
+    /// How long a connection attempt may take. Defaults to 1 s.
     pub connect_timeout: Duration,
-    /// How often a waiter looks by itself, although it is woken: some servers lose events after a
-    /// compaction. 5 s by default.
+    /// How often a waiter checks its position without a notification, because some servers lose
+    /// events after a compaction. Defaults to 5 s.
     pub fallback_poll_interval: Duration,
-    /// Supplies the user and the password. Without it they are those of the URL, or of the given
-    /// client.
+    /// Supplies the user and the password. Without it, those of the URL or of the given client are
+    /// used.
     pub credentials: Option<Arc<dyn CredentialsProvider>>,
 }
 
@@ -47,35 +46,35 @@ impl Default for EtcdConfig {
 }
 
 impl EtcdConfig {
-    /// Puts this before every key.
+    /// Sets the prefix of every key.
     #[must_use]
     pub fn with_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
         self.prefix = prefix.as_ref().into();
         self
     }
 
-    /// Writes names as they are; see [`exact_names`](Self::exact_names).
+    /// Writes names unchanged; see [`exact_names`](Self::exact_names).
     #[must_use]
     pub fn with_exact_names(mut self, exact: bool) -> Self {
         self.exact_names = exact;
         self
     }
 
-    /// Waits this long for one member's answer.
+    /// Sets how long one member may take to answer.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Waits this long for a connection.
+    /// Sets how long a connection attempt may take.
     #[must_use]
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Looks this often while waiting; see
+    /// Sets how often a waiter checks without a notification; see
     /// [`fallback_poll_interval`](Self::fallback_poll_interval).
     #[must_use]
     pub fn with_fallback_poll_interval(mut self, interval: Duration) -> Self {
@@ -83,12 +82,11 @@ impl EtcdConfig {
         self
     }
 
-    /// Sets where the user and the password come from: passwords that rotate then need no restart
-    /// of the program.
+    /// Sets the source of the user and the password. Passwords that rotate then require no restart.
     ///
-    /// The provider is asked for each connection, and again whenever the server refuses a token,
+    /// The provider is called for each connection, and again whenever the server rejects a token,
     /// because the token has expired or because users or roles were changed. A user name is
-    /// required. If the server refuses what it accepted before, the error is
+    /// required. If the server rejects credentials that it accepted before, the error is
     /// [`Unavailable`](leasehold_core::ErrorKind::Unavailable): the provider may have the next
     /// password a little later.
     #[must_use]
@@ -98,7 +96,7 @@ impl EtcdConfig {
     }
 }
 
-/// What a URL says.
+/// A URL, parsed into endpoints and options.
 pub(crate) struct ParsedUrl {
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) connector: Connector,
@@ -108,7 +106,7 @@ pub(crate) struct ParsedUrl {
 
 impl fmt::Debug for ParsedUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Nothing of it is secret but the password, and nothing else is needed.
+        // The password must not be shown. The other fields are not needed.
         f.debug_struct("ParsedUrl")
             .field("endpoints", &self.endpoints)
             .finish_non_exhaustive()
@@ -116,7 +114,7 @@ impl fmt::Debug for ParsedUrl {
 }
 
 impl ParsedUrl {
-    /// Reads `url`. What it does not say is as in `config`.
+    /// Parses `url`. Options that it does not set are those of `config`.
     pub(crate) fn parse(url: &str, mut config: EtcdConfig) -> Result<Self> {
         let mut url = BackendUrl::parse(url).map_err(ours)?;
         let tls = match url.scheme() {
@@ -126,7 +124,7 @@ impl ParsedUrl {
         };
         if !matches!(url.path(), "" | "/") {
             return Err(invalid(
-                "the URL has a path, which means nothing here; put it into `?prefix=`",
+                "the URL has a path, which is not used; write it as `?prefix=`",
             ));
         }
         if url.hosts().is_empty() {
@@ -203,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_says_everything() {
+    fn url_sets_all_options() {
         let url = "etcd://al%40ice:p%23ss%2F@h1,h2:7000,[::1]:80/?prefix=shop%3A&timeout=300ms&names=exact&fallback-poll-interval=3s";
         let location = ParsedUrl::parse(url, EtcdConfig::default()).unwrap();
         let addresses = |url| {
@@ -233,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_the_password_is_not() {
+    fn errors_name_the_option_and_hide_the_password() {
         for (url, named) in [
             ("etcd://u:secret@h/?prefx=a", "prefx"),
             ("etcd://u:secret@h/x", "path"),

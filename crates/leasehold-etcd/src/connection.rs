@@ -1,8 +1,8 @@
-//! [`Cluster`]: requests to whichever member answers.
+//! [`Cluster`]: requests to the members of a cluster.
 //!
-//! The driver balances over all endpoints and gives up with the first that fails. So each member
-//! has a client of its own here, and a request that fails at one goes to the next; all requests of
-//! this crate may be sent resent.
+//! The driver balances over all endpoints and fails a request at the first member that fails. Here,
+//! each member has a client of its own, and a request that fails at one member is sent to the next.
+//! Every request of this crate may therefore be sent twice.
 
 use std::{
     fmt,
@@ -28,33 +28,34 @@ use crate::{
     member::Member,
 };
 
-/// The TTL of those who wait: for how long the key of a waiter outlives it at most. Longer than an
-/// election; a waiter that is cut off for longer loses its queue_key, not its lock. Who has a shorter
-/// TTL waits with that.
+/// The TTL of waiters: the longest time that the key of a waiter outlives it. It is longer than an
+/// election. A waiter that is cut off for longer loses its position in the queue. A request with a
+/// shorter TTL waits with its own TTL.
 const WAITER_TTL: Duration = Duration::from_secs(5);
-/// Before the only member is asked again whose connection broke.
+/// The delay before the only member is asked again after its connection broke.
 const RETRY_DELAY: Duration = Duration::from_millis(20);
-/// How many transactions are sent as one at most. The server's default limit is 128 operations: the
-/// other half is for the operations within each transaction.
+/// The largest number of transactions in one request. The server's default limit is 128 operations;
+/// the other half is for the operations in each transaction.
 pub(crate) const MAX_BATCH: usize = 64;
-/// How often a request asks for another token. One cures it, unless users are changed again
-/// meanwhile.
+/// The number of times that a request obtains another token. One is enough unless users are changed
+/// again in the meantime.
 const MAX_AUTHENTICATIONS: usize = 3;
 
-/// The members, and the one that answered last.
+/// The members of a cluster. Requests go to the member that answered last.
 pub(crate) struct Cluster {
     members: Vec<Member>,
-    /// Missing with the user's own client.
+    /// `None` with the user's own client.
     connector: Option<Connector>,
     authenticator: Authenticator,
     handshake: Handshake,
     current: AtomicUsize,
     pub(crate) config: EtcdConfig,
     pub(crate) layout: KeyLayout,
-    /// Told when another member is asked from now on: streams that hang on the old one should move.
+    /// Notified when requests go to another member from now on. Streams to the old member should
+    /// move.
     pub(crate) member_changed: Notify,
-    /// How many transactions are sent as one. Lowered when a server refuses so many
-    /// (`--max-txn-ops`, `--max-request-bytes`).
+    /// The largest number of transactions in one request. It is lowered when a server refuses that
+    /// many (`--max-txn-ops`, `--max-request-bytes`).
     max_batch: AtomicUsize,
 }
 
@@ -101,23 +102,23 @@ impl Cluster {
         })
     }
 
-    /// The members that the URL names; or the user's own client, which is taken for one.
+    /// Returns the members of the URL. The user's own client counts as one member.
     pub(crate) fn members(&self) -> &[Member] {
         &self.members
     }
 
-    /// Whether it is spoken to through the user's own client.
+    /// Returns whether requests go through the user's own client.
     pub(crate) fn uses_given_client(&self) -> bool {
         self.connector.is_none()
     }
 
-    /// A member at an address that another one knows; `None` if only the user's own client knows
-    /// how to connect.
+    /// Creates a member at an address that another member advertises. Returns `None` with the
+    /// user's own client, because only that client has the settings of a connection.
     pub(crate) fn member_at(&self, url: &str) -> Option<Member> {
         self.connector.as_ref()?.member(url)
     }
 
-    /// Where it lives, without secrets.
+    /// Returns the URL of the cluster, without secrets.
     pub(crate) fn endpoint(&self) -> String {
         let addresses: Vec<_> = self
             .members
@@ -132,29 +133,30 @@ impl Cluster {
         }
     }
 
-    /// How long one member may take to answer, so that there is time for another before a lease of
-    /// this TTL is over.
+    /// Returns how long one member may take to answer, so that there is time for another member
+    /// before a lease of this TTL expires.
     pub(crate) fn request_timeout(&self, ttl: Ttl) -> Duration {
         self.config.timeout.min(ttl.as_duration() / 4)
     }
 
-    /// The TTL with which locks of a longer one are waited for. An answer may take half of it, so
-    /// that whoever is slow is waited for no less than without it.
+    /// Returns the TTL of waiters whose request has a longer one. A reply may take half of it, so
+    /// that a slow member has as much time as without it.
     pub(crate) fn waiter_ttl(&self) -> Ttl {
         Ttl::new(WAITER_TTL.max(self.config.timeout.saturating_mul(2))).unwrap_or(Ttl::MAX)
     }
 
-    /// How long an answer may take in a session of those who wait.
+    /// Returns how long a reply may take in a session of waiters.
     pub(crate) fn waiter_timeout(&self, ttl: Ttl) -> Duration {
         self.config.timeout.min(ttl.as_duration() / 2)
     }
 
-    /// Returns the member that is asked first. Streams are opened with it.
+    /// Returns the member that gets the next request. Streams are opened with it.
     pub(crate) fn first_member(&self) -> &Member {
         &self.members[self.current.load(Ordering::Relaxed) % self.members.len()]
     }
 
-    /// Asks members, one after the other, until one answers. `call` may run more than once.
+    /// Sends a request to one member after the other until one answers. `call` may run more than
+    /// once.
     pub(crate) async fn call<T, F>(
         &self,
         operation: &'static str,
@@ -170,7 +172,8 @@ impl Cluster {
             .map(|(answer, _)| answer)
     }
 
-    /// As [`call`](Self::call), and whether an earlier sending of it may still arrive.
+    /// Calls like [`call`](Self::call). Also returns whether an earlier copy of the request may
+    /// still arrive.
     async fn call_tracking_resends<T, F>(
         &self,
         operation: &'static str,
@@ -213,13 +216,14 @@ impl Cluster {
                 break;
             }
         }
-        // What one member may have done is not undone by another's refusal.
+        // The refusal of one member does not undo what another may have done.
         Err(doubt
             .or(failure)
             .unwrap_or_else(|| error::protocol(operation)))
     }
 
-    /// The answer of one member. If it refuses the token, it is asked again with another one.
+    /// Sends a request to one member. If the member refuses the token, the request is sent again
+    /// with another token.
     pub(crate) async fn call_member<T, F>(
         &self,
         member: &Member,
@@ -231,7 +235,7 @@ impl Cluster {
     where
         F: Future<Output = Result<T, Driver>>,
     {
-        // The only member has had its time.
+        // With one member, a time-out is final.
         let try_next = self.members.len() > 1;
         let timed_out = || {
             let error = error::timed_out(operation, SideEffect::None, &member.address, timeout);
@@ -248,11 +252,11 @@ impl Cluster {
         };
         for authentications in 0.. {
             let token = channel.token();
-            // Boxed: the driver's futures are of several kilobytes, and would be moved with each
-            // that they are put into.
+            // The driver's futures have several kilobytes. Without the box they would be moved into
+            // each enclosing future.
             match tokio::time::timeout(timeout, Box::pin(call(&channel))).await {
                 Ok(Ok(answer)) => return Ok(answer),
-                // Refused, so nothing has happened: it may be sent again.
+                // The request was refused, so it had no effect and may be sent again.
                 Ok(Err(error))
                     if self.needs_new_token(&error) && authentications < MAX_AUTHENTICATIONS =>
                 {
@@ -278,13 +282,13 @@ impl Cluster {
         })
     }
 
-    /// Whether another token may cure this error.
+    /// Returns whether another token may remedy this error.
     pub(crate) fn needs_new_token(&self, error: &Driver) -> bool {
         self.authenticator.has_credentials() && error::is_token_refused(error)
     }
 
-    /// Gets another token for the member that is asked first, because a stream was refused with the
-    /// present one.
+    /// Obtains another token for the member that gets the next request, because a stream was
+    /// refused with the present token.
     pub(crate) async fn authenticate(&self, operation: &'static str) -> Result<()> {
         let member = self.first_member();
         let Some(channel) = member.channel() else {
@@ -303,7 +307,8 @@ impl Cluster {
         }
     }
 
-    /// The current member does not answer on a stream: the next is asked first.
+    /// Sends the next requests to another member, because the current one does not answer on a
+    /// stream.
     pub(crate) fn skip_current_member(&self) {
         let current = self.current.load(Ordering::Relaxed);
         let member = &self.members[current % self.members.len()];
@@ -335,8 +340,8 @@ impl Cluster {
             .map(|(answer, _)| answer)
     }
 
-    /// Sends what `txn` makes, once for each time that it is sent. And whether an earlier sending
-    /// of it may still arrive.
+    /// Sends the transaction that `txn` returns, which is called for each copy. Also returns
+    /// whether an earlier copy may still arrive.
     pub(crate) async fn txn_tracking_resends(
         &self,
         operation: &'static str,
@@ -351,14 +356,14 @@ impl Cluster {
         .await
     }
 
-    /// Returns how many transactions may be sent as one.
+    /// Returns how many transactions may be sent in one request.
     pub(crate) fn max_batch(&self) -> usize {
         self.max_batch.load(Ordering::Relaxed)
     }
 
-    /// Sends transactions as one. Returns `None` if the server refuses so many: then nothing has
-    /// happened, and [`together`](Self::together) returns fewer. Also returns whether an earlier
-    /// sending may still arrive.
+    /// Sends transactions in one request. Returns `None` if the server refuses that many: then the
+    /// request had no effect, and [`max_batch`](Self::max_batch) returns fewer. Also returns
+    /// whether an earlier copy may still arrive.
     pub(crate) async fn txns_tracking_resends(
         &self,
         operation: &'static str,
@@ -381,7 +386,8 @@ impl Cluster {
         .await
     }
 
-    /// Deletes a key: how many there were, and whether an earlier sending of it may still arrive.
+    /// Deletes a key. Returns the number of deleted keys, and whether an earlier copy of the
+    /// request may still arrive.
     pub(crate) async fn delete_tracking_resends(
         &self,
         operation: &'static str,
@@ -395,7 +401,7 @@ impl Cluster {
         .await
     }
 
-    /// A linearizable read.
+    /// Reads keys. The read is linearizable.
     pub(crate) async fn get(
         &self,
         operation: &'static str,

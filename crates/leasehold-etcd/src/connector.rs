@@ -10,12 +10,12 @@ use crate::{error, member::Member};
 
 const DEFAULT_PORT: u16 = 2379;
 
-/// The server answers pings that come at least 5 s apart (`--grpc-keepalive-min-time`), and cuts
-/// off who sends more.
+/// The interval of HTTP/2 pings. The server closes connections with pings less than 5 s apart
+/// (`--grpc-keepalive-min-time`).
 const PING_INTERVAL: Duration = Duration::from_secs(6);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connects to members as the URL says.
+/// Creates members with the settings of the URL.
 #[derive(Debug)]
 pub(crate) struct Connector {
     pub(crate) tls: bool,
@@ -34,7 +34,8 @@ impl Connector {
         self.files.apply_to(self.tls, endpoint)
     }
 
-    /// A member at an address that another one knows, such as `http://10.0.0.7:2379`.
+    /// Creates a member at an address that another member advertises, such as
+    /// `http://10.0.0.7:2379`.
     pub(crate) fn member(&self, url: &str) -> Option<Member> {
         let (_scheme, host) = url.split_once("://")?;
         self.endpoint(host.trim_end_matches('/'))
@@ -42,15 +43,15 @@ impl Connector {
             .map(Self::connecting)
     }
 
-    /// A member at this address.
+    /// Creates a member at this endpoint.
     pub(crate) fn connecting(endpoint: Endpoint) -> Member {
-        // A member that is cut off from the others says so, and does not sit on requests and
-        // watches.
+        // A member that is cut off from its leader then returns an error and does not block
+        // requests and watches.
         Member::at(endpoint, ConnectOptions::new().with_require_leader(true))
     }
 }
 
-/// As the driver takes it: `http://h:2379`.
+/// Parses a host into an endpoint of the driver, such as `http://h:2379`.
 fn endpoint(scheme: &str, host: &str) -> Result<Endpoint> {
     let parsed = url::Url::parse(&format!("{scheme}://{host}/")).map_err(|error| {
         invalid(format!(
@@ -58,7 +59,7 @@ fn endpoint(scheme: &str, host: &str) -> Result<Endpoint> {
         ))
     })?;
     match parsed.host_str() {
-        // `port` is `None` for the scheme's own, 80 and 443.
+        // `port` is `None` for the default ports of the scheme, 80 and 443.
         Some(name) if !name.is_empty() && parsed.path() == "/" => {
             let given = host
                 .rsplit_once(':')

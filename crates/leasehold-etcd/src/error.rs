@@ -1,4 +1,4 @@
-//! The driver's errors as Leasehold's.
+//! Conversion of the driver's errors.
 
 use std::{fmt, time::Duration};
 
@@ -8,12 +8,12 @@ use leasehold_core::{Error, ErrorKind};
 /// The backend's name in errors and capabilities.
 pub(crate) const BACKEND: &str = "etcd";
 
-/// What a lost answer leaves open.
+/// The side effect that a request without a reply may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SideEffect {
-    /// The operation changes something: without an answer it may have happened.
+    /// The operation changes data. Without a reply, it may have taken effect.
     Writes,
-    /// It changes nothing.
+    /// The operation changes nothing.
     None,
 }
 
@@ -44,14 +44,14 @@ impl MemberError {
     }
 }
 
-/// An error of this backend without a cause.
+/// Creates an error of this backend without a source.
 pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
     Error::new(kind, message.into())
         .with_backend(BACKEND)
         .with_operation(operation)
 }
 
-/// An answer that the server never gives.
+/// Creates the error of a response that etcd never sends.
 pub(crate) fn protocol(operation: &'static str) -> Error {
     plain(
         ErrorKind::UnexpectedResponse,
@@ -60,7 +60,7 @@ pub(crate) fn protocol(operation: &'static str) -> Error {
     )
 }
 
-/// KeyLayout backend and operation in an error of core's.
+/// Adds the backend and the operation to an error of core.
 pub(crate) fn named(error: Error, operation: &'static str) -> Error {
     if error.backend().is_some() {
         error
@@ -69,7 +69,7 @@ pub(crate) fn named(error: Error, operation: &'static str) -> Error {
     }
 }
 
-/// No answer came within `timeout`.
+/// Creates the error of a time-out.
 pub(crate) fn timed_out(
     operation: &'static str,
     effect: SideEffect,
@@ -84,7 +84,7 @@ pub(crate) fn timed_out(
     plain(lost_answer(effect), operation, message)
 }
 
-/// Returns what else may be wrong where no answer has come yet.
+/// Returns another possible cause if no reply has arrived yet.
 fn hint(operation: &str, endpoint: &str) -> &'static str {
     match operation {
         "connect" if endpoint.starts_with("etcds:") => {
@@ -95,7 +95,7 @@ fn hint(operation: &str, endpoint: &str) -> &'static str {
     }
 }
 
-/// Whether asking another member of the cluster may help.
+/// Returns whether the request may succeed at another member of the cluster.
 pub(crate) fn may_succeed_elsewhere(error: &Driver) -> bool {
     match error {
         Driver::GRpcStatus(status) => {
@@ -112,7 +112,7 @@ pub(crate) fn may_succeed_elsewhere(error: &Driver) -> bool {
     }
 }
 
-/// Whether the server says that a lease of this id exists.
+/// Returns whether the server reports that a lease with this id exists.
 pub(crate) fn is_lease_taken(error: &Driver) -> bool {
     matches!(error, Driver::GRpcStatus(status) if status.message().contains("lease already exists"))
 }
@@ -128,7 +128,8 @@ pub(crate) fn is_too_large(error: &Driver) -> bool {
     matches!(error, Driver::GRpcStatus(status) if SIGNS.iter().any(|sign| status.message().contains(sign)))
 }
 
-/// Whether the server refuses the token of a request, or misses one: a new token may cure that.
+/// Returns whether the server rejects the token of a request, or requires one. A new token may
+/// remedy that.
 pub(crate) fn is_token_refused(error: &Driver) -> bool {
     let Driver::GRpcStatus(status) = error else {
         return false;
@@ -136,11 +137,10 @@ pub(crate) fn is_token_refused(error: &Driver) -> bool {
     i32::from(status.code()) == UNAUTHENTICATED || is_about_token(status.message())
 }
 
-/// Whether a message of the server's, or the reason for which it refuses a watch, is about the
-/// token.
+/// Returns whether a message of the server, or the reason of a refused watch, concerns the token.
 pub(crate) fn is_about_token(message: &str) -> bool {
-    // Expired or forgotten; from before a change of users and roles, as 3.5 and as 3.4 says it; and
-    // none at all.
+    // The token is expired or unknown; is older than a change of users and roles (3.5 and 3.4); or
+    // is missing.
     const SIGNS: [&str; 4] = [
         "invalid auth token",
         "revision of auth store is old",
@@ -150,12 +150,12 @@ pub(crate) fn is_about_token(message: &str) -> bool {
     SIGNS.iter().any(|sign| message.contains(sign))
 }
 
-/// Whether the server has no users, or has them switched off.
+/// Returns whether authentication is disabled on the server.
 pub(crate) fn is_without_users(error: &Driver) -> bool {
     matches!(error, Driver::GRpcStatus(status) if status.message().contains("authentication is not enabled"))
 }
 
-/// Whether the server says that there is no such lease.
+/// Returns whether the server reports that the lease does not exist.
 pub(crate) fn is_lease_gone(error: &Driver) -> bool {
     match error {
         Driver::GRpcStatus(status) => status.message().contains("lease not found"),
@@ -164,7 +164,7 @@ pub(crate) fn is_lease_gone(error: &Driver) -> bool {
     }
 }
 
-// The codes of gRPC, as its specification numbers them.
+// The status codes of gRPC.
 const CANCELLED: i32 = 1;
 const UNKNOWN: i32 = 2;
 const INVALID_ARGUMENT: i32 = 3;
@@ -176,7 +176,7 @@ const INTERNAL: i32 = 13;
 const UNAVAILABLE: i32 = 14;
 const UNAUTHENTICATED: i32 = 16;
 
-/// Maps the driver's error of a request to `endpoint`.
+/// Converts the driver's error of a request to `endpoint`.
 pub(crate) fn from_driver(
     error: Driver,
     operation: &'static str,
@@ -246,7 +246,7 @@ fn of_status(
         INVALID_ARGUMENT if message.contains("auth") || message.contains("user name is empty") => {
             denied("the user or the password; check both")
         }
-        // Refused before it was proposed.
+        // The request was refused before it was proposed.
         RESOURCE_EXHAUSTED if message.contains("database space") => (
             ErrorKind::Unavailable,
             "the server has reached its space quota; compact, defragment and disarm the alarm"
@@ -282,11 +282,11 @@ fn of_status(
     }
 }
 
-/// Part of the driver's message about an answer without a gRPC status.
+/// A part of the driver's message about a response without a gRPC status.
 const FROM_HTTP: &str = "mapped from HTTP status code ";
 
 fn of_web_server(status: &str, effect: SideEffect, endpoint: &str) -> (ErrorKind, String) {
-    // Too many requests, and gateways whose server is down: temporary.
+    // Too many requests, and gateways whose server is down, are temporary errors.
     let passes = ["429", "502", "503", "504"].contains(&status);
     let kind = if passes {
         lost_answer(effect)
@@ -301,7 +301,7 @@ fn of_web_server(status: &str, effect: SideEffect, endpoint: &str) -> (ErrorKind
 }
 
 fn broken(cause: &str, operation: &str, effect: SideEffect, endpoint: &str) -> (ErrorKind, String) {
-    // Where no connection came about, nothing was sent.
+    // Without a connection, nothing was sent.
     let connecting = [
         "tcp connect error",
         "Connection refused",
@@ -347,7 +347,7 @@ fn certificate(endpoint: &str, cause: &str) -> (ErrorKind, String) {
     )
 }
 
-/// What the other side says of us.
+/// The driver's message about an error that the other side reports.
 const ALERT: &str = "received fatal alert";
 
 fn is_certificate(cause: &str) -> bool {
@@ -384,12 +384,12 @@ fn cause(error: &Driver) -> String {
         }
         next = cause.source();
     }
-    // The driver's name for any cause.
+    // The driver uses this text for every error.
     if parts.len() > 1 {
         parts.retain(|part| part != "transport error");
     }
     let cause = parts.join(": ");
-    // Found by the driver in what came; which frame is wrong helps nobody.
+    // The driver found this error in the response. Which frame is invalid does not help the user.
     if cause.contains("http2 error") && cause.contains("detected") {
         NOT_HTTP_2.to_owned()
     } else {
@@ -397,7 +397,7 @@ fn cause(error: &Driver) -> String {
     }
 }
 
-/// The cause where another protocol is spoken.
+/// The cause if the server uses another protocol.
 const NOT_HTTP_2: &str = "not HTTP/2";
 
 /// The driver's error, with a readable message.
@@ -432,11 +432,11 @@ mod tests {
         )
     }
 
-    /// The messages are the server's: `api/v3rpc/rpctypes/error.go`.
+    /// The messages of the server are from `api/v3rpc/rpctypes/error.go`.
     #[test]
-    fn what_the_server_says_is_typed() {
+    fn messages_of_the_server_are_mapped_to_kinds() {
         for (code, message, kind, says) in [
-            // Refused before it was proposed: it certainly had no effect, and may be tried again.
+            // Refused before it was proposed: the request had no effect and may be repeated.
             (
                 Code::ResourceExhausted,
                 "etcdserver: too many requests",
@@ -550,9 +550,9 @@ mod tests {
         }
     }
 
-    /// A Redis, whose answer may come before it ends the connection.
+    /// A Redis server, whose response may arrive before it closes the connection.
     #[test]
-    fn what_is_not_http_2_is_named() {
+    fn other_protocols_are_named_in_the_error() {
         let says =
             "h2 protocol error: http2 error: connection error detected: frame with invalid size";
         let error = mapped(Code::Internal, says, SideEffect::None);
@@ -563,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn what_had_no_effect_may_be_tried_again() {
+    fn requests_without_effect_are_retryable() {
         assert!(
             mapped(
                 Code::ResourceExhausted,

@@ -1,11 +1,12 @@
-//! [`Handshake`]: what each new connection is asked before it is used.
+//! [`Handshake`]: the checks of each new connection.
 //!
-//! **etcd's gRPC proxy** sends keep-alives of its own, every third of a TTL, and answers those of
-//! its clients with the answers to its own. The client counts its deadline from the moment it
-//! asked, but the lease was renewed earlier. The proxy also numbers watches by itself, which is how
-//! it is detected.
+//! **etcd's gRPC proxy** sends keep-alives of its own, every third of a TTL, and answers the
+//! keep-alives of its clients with the replies to its own. A client counts its deadline from the
+//! moment of its request, but the lease was renewed earlier. The proxy also assigns its own watch
+//! ids, which is how it is detected.
 //!
-//! **Another cluster** behind one of the addresses would grant what is held in the first.
+//! **Another cluster** behind one of the addresses would grant locks that are held in the first
+//! one.
 
 use std::sync::OnceLock;
 
@@ -18,14 +19,14 @@ use crate::{
     keys::EtcdKey,
 };
 
-/// The id that the watch of the probe asks for. The proxy ignores it, and counts from zero.
+/// The watch id that the handshake requests. The proxy ignores it and counts from zero.
 const ID: i64 = i64::MAX / 2;
 
-/// Asks each new connection who it is.
+/// Checks each new connection.
 pub(crate) struct Handshake {
     /// A key that the user may read.
     key: EtcdKey,
-    /// The cluster of the first connection, and its address.
+    /// The cluster id of the first connection, and its address.
     cluster: OnceLock<(u64, String)>,
 }
 
@@ -40,8 +41,8 @@ impl Handshake {
     /// Checks that a member of the cluster answers.
     ///
     /// # Errors
-    /// - [`ErrorKind::Unsupported`] for a gRPC proxy.
-    /// - [`ErrorKind::InvalidInput`] for a member of another cluster.
+    /// - Returns [`ErrorKind::Unsupported`] for a gRPC proxy.
+    /// - Returns [`ErrorKind::InvalidInput`] for a member of another cluster.
     pub(crate) async fn check(
         &self,
         channel: &Channel,
@@ -68,7 +69,7 @@ impl Handshake {
         }
     }
 
-    /// Returns the id that a watch was given, unless it was refused, and the id of the cluster.
+    /// Returns the id of a watch, unless the watch was refused, and the id of the cluster.
     async fn ask(&self, channel: &Channel) -> Result<(Option<i64>, Option<u64>), Driver> {
         let mut watches = channel.watch.clone();
         let mut stream = watches
@@ -80,7 +81,7 @@ impl Handshake {
         let Some(answer) = stream.message().await? else {
             return Ok((None, None));
         };
-        // A watch that is refused has no id. The next request reports why it is refused.
+        // A watch that is refused has no id. The next request reports the reason.
         let watch = (!answer.canceled()).then(|| answer.watch_id());
         Ok((watch, answer.header().map(ResponseHeader::cluster_id)))
     }
@@ -88,7 +89,7 @@ impl Handshake {
 
 fn proxy(operation: &'static str, address: &str) -> Error {
     let message = format!(
-        "{address} is etcd's gRPC proxy (`etcd grpc-proxy`), whose answers to keep-alives do not say until when a lock is \
+        "{address} is etcd's gRPC proxy (`etcd grpc-proxy`), whose replies to keep-alives do not show until when a lock is \
          held; connect to the members themselves, or through `etcd gateway`"
     );
     error::plain(ErrorKind::Unsupported, operation, message)
@@ -96,8 +97,8 @@ fn proxy(operation: &'static str, address: &str) -> Error {
 
 fn another_cluster(operation: &'static str, address: &str, known_at: &str) -> Error {
     let message = format!(
-        "{address} is of another cluster than {known_at} was, where a held lock is free; name members of one cluster, and \
-         connect anew after a cluster was replaced or restored from a backup"
+        "{address} belongs to another cluster than {known_at}, where a held lock is free; name members of one cluster, and \
+         connect again after a cluster was replaced or restored from a backup"
     );
     error::plain(ErrorKind::InvalidInput, operation, message)
 }

@@ -1,19 +1,19 @@
-//! How locks are named on the server.
+//! The keys on the server.
 //!
 //! | key | what |
 //! |---|---|
 //! | `<prefix><name>/<lease>-<slot>` | an exclusive holder or waiter |
-//! | `<prefix><name>/r-<lease>-<slot>` | a shared one |
-//! | `<prefix><name>%permits/<lease>-<slot>-<of>` | one of a semaphore |
+//! | `<prefix><name>/r-<lease>-<slot>` | a shared holder or waiter |
+//! | `<prefix><name>%permits/<lease>-<slot>-<of>` | a holder or waiter of a permit |
 //! | `<prefix>%session/<lease>` | a session |
-//! | `<prefix>%broken/<create revision>/<rest of a key>` | the mark of a lock that was broken gently |
+//! | `<prefix>%revoked/<create revision>/<rest of a key>` | the mark of a graceful revocation |
 //!
-//! `<lease>` is the lease id in hexadecimal as Go's `concurrency` writes it; `<slot>` tells apart
-//! those of one session who have or want the lock at the same time. Slots are used again, because a
-//! deleted key costs every range over its folder until the next compaction: after 20 000
-//! acquisitions with a key each, one took 3 ms. The value is `<owner in hex>:<label>`. In `<name>`
-//! the bytes `/` and `%` are written `%2F` and `%25`, so that `a` never sees `a/b`; the exact
-//! profile writes names as they are.
+//! `<lease>` is the lease id in hexadecimal, as Go's `concurrency` writes it. `<slot>`
+//! distinguishes the acquisitions of one session that hold or want the lock at the same time. Slots
+//! are reused, because every range over a prefix also visits its deleted keys until the next
+//! compaction: after 20 000 acquisitions with a key each, one took 3 ms. The value is
+//! `<owner in hex>:<label>`. In `<name>`, the bytes `/` and `%` are written as `%2F` and `%25`, so
+//! that `a` never sees `a/b`. With exact names, names are written unchanged.
 
 use std::{fmt, sync::Arc};
 
@@ -23,8 +23,8 @@ use crate::error;
 
 const PERMITS: &[u8] = b"%permits/";
 const SESSION: &[u8] = b"%session/";
-const BROKEN: &[u8] = b"%broken/";
-/// Above every hexadecimal digit, so that readers have a range of their own.
+const REVOKED: &[u8] = b"%revoked/";
+/// Greater than every hexadecimal digit, so that readers have a range of their own.
 const READER: &[u8] = b"r-";
 
 /// A key on the server. Cloning is cheap.
@@ -59,7 +59,7 @@ impl fmt::Debug for EtcdKey {
     }
 }
 
-/// Where all that contend for one lock have their keys: `<prefix><name>/`.
+/// The prefix of the keys of one lock: `<prefix><name>/`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LockPrefix(EtcdKey);
 
@@ -72,13 +72,13 @@ impl LockPrefix {
         after(self.start())
     }
 
-    /// Where readers' keys begin, and where they end.
+    /// Returns the start and the end of the range of readers.
     pub(crate) fn readers(&self) -> (Vec<u8>, Vec<u8>) {
         let start = [self.0.as_bytes(), READER].concat();
         (start.clone(), after(start))
     }
 
-    /// The key of one acquisition in the session with this lease.
+    /// Returns the key of one acquisition in the session with this lease.
     pub(crate) fn key(&self, mode: Mode, lease: i64, slot: u32) -> EtcdKey {
         let mut key = self.start();
         if mode == Mode::Shared {
@@ -91,7 +91,7 @@ impl LockPrefix {
         EtcdKey::from(key)
     }
 
-    /// What a key under this lock_prefix says.
+    /// Parses a key under this prefix.
     pub(crate) fn read(&self, key: &[u8]) -> KeyOwner {
         let rest = key.strip_prefix(self.0.as_bytes()).unwrap_or_default();
         let (shared, rest) = match rest.strip_prefix(READER) {
@@ -126,7 +126,7 @@ impl LockPrefix {
         }
     }
 
-    /// So that jobs on one lock can be told from those on others.
+    /// Returns a hash that distinguishes the jobs of different locks.
     pub(crate) fn lane(&self) -> u64 {
         use std::hash::{DefaultHasher, Hash, Hasher};
         let mut hasher = DefaultHasher::new();
@@ -135,16 +135,16 @@ impl LockPrefix {
     }
 }
 
-/// What a key says about who wrote it.
+/// The owner of a key.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct KeyOwner {
-    /// Whether Leasehold wrote it.
+    /// Whether Leasehold wrote the key.
     pub(crate) ours: bool,
     pub(crate) shared: bool,
     pub(crate) of: Option<u32>,
 }
 
-/// The prefix and the profile.
+/// The layout of keys: the prefix and the encoding of names.
 #[derive(Clone, Debug)]
 pub(crate) struct KeyLayout {
     pub(crate) prefix: Arc<[u8]>,
@@ -157,16 +157,14 @@ impl KeyLayout {
         let mut lock_prefix = Vec::with_capacity(self.prefix.len() + name.len() + 16);
         lock_prefix.extend_from_slice(&self.prefix);
         if self.exact {
-            if [PERMITS, SESSION, BROKEN]
+            if [PERMITS, SESSION, REVOKED]
                 .iter()
                 .any(|ours| contains(name, &ours[..ours.len() - 1]))
             {
                 return Err(error::plain(
                     ErrorKind::InvalidInput,
                     "acquire",
-                    format!(
-                        "`{key}` contains what this backend reserves for itself under exact names"
-                    ),
+                    format!("`{key}` contains a part that this backend reserves with exact names"),
                 ));
             }
             lock_prefix.extend_from_slice(name);
@@ -183,7 +181,7 @@ impl KeyLayout {
         Ok(LockPrefix(EtcdKey::from(lock_prefix)))
     }
 
-    /// A key that never exists. A user who may use the prefix may read it.
+    /// Returns a key that never exists. A user who may use the prefix may read it.
     pub(crate) fn probe(&self) -> EtcdKey {
         EtcdKey::from([&*self.prefix, b"%".as_slice()].concat())
     }
@@ -194,13 +192,14 @@ impl KeyLayout {
         EtcdKey::from(key)
     }
 
-    /// The mark of a gently broken lock whose holder has this key of this create revision.
+    /// Returns the mark of a graceful revocation. The holder has this key with this create
+    /// revision.
     pub(crate) fn mark(&self, key: &[u8], revision: i64) -> Option<EtcdKey> {
         let rest = key.strip_prefix(&*self.prefix)?;
         Some(EtcdKey::from(
             [
                 &*self.prefix,
-                BROKEN,
+                REVOKED,
                 format!("{revision}/").as_bytes(),
                 rest,
             ]
@@ -208,9 +207,9 @@ impl KeyLayout {
         ))
     }
 
-    /// The key that a mark is about, and its create revision.
+    /// Returns the key of the holder that a mark is for, and its create revision.
     pub(crate) fn marked(&self, mark: &[u8]) -> Option<(EtcdKey, i64)> {
-        let rest = mark.strip_prefix(&*self.prefix)?.strip_prefix(BROKEN)?;
+        let rest = mark.strip_prefix(&*self.prefix)?.strip_prefix(REVOKED)?;
         let slash = rest.iter().position(|byte| *byte == b'/')?;
         let revision = std::str::from_utf8(&rest[..slash]).ok()?.parse().ok()?;
         Some((
@@ -220,7 +219,7 @@ impl KeyLayout {
     }
 }
 
-/// What is written into the key of one acquisition.
+/// Returns the value of the key of one acquisition.
 pub(crate) fn value_of(request: &Request) -> Vec<u8> {
     [
         &request.owner().to_hex(),
@@ -230,14 +229,14 @@ pub(crate) fn value_of(request: &Request) -> Vec<u8> {
     .concat()
 }
 
-/// Who wrote this value, for people.
+/// Returns the label in a value.
 pub(crate) fn label_of(value: &[u8]) -> String {
     String::from_utf8_lossy(value.get(33..).unwrap_or_default()).into_owned()
 }
 
-/// The first key after all that start with these bytes.
+/// Returns the first key after all keys with this prefix.
 fn after(mut start: Vec<u8>) -> Vec<u8> {
-    // Directories end in `/` and `-`: the last byte is never 0xff.
+    // Prefixes end in `/` and `-`: the last byte is never 0xff.
     if let Some(last) = start.last_mut() {
         *last += 1;
     }
@@ -332,7 +331,7 @@ mod tests {
             for (other_at, other) in starts.iter().enumerate() {
                 assert!(
                     at == other_at || !other.starts_with(one),
-                    "{one:?} sees {other:?}"
+                    "{one:?} contains {other:?}"
                 );
             }
         }
@@ -349,9 +348,9 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_names_its_key() {
+    fn mark_contains_its_key() {
         let mark = layout(false).mark(b"shop:item/1-2", 77).unwrap();
-        assert_eq!(mark.as_bytes(), b"shop:%broken/77/item/1-2");
+        assert_eq!(mark.as_bytes(), b"shop:%revoked/77/item/1-2");
         assert_eq!(
             layout(false).marked(mark.as_bytes()),
             Some((b"shop:item/1-2".as_slice().into(), 77))
@@ -360,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_names_that_look_like_ours_are_refused() {
+    fn exact_names_with_reserved_parts_are_refused() {
         assert!(
             layout(true)
                 .lock_prefix(&LockKey::new("a%permits").unwrap(), false)

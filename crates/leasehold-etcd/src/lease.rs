@@ -1,4 +1,4 @@
-//! [`EtcdLease`]: one grant.
+//! [`EtcdLease`]: one held lock.
 
 use std::{fmt, sync::Arc};
 
@@ -18,7 +18,7 @@ pub(crate) struct EtcdLease {
     claim: Claim<EtcdSessions>,
     request: Request,
     queue_key: Arc<QueueKey>,
-    /// The create revision of its key.
+    /// The create revision of the key.
     revision: i64,
     release: ReleaseTracker,
 }
@@ -58,7 +58,11 @@ impl Lease for EtcdLease {
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         if self.release.has_begun() {
-            return Err(error::plain(ErrorKind::Lost, "renew", "it was released"));
+            return Err(error::plain(
+                ErrorKind::Lost,
+                "renew",
+                "the lock was released",
+            ));
         }
         self.claim
             .session()
@@ -69,7 +73,7 @@ impl Lease for EtcdLease {
             return Err(error::plain(
                 ErrorKind::Unsupported,
                 "renew",
-                "an operator has broken this lock: it ends at its deadline",
+                "the lock was revoked and ends at its deadline",
             ));
         }
         Ok(())
@@ -77,8 +81,8 @@ impl Lease for EtcdLease {
 
     async fn release(self: Arc<Self>) -> Result<Released> {
         let again = self.release.has_begun();
-        if let Some(told) = self.release.begin() {
-            return Ok(told);
+        if let Some(result) = self.release.begin() {
+            return Ok(result);
         }
         let kind = TxnKind::Release {
             revision: self.revision,
@@ -107,8 +111,8 @@ impl Lease for EtcdLease {
 impl Drop for EtcdLease {
     fn drop(&mut self) {
         if self.release.told().is_none() {
-            // Nobody released it: its key is there until the session's end or the next renewal, and
-            // not to be used again.
+            // The lease was not released. Its key exists until the session ends or the next renewal
+            // removes it, and must not be reused.
             self.claim
                 .session()
                 .handle()

@@ -10,9 +10,9 @@ use crate::{
     authenticator::Authenticator, channel::Channel, error::MemberError, handshake::Handshake,
 };
 
-/// One member, and the connection to it if there is one.
+/// One member, and its connection if there is one.
 pub(crate) struct Member {
-    /// Such as `etcd://10.0.0.1:2379`; for people.
+    /// The address for error messages, such as `etcd://10.0.0.1:2379`.
     pub(crate) address: String,
     source: ChannelSource,
     channel: Mutex<Option<Arc<Channel>>>,
@@ -20,13 +20,13 @@ pub(crate) struct Member {
 
 enum ChannelSource {
     Url(Box<(Endpoint, ConnectOptions)>),
-    /// The user's own client, which balances over whatever endpoints it has.
+    /// The user's own client, which balances over its endpoints.
     Client(Box<Client>),
 }
 
 impl Member {
     pub(crate) fn at(endpoint: Endpoint, options: ConnectOptions) -> Self {
-        // As the user's URL has it: the driver's has the scheme `http` or `https`.
+        // The scheme of the user's URL; the driver's is `http` or `https`.
         let address = endpoint
             .uri()
             .to_string()
@@ -39,7 +39,7 @@ impl Member {
         }
     }
 
-    /// Whatever the user's own client is connected to.
+    /// Creates a member from the user's own client.
     pub(crate) fn of(client: Client) -> Self {
         Self {
             address: "the given client".into(),
@@ -48,10 +48,10 @@ impl Member {
         }
     }
 
-    /// Connects, unless another task has done so meanwhile.
+    /// Connects, unless another task has connected in the meantime.
     ///
     /// # Errors
-    /// Also those of [`Handshake::check`].
+    /// Returns the errors of the driver and of [`Handshake::check`].
     pub(crate) async fn connect(
         &self,
         authenticator: &Authenticator,
@@ -59,7 +59,7 @@ impl Member {
         handshake: &Handshake,
     ) -> Result<Arc<Channel>, MemberError> {
         let channel = match &self.source {
-            // Does not connect yet, except to authenticate a user.
+            // This connects only to authenticate a user.
             ChannelSource::Url(url) => {
                 let (endpoint, options) = &**url;
                 let channel = etcd_client::Channel::Tonic(endpoint.connect_lazy());
@@ -77,8 +77,8 @@ impl Member {
         Ok(Arc::clone(self.lock().get_or_insert(channel)))
     }
 
-    /// Gets another token, unless there is another than `refused` already. Those who ask at the
-    /// same time share one answer.
+    /// Requests another token, unless the token is no longer `refused`. Concurrent callers share
+    /// one request.
     pub(crate) async fn authenticate(
         &self,
         channel: &Channel,
@@ -114,7 +114,8 @@ impl Member {
         self.lock().clone()
     }
 
-    /// The next request connects anew: a connection to a member that was stopped may hang for long.
+    /// Makes the next request open a new connection. A connection to a member that was stopped may
+    /// hang for a long time.
     pub(crate) fn discard(&self, channel: &Arc<Channel>) {
         let mut known = self.lock();
         if matches!(self.source, ChannelSource::Url(_))

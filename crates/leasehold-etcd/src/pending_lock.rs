@@ -1,4 +1,4 @@
-//! [`PendingLock`]: an acquisition on its way.
+//! [`PendingLock`]: an acquisition in progress.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,15 +17,15 @@ use crate::{
     waiters::WaiterRegistry,
 };
 
-/// How long a waiter waits for its watch before it looks at its queue_key, and again after it has
-/// looked without one.
+/// How long a waiter waits for its watch before it checks its position, and how often it checks
+/// without a watch.
 const UNWATCHED_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// An acquisition that has a queue_key in a session, or is about to.
+/// An acquisition with a claim in a session, and perhaps a key in the queue.
 pub(crate) struct PendingLock {
     pub(crate) claim: Claim<EtcdSessions>,
-    /// While it waits, its key is of another lease, with a short TTL: the key of a waiter that has
-    /// died blocks those behind it for seconds, whatever its TTL.
+    /// The claim in the session of waiters, to whose lease the key of a waiter belongs. Its TTL is
+    /// short, because the key of a dead waiter blocks the waiters behind it.
     pub(crate) waiting: Option<Claim<EtcdSessions>>,
     pub(crate) request: Request,
     pub(crate) queue_key: Arc<QueueKey>,
@@ -46,7 +46,7 @@ impl PendingLock {
             .map(|(answer, _)| answer)
     }
 
-    /// The lease that its key is of when it queues.
+    /// Returns the lease of the key while it is in the queue.
     pub(crate) fn queueing_lease(&self) -> i64 {
         self.waiting
             .as_ref()
@@ -56,7 +56,7 @@ impl PendingLock {
             .lease
     }
 
-    /// Completes when a session has ended that it needs.
+    /// Completes when one of its sessions has ended.
     async fn ended(&self) {
         match &self.waiting {
             Some(waiting) => tokio::select! {
@@ -67,7 +67,7 @@ impl PendingLock {
         }
     }
 
-    /// Moves its key, which holds, to the lease of its session, if it is of another one.
+    /// Moves the key to the lease of its session, if it belongs to the lease of waiters.
     pub(crate) async fn move_to_session(&self, revision: i64) -> Result<i64> {
         if self.waiting.is_some() {
             let lease = self.claim.session().handle().lease;
@@ -79,7 +79,7 @@ impl PendingLock {
         Ok(revision)
     }
 
-    /// Makes a lease of it, if its session still stands.
+    /// Creates the lease, if the session is still valid.
     pub(crate) async fn granted(self, revision: i64) -> Result<Arc<dyn Lease>> {
         let now = self.request.now();
         if self.claim.valid_until().is_past(now) || !self.claim.hold(self.request.loss_notifier()) {
@@ -97,15 +97,15 @@ impl PendingLock {
         )))
     }
 
-    /// Takes its key away, whatever it stood for.
+    /// Deletes the key, of a holder or of a waiter.
     pub(crate) async fn leave(&self) {
         let claims = || self.waiting.iter().chain([&self.claim]);
         if !claims().any(|claim| claim.session().is_live()) {
-            // Their end on the server takes the key with it.
+            // The end of the sessions on the server deletes the key.
             return;
         }
         if let Err(error) = self.run(TxnKind::Leave).await {
-            tracing::debug!(target: "leasehold", key = ?self.queue_key.key, %error, "not taken away; the next renewal does");
+            tracing::debug!(target: "leasehold", key = ?self.queue_key.key, %error, "the key was not deleted; the next renewal deletes it");
             for claim in claims() {
                 claim.retire();
                 claim.doubt();
@@ -113,8 +113,8 @@ impl PendingLock {
         }
     }
 
-    /// Waits in the queue until it holds. Reads its own key after every wait: whatever woke it,
-    /// only what the cluster says then counts.
+    /// Waits in the queue until the lock is granted. Reads its own key after every wait, because
+    /// only the state of the cluster counts, not the notification.
     pub(crate) async fn wait(
         &self,
         cluster: &Arc<Cluster>,
@@ -132,14 +132,14 @@ impl PendingLock {
         let position = queue_key.position_txn(revision);
         let lease = claim.session().handle().lease;
         let (mut budget, mut was_notified) = (RetryBudget::none(), false);
-        // Its queue_key in the queue says so.
+        // Its position in the queue shows contention.
         request.set_contended();
         loop {
-            // A watch that cannot be had leaves the fallback poll interval.
+            // Without a watch, the waiter polls.
             let watched = registration.establish(UNWATCHED_POLL_INTERVAL).await;
             let before = registration.generation();
-            // Who is told that the key ahead is gone most likely holds now: one transaction instead
-            // of two.
+            // A waiter that was notified of the deletion of the key ahead most likely holds the
+            // lock now: one transaction instead of two.
             let answer =
                 if was_notified && self.waiting.is_some() && queue_key.mode == Mode::Exclusive {
                     match self.run(TxnKind::HoldIfFirst { lease, revision }).await {
@@ -162,7 +162,8 @@ impl PendingLock {
                     }
                 }
                 Ok((QueuePosition::Absent, _)) => {
-                    // Taken away, or expired with the session: never granted from here.
+                    // The key was deleted, or expired with its session. This acquisition is never
+                    // granted.
                     return Err(lost_position());
                 }
                 Ok((QueuePosition::Waits(_), ahead)) => {
@@ -210,6 +211,6 @@ pub(crate) fn lost_position() -> Error {
     error::plain(
         ErrorKind::Lost,
         "acquire",
-        "the session ended, or an operator took the queue_key away, before it was granted",
+        "the session ended, or the key was revoked, before the lock was granted",
     )
 }

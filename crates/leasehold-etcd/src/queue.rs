@@ -1,7 +1,8 @@
-//! The transactions of the lock recipe: that of Go's `concurrency.Mutex`, with readers and permits.
+//! The transactions of the lock recipe. It is the recipe of Go's `concurrency.Mutex`, extended by
+//! readers and permits.
 //!
-//! Who has the lowest create revision under the lock's lock_prefix holds it. A reader looks only at
-//! those who are not readers; of permits the lowest `of` hold.
+//! The key with the lowest create revision under the prefix of a lock holds the lock. A reader
+//! considers only the keys of writers. Of permits, the lowest `of` keys hold.
 
 use etcd_client::{
     Compare, CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, SortOrder, SortTarget, Txn,
@@ -14,18 +15,18 @@ use crate::{
     keys::{EtcdKey, KeyLayout, LockPrefix},
 };
 
-/// One acquisition's queue_key.
+/// The key of one acquisition in the queue of a lock.
 #[derive(Clone, Debug)]
 pub(crate) struct QueueKey {
     pub(crate) lock_prefix: LockPrefix,
     pub(crate) key: EtcdKey,
     pub(crate) mode: Mode,
-    /// Of this acquisition and no other.
+    /// Unique to this acquisition.
     pub(crate) value: Vec<u8>,
     pub(crate) layout: KeyLayout,
 }
 
-/// What is asked for it.
+/// The kind of a transaction on a queue key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum TxnKind {
     /// See [`QueueKey::enqueue`].
@@ -38,20 +39,20 @@ pub(crate) enum TxnKind {
     HoldIfFirst { lease: i64, revision: i64 },
     /// See [`QueueKey::leave`].
     Leave,
-    /// See [`QueueKey::release`]. `again`: an earlier release may have done it.
+    /// See [`QueueKey::release`]. `again`: an earlier release may have succeeded.
     Release { revision: i64, again: bool },
 }
 
-/// What the server says to a kind.
+/// The result of a transaction.
 #[derive(Debug)]
 pub(crate) enum TxnResult {
     Txn(TxnResponse),
-    /// How many keys were deleted.
+    /// The number of deleted keys.
     Deleted(i64),
 }
 
 impl TxnResult {
-    /// Of a kind that is a transaction always.
+    /// Returns the response of a kind that is always sent as a transaction.
     pub(crate) fn txn(&self) -> Result<&TxnResponse> {
         match self {
             Self::Txn(answer) => Ok(answer),
@@ -59,7 +60,7 @@ impl TxnResult {
         }
     }
 
-    /// Of a release: whether the key was there.
+    /// Returns whether a release deleted the key.
     pub(crate) fn freed(&self) -> bool {
         match self {
             Self::Txn(answer) => answer.succeeded(),
@@ -68,19 +69,19 @@ impl TxnResult {
     }
 }
 
-/// Where it stands.
+/// The position of an acquisition in the queue.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum QueuePosition {
-    /// It holds; its key was created at this revision.
+    /// The acquisition holds the lock. The key was created at this revision.
     Holds(i64),
-    /// It waits; its key was created at this revision.
+    /// The acquisition waits. The key was created at this revision.
     Waits(i64),
-    /// It has no key: a try that was refused, or a session that is over.
+    /// The acquisition has no key: the attempt was refused, or the session has ended.
     Absent,
 }
 
 impl QueueKey {
-    /// The transaction of a kind.
+    /// Returns the transaction of a kind.
     pub(crate) fn txn(&self, kind: TxnKind) -> Txn {
         match kind {
             TxnKind::Enqueue { lease } => self.enqueue(lease),
@@ -92,7 +93,7 @@ impl QueueKey {
         }
     }
 
-    /// Queues, if it is not queued already, and says who is first.
+    /// Creates the key unless it exists, and reads the first keys of the queue.
     fn enqueue(&self, lease: i64) -> Txn {
         let put = TxnOp::put(
             self.key.to_vec(),
@@ -110,9 +111,9 @@ impl QueueKey {
             .or_else([vec![mine], self.first_keys()].concat())
     }
 
-    /// Takes the lock if it is free, in one transaction that compares the whole range; else leaves
-    /// nothing. Of permits there is no comparison that counts: those queue, and leave if they were
-    /// too late.
+    /// Acquires the lock if it is free, in one transaction that compares the whole range, and
+    /// otherwise changes nothing. The server cannot compare a count, so permits queue, and leave
+    /// the queue if they were too late.
     fn attempt(&self, lease: i64) -> Txn {
         let free = |start: Vec<u8>, end: Vec<u8>| {
             Compare::create_revision(start, CompareOp::Equal, 0).with_range(end)
@@ -131,22 +132,22 @@ impl QueueKey {
             self.value.clone(),
             Some(PutOptions::new().with_lease(lease)),
         );
-        // Sent again after a lost answer, it finds its own key, which is there only if the lock was
-        // free.
+        // A copy that is sent after a lost reply finds its own key, which exists only if the lock
+        // was free.
         let mine = TxnOp::get(self.key.to_vec(), None);
         Txn::new().when(compares).and_then([put]).or_else([mine])
     }
 
-    /// Moves a key that holds to the lease of its session: a waiter's is of another lease. Its
-    /// create revision stays.
+    /// Moves the key of a new holder from the lease of waiters to the lease of its session. Its
+    /// create revision stays the same.
     fn hold(&self, lease: i64, revision: i64) -> Txn {
         Txn::new()
             .when(self.may_hold(revision))
             .and_then([self.moved(lease)])
     }
 
-    /// As [`hold`](Self::hold), if no key is ahead; otherwise asks where it stands. For exclusive
-    /// locks.
+    /// Moves the key like [`hold`](Self::hold) if no key is ahead, and otherwise reads its
+    /// position. For exclusive locks.
     fn hold_if_first(&self, lease: i64, revision: i64) -> Txn {
         let (start, end) = (self.lock_prefix.start(), self.lock_prefix.end());
         let first =
@@ -158,8 +159,8 @@ impl QueueKey {
             .or_else(self.position_ops(revision))
     }
 
-    /// Its key is still there, and no operator has broken the lock that it is about to hold: the
-    /// mark would be of the lease that the key leaves.
+    /// Compares that the key still exists and that the lock was not revoked. The mark would belong
+    /// to the lease that the key leaves.
     fn may_hold(&self, revision: i64) -> Vec<Compare> {
         let mark = self.layout.mark(self.key.as_bytes(), revision);
         let unmarked =
@@ -176,7 +177,7 @@ impl QueueKey {
         )
     }
 
-    /// Asks where it stands; `revision` is its own.
+    /// Reads the position of the key that was created at `revision`.
     pub(crate) fn position_txn(&self, revision: i64) -> Txn {
         Txn::new().and_then(self.position_ops(revision))
     }
@@ -199,25 +200,25 @@ impl QueueKey {
         std::iter::once(mine).chain(ranges).collect()
     }
 
-    /// Whether a kind that travels alone is a plain delete of the key, which costs the server a
-    /// tenth less of a pair than a transaction that compares first (measured).
+    /// Returns whether a transaction that is sent alone is a plain delete of the key. This costs
+    /// the server a tenth less of a pair than a transaction with a comparison (measured).
     ///
-    /// The name of the key is what is compared: it has the lease and a slot of this acquisition in
-    /// it, and nobody else uses it before the answer to this delete is in, nor ever if an answer is
-    /// missing ([`Claim::retire`]). So there is nothing that a comparison could save, unless an
-    /// earlier release may have been done.
+    /// The comparison is not needed. The name of the key contains the lease and a slot of this
+    /// acquisition, and no other acquisition uses it before the reply to this delete, nor ever if a
+    /// reply is missing ([`Claim::retire`]). Only a release that may have succeeded before must
+    /// compare.
     ///
     /// [`Claim::retire`]: leasehold_core::session::Claim::retire
     pub(crate) fn is_delete(kind: TxnKind) -> bool {
         matches!(kind, TxnKind::Leave | TxnKind::Release { again: false, .. })
     }
 
-    /// Leaves, whether it holds or waits.
+    /// Deletes the key, of a holder or of a waiter.
     fn leave(&self) -> Txn {
         Txn::new().and_then([TxnOp::delete(self.key.to_vec(), None)])
     }
 
-    /// Gives up what was created at this revision, and nothing else.
+    /// Deletes the key if it was created at this revision.
     fn release(&self, revision: i64) -> Txn {
         Txn::new()
             .when([Compare::create_revision(
@@ -228,7 +229,7 @@ impl QueueKey {
             .and_then([TxnOp::delete(self.key.to_vec(), None)])
     }
 
-    /// Reads the answer to [`enqueue`](Self::enqueue).
+    /// Parses the response to [`enqueue`](Self::enqueue).
     pub(crate) fn parse_enqueue(
         &self,
         name: &LockKey,
@@ -266,7 +267,7 @@ impl QueueKey {
         })
     }
 
-    /// Reads the answer to [`attempt`](Self::attempt).
+    /// Parses the response to [`attempt`](Self::attempt).
     pub(crate) fn parse_attempt(
         &self,
         name: &LockKey,
@@ -292,7 +293,8 @@ impl QueueKey {
         }
     }
 
-    /// Reads the answer to [`look`](Self::look): where it stands, and whose leaving to wait for.
+    /// Parses the response to [`position_txn`](Self::position_txn). Returns the position, and the
+    /// keys to wait for.
     pub(crate) fn parse_position(
         &self,
         name: &LockKey,
@@ -331,19 +333,19 @@ impl QueueKey {
         ))
     }
 
-    /// The create revision of its key, if it is there.
+    /// Returns the create revision of the own key, if it exists.
     fn own_revision(&self, read: &GetResponse) -> Result<Option<i64>> {
         match read.kvs().first() {
             Some(kv) if kv.value() != self.value => Err(error::plain(
                 ErrorKind::Indeterminate,
                 "acquire",
-                "what an earlier acquisition left behind is in the way; try again",
+                "a key that an earlier acquisition left behind is in the way; try again",
             )),
             kv => Ok(kv.map(KeyValue::create_revision)),
         }
     }
 
-    /// The first of each range that matters.
+    /// Reads the first keys of each relevant range.
     fn first_keys(&self) -> Vec<TxnOp> {
         let head = |(start, end): (Vec<u8>, Vec<u8>)| {
             let options = GetOptions::new()
@@ -356,7 +358,7 @@ impl QueueKey {
         self.ranges().into_iter().map(head).collect()
     }
 
-    /// Where those are who exclude it.
+    /// Returns the ranges of the keys that exclude this one.
     fn ranges(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let (start, end) = (self.lock_prefix.start(), self.lock_prefix.end());
         match self.mode {
@@ -368,7 +370,7 @@ impl QueueKey {
         }
     }
 
-    /// How many can hold beside it.
+    /// Returns how many keys may hold at the same time.
     fn max_holders(&self) -> i64 {
         match self.mode {
             Mode::Permit { of } => of.get().into(),
@@ -376,8 +378,8 @@ impl QueueKey {
         }
     }
 
-    fn check_permits(&self, name: &LockKey, ours: u32, seen: &[GetResponse]) -> Result<()> {
-        let counts = seen
+    fn check_permits(&self, name: &LockKey, ours: u32, found: &[GetResponse]) -> Result<()> {
+        let counts = found
             .iter()
             .flat_map(GetResponse::kvs)
             .map(|kv| self.lock_prefix.read(kv.key()).of);
@@ -387,8 +389,8 @@ impl QueueKey {
                 ErrorKind::Conflict,
                 "acquire",
                 format!(
-                    "`{name}` was asked for as one of {ours} permits and is used as one of {theirs}; say the same count \
-                     everywhere"
+                    "`{name}` is in use as a semaphore of {theirs} permits, but {ours} were requested; use the same number \
+                     for every semaphore of this name"
                 ),
             )),
         }

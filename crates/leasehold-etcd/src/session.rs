@@ -1,4 +1,4 @@
-//! Sessions: one etcd lease each.
+//! Sessions: each session is one etcd lease.
 
 use std::{
     collections::HashMap,
@@ -26,61 +26,66 @@ use crate::{
     queue::{QueueKey, TxnKind, TxnResult},
 };
 
-/// How often a renewal is tried at once because the leader changed meanwhile or a member did not
-/// answer. Also how many more lease ids are drawn when one exists already.
+/// The number of attempts of a renewal, if the leader changes or a member does not answer. Also the
+/// number of lease ids that are drawn if they exist already.
 const MAX_ATTEMPTS: usize = 3;
-/// Measured on two cores with 1 to 256 tasks: anything more alone or at a time is slower, at 16
-/// tasks by half.
+/// Measured on two cores with 1 to 256 tasks: larger values of `alone` or `calls` are slower, by
+/// half at 16 tasks.
 const LIMITS: BatchLimits = BatchLimits {
     alone: 1,
     calls: 1,
     batch: MAX_BATCH,
 };
 
-/// How many bytes of keys one lease has at most. The server lists them in one message, of which the
-/// driver reads 4 MiB: the other half is for keys that lost answers left behind, and for marks.
+/// The largest total size of the keys of one lease. The server lists them in one message, of which
+/// the driver reads 4 MiB. The other half is for the keys of lost replies, and for revocation
+/// marks.
 const KEY_BYTES: usize = 2 << 20;
 
 /// Opens, renews and closes leases.
 #[derive(Debug)]
 pub(crate) struct EtcdSessions {
     pub(crate) cluster: Arc<Cluster>,
-    /// For waiters, whose TTL nobody asked for: the server's minimum may be longer.
+    /// Whether the sessions are for waiters. Their TTL is no choice of the user, so a longer
+    /// minimum of the server is accepted.
     pub(crate) for_waiters: bool,
 }
 
-/// One lease.
+/// The handle of one session.
 pub(crate) struct Handle {
     pub(crate) lease: i64,
-    /// A key that lives as long as the lease: what a renewal reads.
+    /// The key that a renewal reads. It exists as long as the lease.
     key: EtcdKey,
     executor: Arc<BatchExecutor>,
     batcher: Arc<Batcher<BatchExecutor>>,
     stream: tokio::sync::Mutex<Option<(LeaseKeeper, LeaseKeepAliveStream)>>,
-    /// The create revisions of what is held, to tell whose mark a mark is.
+    /// The create revisions of the locks that are held, to match revocation marks.
     held: Mutex<HashMap<EtcdKey, i64>>,
 }
 
 impl Handle {
-    /// Notes that this is held, from this create revision on.
+    /// Records that the lock of `key` is held, from this create revision on.
     pub(crate) fn add_held(&self, key: &EtcdKey, revision: i64) {
         self.held().insert(key.clone(), revision);
     }
 
-    /// Notes that it is held no longer.
+    /// Records that the lock of `key` is no longer held.
     pub(crate) fn remove_held(&self, key: &EtcdKey) {
         self.held().remove(key);
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<EtcdKey, i64>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Runs a transaction of one key that may be sent resent, alone or with others of the session of its
-/// first claim. If it was, or if its answer is missing, something may still arrive: then the key is
-/// not used again in the session of any of its claims. Also returns whether it was sent resent.
+/// Runs a transaction of one key, alone or in a batch with others of the session of the first
+/// claim.
+///
+/// The transaction may be sent twice. If it was, or if its reply is missing, a copy may still
+/// arrive: then the key is not used again in the session of any of the claims. Also returns whether
+/// the transaction was sent twice.
 pub(crate) async fn run(
     claims: &[&Claim<EtcdSessions>],
     operation: &'static str,
@@ -128,9 +133,9 @@ pub(crate) async fn run(
     }
 }
 
-/// What a keep-alive says.
+/// The reply to a keep-alive.
 enum KeepAliveReply {
-    /// It was renewed by a member in this term.
+    /// A member renewed the lease in this raft term.
     Renewed(u64),
     Expired,
 }
@@ -144,7 +149,7 @@ impl EtcdSessions {
         }
     }
 
-    /// Sends one keep-alive and takes its answer.
+    /// Sends one keep-alive and waits for its reply.
     async fn keep_alive(&self, handle: &Handle, timeout: Duration) -> Result<KeepAliveReply> {
         let mut stream = handle.stream.lock().await;
         if stream.is_none() {
@@ -172,7 +177,8 @@ impl EtcdSessions {
         });
         let answer = match asked.await {
             Ok(Ok(Some(answer))) => answer,
-            // A late answer must not be taken for a later question's: the stream is not used again.
+            // A late reply must not be matched with a later request, so the stream is not used
+            // again.
             Ok(Ok(None)) => {
                 *stream = None;
                 return Err(error::plain(
@@ -220,8 +226,8 @@ impl EtcdSessions {
         Ok(KeepAliveReply::Renewed(term))
     }
 
-    /// Reads whether the session's key is there and belongs to the lease, and in which term. The
-    /// read is linearizable.
+    /// Reads the key of the session. Returns the raft term if the key exists and belongs to the
+    /// lease. The read is linearizable.
     async fn read_session_key(&self, handle: &Handle, timeout: Duration) -> Result<Option<u64>> {
         let read = self
             .cluster
@@ -240,9 +246,9 @@ impl EtcdSessions {
         let timeout = self.request_timeout(time.ttl());
         let sent = time.now();
         let alive = self.keep_alive(handle, timeout).await?;
-        // A leader that was deposed while it was paused acknowledges keep-alives that mean nothing:
-        // only if a linearizable read *after* the answer shows the same term was it the leader. And
-        // one that has just been elected may not have heard of the lease yet: the key decides.
+        // A leader that was paused and deposed acknowledges keep-alives that have no effect. It was
+        // the leader only if a linearizable read *after* the reply shows the same term. A leader
+        // that has just been elected may not know the lease yet, so the key decides.
         match (alive, self.read_session_key(handle, timeout).await?) {
             (_, None) => Err(error::plain(
                 ErrorKind::Lost,
@@ -253,7 +259,7 @@ impl EtcdSessions {
                 Ok(Some(time.deadline_from(sent)))
             }
             (_, Some(_)) => {
-                // Its stream may hang on the member that was deposed.
+                // The stream may be connected to the deposed member.
                 *handle.stream.lock().await = None;
                 Ok(None)
             }
@@ -271,14 +277,14 @@ impl SessionDriver for EtcdSessions {
     }
 
     fn weight(&self, key: &EtcdKey) -> usize {
-        // With what the message has around it.
+        // The key and its overhead in the message.
         key.as_bytes().len() + 8
     }
 
     async fn open(&self, time: &SessionTime) -> Result<Opened<Handle>> {
         let (cluster, timeout) = (&self.cluster, self.request_timeout(time.ttl()));
-        // Whole seconds. Up, never down: the server may keep it longer than we believe, not
-        // shorter.
+        // Leases have whole seconds. Rounding up is safe: the server may keep the lease longer than
+        // the client assumes.
         let seconds = i64::try_from(time.ttl().as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
         let sent = time.now();
         let granted = cluster.call("acquire", SideEffect::Writes, timeout, |channel| {
@@ -306,7 +312,7 @@ impl SessionDriver for EtcdSessions {
                 ErrorKind::InvalidInput,
                 "acquire",
                 format!(
-                    "the server's shortest lease is {granted} s and the TTL is {}; use a longer one, or lower the server's \
+                    "the TTL is {}, but the shortest lease of the server is {granted} s; use a longer TTL, or lower the server's \
                      --election-timeout",
                     time.ttl()
                 ),
@@ -349,7 +355,7 @@ impl SessionDriver for EtcdSessions {
             error::plain(
                 ErrorKind::Unavailable,
                 "renew",
-                "the cluster's leader changed during the renewal, again and again",
+                "the leader of the cluster changed during each attempt of the renewal",
             )
         }))
     }
@@ -371,7 +377,7 @@ impl SessionDriver for EtcdSessions {
             return Err(error::plain(
                 ErrorKind::Unavailable,
                 "reconcile",
-                "the lease is not known to that member",
+                "this member does not know the lease",
             ));
         }
         let mut owned = Owned::default();
@@ -382,7 +388,7 @@ impl SessionDriver for EtcdSessions {
                 owned.broken.push(key);
             }
             if key.as_slice() != handle.key.as_bytes() {
-                // A mark is nobody's claim: it is removed once it was read.
+                // A mark belongs to no claim. It is removed after it was read.
                 owned.claims.push(EtcdKey::from(key.as_slice()));
             }
         }
@@ -390,7 +396,7 @@ impl SessionDriver for EtcdSessions {
     }
 
     async fn disown(&self, handle: &Handle, orphans: Vec<EtcdKey>) -> Result<()> {
-        // A waiter's key that was granted meanwhile belongs to another lease.
+        // If the waiter was granted the lock in the meantime, its key belongs to another lease.
         let delete = |key: &EtcdKey| {
             let ours = Compare::lease(key.to_vec(), CompareOp::Equal, handle.lease);
             TxnOp::txn(
@@ -433,9 +439,9 @@ impl SessionDriver for EtcdSessions {
 
 /// Grants a lease with a new random id.
 ///
-/// A lease that exists already is never used. Every user may grant leases, with a short TTL, and
-/// revoke them. The lease may also be this client's own, of a grant whose answer was lost: it has
-/// no keys, and expires.
+/// A lease that exists already is never used, because every user may grant leases with a short TTL
+/// and revoke them. Such a lease may also be one of this client, whose reply was lost: it has no
+/// keys, and expires.
 async fn grant(leases: &mut LeaseClient, seconds: i64) -> Result<LeaseGrantResponse, Driver> {
     let mut attempts = 0;
     loop {

@@ -1,9 +1,9 @@
-//! [`Versions`]: which releases of etcd the members run, and what that means for the locks.
+//! [`Versions`]: the versions of the members, and their known bug.
 //!
 //! Before 3.5.13, and before 3.4.31, a leader that was paused and deposed revokes live leases when
-//! it goes on, because it does not ask whether it still leads (etcd issue 15247). A client cannot
-//! prevent that: it can only say so. Later releases ask first; what remains is a leader that is
-//! paused between that question and its next kind.
+//! it resumes, because it does not check whether it still leads (etcd issue 15247). A client cannot
+//! prevent that, and can only report it. Later versions check first. The remaining risk is a leader that
+//! is paused between that check and its next step.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,18 +24,18 @@ use crate::{
     member::Member,
 };
 
-/// How soon a member that joins, or that comes back as another release, is noticed. One small
-/// request to each member.
+/// How often the versions are checked, to notice members that join or are upgraded. A check is one
+/// small request to each member.
 const CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
-/// What is known of the members' releases.
+/// The known versions of the members of one cluster.
 #[derive(Default)]
 pub(crate) struct Versions {
-    /// Members at addresses that the URL does not name.
+    /// Members at addresses that are not in the URL.
     others: Mutex<HashMap<String, Arc<Member>>>,
-    /// What was warned of: the ids of members, and what they ran.
+    /// The members and versions for which a warning was logged.
     warned: Mutex<HashSet<(u64, Option<String>)>>,
-    /// Whether a member revokes live leases, or may for all that is known.
+    /// Whether a member has the bug, or may have it because its version is unknown.
     faulty: AtomicBool,
     stopped: AtomicBool,
 }
@@ -51,10 +51,11 @@ impl Versions {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Notes what the members run, and warns of each that has the fault or may have it, once.
+    /// Records the versions of the members, and logs one warning for each that has the bug or may
+    /// have it.
     fn note(&self, members: &[Listed], versions: &HashMap<u64, String>) {
         let mut faulty = false;
-        // Who is alone is never deposed.
+        // A single member is never deposed.
         for member in members.iter().filter(|_| members.len() > 1) {
             let version = versions.get(&member.id());
             if version.is_some_and(|version| !has_lease_revocation_bug(version)) {
@@ -67,23 +68,24 @@ impl Versions {
             match version {
                 Some(version) => tracing::warn!(
                     target: "leasehold", backend = BACKEND, member = member.name(), version = version.as_str(),
-                    "this member revokes live leases when it was paused as the leader and goes on (etcd issue 15247): \
+                    "this member revokes live leases when it resumes after a pause as the leader (etcd issue 15247): \
                      two may then hold one lock until the old holder renews; upgrade to etcd 3.5.13, 3.4.31 or later"
                 ),
                 None => tracing::warn!(
                     target: "leasehold", backend = BACKEND, member = member.name(), urls = ?member.client_urls(),
-                    "cannot learn which release this member runs: before etcd 3.5.13, and 3.4.31, it revokes live leases \
-                     when it was paused as the leader and goes on (etcd issue 15247)"
+                    "the version of this member is unknown: before etcd 3.5.13 and 3.4.31, it revokes live leases \
+                     when it resumes after a pause as the leader (etcd issue 15247)"
                 ),
             }
         }
         self.faulty.store(faulty, Ordering::Relaxed);
     }
 
-    /// Asks all members which release they run.
+    /// Asks all members for their versions.
     ///
     /// # Errors
-    /// No member lists the members, or the URL names members of several clusters.
+    /// Returns an error if no member lists the members, or if the URL names members of several
+    /// clusters.
     pub(crate) async fn check(&self, cluster: &Cluster) -> Result<()> {
         let listed = cluster.call(
             "connect",
@@ -112,7 +114,7 @@ impl Versions {
             }
         }
         if cluster.uses_given_client() {
-            // It asks another member each time, at random.
+            // The client selects a member at random for each request.
             let all = async {
                 for _ in 0..4 * members.len() {
                     versions.extend(status(cluster, &cluster.members()[0]).await.ok().flatten());
@@ -123,8 +125,8 @@ impl Versions {
         let missing = |member: &&Listed| !versions.contains_key(&member.id());
         let others = members.iter().filter(missing).flat_map(Listed::client_urls);
         let others: Vec<_> = others.filter_map(|url| self.other(cluster, url)).collect();
-        // An address that the cluster gives may be another machine's here: only one that the URL names
-        // must fit.
+        // An address that the cluster advertises may be another machine in this network. Only the
+        // addresses of the URL must belong to the cluster.
         let others = join_all(others.iter().map(|member| status(cluster, member))).await;
         versions.extend(
             others
@@ -135,7 +137,7 @@ impl Versions {
         Ok(())
     }
 
-    /// The member that advertises this address.
+    /// Returns the member that advertises this address.
     fn other(&self, cluster: &Cluster, url: &str) -> Option<Arc<Member>> {
         let mut others = lock(&self.others);
         if let Some(member) = others.get(url) {
@@ -147,7 +149,7 @@ impl Versions {
     }
 }
 
-/// Checks again and again, for as long as the cluster is used.
+/// Checks the versions repeatedly, as long as the cluster is in use.
 pub(crate) async fn watch(cluster: Weak<Cluster>, versions: Arc<Versions>) {
     loop {
         tokio::time::sleep(CHECK_INTERVAL).await;
@@ -158,14 +160,14 @@ pub(crate) async fn watch(cluster: Weak<Cluster>, versions: Arc<Versions>) {
             return;
         }
         if let Err(error) = versions.check(&cluster).await {
-            // What was known last still counts; renewals and waiters say more loudly that nobody
-            // answers.
-            tracing::debug!(target: "leasehold", %error, "the members' releases were not checked");
+            // The last result still counts. Renewals and waiters report an unreachable cluster more
+            // prominently.
+            tracing::debug!(target: "leasehold", %error, "the versions of the members were not checked");
         }
     }
 }
 
-/// The id and the version of whoever answers there.
+/// Returns the id and the version of a member.
 async fn status(cluster: &Cluster, member: &Member) -> Result<Option<(u64, String)>> {
     let timeout = cluster.config.connect_timeout.min(cluster.config.timeout);
     let called = cluster.call_member(member, "connect", SideEffect::None, timeout, |channel| {
@@ -188,7 +190,7 @@ fn has_lease_revocation_bug(version: &str) -> bool {
         (Some(3), Some(4), Some(patch)) => patch < 31,
         (Some(3), Some(5), Some(patch)) => patch < 13,
         (Some(major), Some(minor), _) => (major, minor) < (3, 6),
-        // Nothing that this knows how to read.
+        // An unknown format.
         _ => true,
     }
 }
@@ -202,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn releases_with_the_fault_are_known() {
+    fn versions_with_the_bug_are_detected() {
         for version in [
             "3.3.27",
             "3.4.0",

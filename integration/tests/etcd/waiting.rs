@@ -259,13 +259,13 @@ async fn a_waiter_broken_before_its_grant_queues_again() {
     let revision = json["kvs"][0]["create_revision"].as_u64().unwrap();
     cluster
         .at(0)
-        .ctl(&["put", &format!("%broken/{revision}/{waiting}"), ""])
+        .ctl(&["put", &format!("%revoked/{revision}/{waiting}"), ""])
         .unwrap();
     free(guard).await;
     let next = timeout(SOON, waiter).await.unwrap().unwrap();
     assert!(
         next.fencing_token().unwrap().get() > revision,
-        "granted although it was broken"
+        "granted although it was revoked"
     );
     free(next).await;
 }

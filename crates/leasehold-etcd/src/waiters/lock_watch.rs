@@ -1,4 +1,4 @@
-//! The watch on one lock, and who waits for it.
+//! [`LockWatch`]: the watch on one lock, and its waiters.
 
 use std::{
     collections::HashMap,
@@ -21,8 +21,8 @@ pub(super) struct LockWatch {
     pub(super) lock_prefix: LockPrefix,
     pub(super) users: AtomicUsize,
     state: Mutex<WatchState>,
-    /// How much was missed or seen: whoever reads before and after knows whether it missed
-    /// something.
+    /// Counts the deletions that were seen, and the times when some may have been missed. A waiter
+    /// that reads it twice knows whether it missed a deletion.
     generation: AtomicU64,
     pub(super) established: Notify,
 }
@@ -34,11 +34,11 @@ pub(super) struct WatchState {
     pub(super) idle_since: Option<Instant>,
     next: u64,
     by_key: HashMap<EtcdKey, Vec<(u64, Arc<Notify>)>>,
-    /// Those who wait for any change.
+    /// The waiters for any change.
     any: Vec<(u64, Arc<Notify>)>,
 }
 
-/// What was missed until now.
+/// A point in time, to find out later whether a deletion was missed since.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Generation(u64);
 
@@ -66,7 +66,8 @@ impl LockWatch {
         self.established.notify_waiters();
     }
 
-    /// Nothing is told any more: whoever waits looks for itself.
+    /// Handles the end of the watch: no deletion is reported any more, so all waiters are notified
+    /// and check for themselves.
     pub(super) fn on_lost(&self) {
         let woken = {
             let mut state = self.lock();
@@ -143,7 +144,7 @@ impl LockWatch {
     }
 }
 
-/// Disarms when dropped.
+/// One waiter for a change, which is removed when it is dropped.
 struct WaitGuard {
     watch: Arc<LockWatch>,
     keys: Option<Vec<EtcdKey>>,

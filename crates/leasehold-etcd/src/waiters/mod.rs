@@ -1,9 +1,10 @@
-//! One watch stream for all waiters of a backend.
+//! [`WaiterRegistry`]: notifies the waiters of a backend, by one watch stream.
 //!
-//! A watch that starts at a past revision is served every 100 ms only, so watches start at the
-//! present and are kept warm: whoever waits makes sure that the watch on its lock stands, *then*
-//! reads whom it waits for, then waits. Each contended lock has a watch of its own on the stream,
-//! for deletions under its lock_prefix: a busy namespace sends us nothing that nobody waits for.
+//! The server serves a watch that starts at a past revision only every 100 ms. Watches therefore
+//! start at the present revision and stay open for a while. A waiter makes sure that the watch on
+//! its lock is established, *then* reads which keys it waits for, and then waits. Each contended
+//! lock has a watch of its own on the stream, for deletions under its prefix. The server sends no
+//! events of other keys.
 
 mod lock_watch;
 mod stream;
@@ -25,16 +26,16 @@ use crate::{
     keys::{EtcdKey, LockPrefix},
 };
 
-/// How long the watch on a lock is kept after its last waiter: the next one then need not wait for
-/// it.
+/// How long the watch on a lock is kept after its last waiter. The next waiter need not wait for a
+/// new watch.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// All watches of a backend.
+/// The watches of a backend.
 #[derive(Debug)]
 pub(crate) struct WaiterRegistry {
     cluster: Arc<Cluster>,
     state: Mutex<State>,
-    /// A watch is wanted that the stream does not have yet.
+    /// Notified when the stream must be extended by a watch.
     wanted: Notify,
 }
 
@@ -46,7 +47,8 @@ struct State {
     closed: bool,
 }
 
-/// A use of the watch on one lock; it is kept while there is one, and a little longer.
+/// The registration of one waiter. The watch on its lock is kept as long as there is one, and a
+/// little longer.
 #[derive(Debug)]
 pub(crate) struct Registration {
     registry: Arc<WaiterRegistry>,
@@ -62,7 +64,7 @@ impl WaiterRegistry {
         })
     }
 
-    /// Uses the watch on this lock. Costs nothing until [`Registration::warm`].
+    /// Registers a waiter of this lock. Sends nothing until [`Registration::establish`].
     pub(crate) fn register(self: &Arc<Self>, lock_prefix: &LockPrefix) -> Registration {
         let mut state = self.lock();
         let watch = match state.by_prefix.get(lock_prefix) {
@@ -94,7 +96,7 @@ impl WaiterRegistry {
         self.lock().by_prefix.values().cloned().collect()
     }
 
-    /// Forgets the watches that nobody has used for a while; their ids.
+    /// Removes the watches that have had no waiter for a while, and returns their ids.
     fn sweep(&self) -> Vec<i64> {
         let now = Instant::now();
         let mut ids = Vec::new();
@@ -112,7 +114,8 @@ impl WaiterRegistry {
         ids
     }
 
-    /// Returns what to watch on a new stream: only what is waited for. With `None`, the task ends.
+    /// Returns the watches for a new stream: only those with a waiter. Returns `None` if the task
+    /// must end.
     fn to_watch(&self) -> Option<Vec<Arc<LockWatch>>> {
         let mut state = self.lock();
         state
@@ -131,7 +134,7 @@ impl WaiterRegistry {
         Some(wanted)
     }
 
-    /// As [`to_watch`](Self::to_watch), for a task that goes on; `None` if the backend was closed.
+    /// Returns the watches for a stream that is open. Returns `None` if the backend was closed.
     fn to_watch_on_stream(&self) -> Option<Vec<Arc<LockWatch>>> {
         let state = self.lock();
         if state.closed {
@@ -153,7 +156,7 @@ impl WaiterRegistry {
 }
 
 impl Registration {
-    /// Makes sure that the watch stands: what is deleted after this has returned is told.
+    /// Waits until the watch is established. Every later deletion is reported.
     pub(crate) async fn establish(&self, timeout: Duration) -> Result<()> {
         if self.watch.lock().is_established {
             return Ok(());
@@ -189,12 +192,13 @@ impl Registration {
         self.watch.generation()
     }
 
-    /// Completes when one of these keys is gone, or something may have been missed since `before`.
+    /// Completes when one of these keys was deleted, or when an event since `before` may have been
+    /// missed.
     pub(crate) fn deleted(&self, keys: Vec<EtcdKey>, before: Generation) -> BoxFuture<'static, ()> {
         self.watch.wait_for(Some(keys), before)
     }
 
-    /// Completes when anybody has left since `before`, or something may have been missed.
+    /// Completes when any key was deleted since `before`, or when an event may have been missed.
     pub(crate) fn changed(&self, before: Generation) -> BoxFuture<'static, ()> {
         self.watch.wait_for(None, before)
     }
@@ -206,7 +210,7 @@ impl Drop for Registration {
         let mut watch = self.watch.lock();
         watch.idle_since = Some(Instant::now());
         let last = self.watch.users.fetch_sub(1, Ordering::AcqRel) == 1;
-        // Was never asked of the server: nothing to keep warm.
+        // No watch was requested from the server, so there is none to keep.
         if last && !watch.requested {
             state.by_prefix.remove(&self.watch.lock_prefix);
         }
@@ -237,8 +241,8 @@ mod tests {
 
         fn event(&self, _: &Event<'_>) {
             self.0.fetch_add(1, Ordering::Relaxed);
-            // Without a message in the test's output for each.
-            resume_unwind(Box::new("told to panic"));
+            // This prints no message to the output of the test.
+            resume_unwind(Box::new("the subscriber panics"));
         }
 
         fn new_span(&self, _: &Attributes<'_>) -> Id {
@@ -251,7 +255,7 @@ mod tests {
         fn exit(&self, _: &Id) {}
     }
 
-    /// So many events have come: the task has gone on after each.
+    /// Waits for this number of events: the task continued after each of them.
     async fn until(events: &AtomicUsize, many: usize) {
         let come = async {
             while events.load(Ordering::Relaxed) < many {
@@ -265,7 +269,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_stream_is_opened_again_after_a_panic() {
-        // Nothing listens there.
+        // No server listens on this port.
         let cluster =
             Cluster::at(ParsedUrl::parse("etcd://127.0.0.1:1", EtcdConfig::default()).unwrap());
         let lock_prefix = cluster
@@ -296,9 +300,9 @@ mod tests {
             .establish(Duration::from_secs(1))
             .await
             .unwrap_err();
-        assert!(registry.lock().running, "somebody waits");
+        assert!(registry.lock().running, "there is a waiter");
         drop(registration);
-        // Longer than any pause between two attempts.
+        // Longer than any delay between two attempts.
         tokio::time::sleep(Duration::from_secs(60)).await;
         let state = registry.lock();
         assert!(!state.running && state.by_prefix.is_empty());

@@ -1,4 +1,4 @@
-//! The stream that all registry of a backend travel on.
+//! The watch stream that all waiters of a backend share.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -19,11 +19,11 @@ use crate::{
 };
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-/// Before a stream that broke is opened again; doubled with each failure in a row, up to the
-/// longest.
+/// The delay before a broken stream is opened again. It doubles with each failure in a row, up to
+/// the maximum.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
-/// So many failures in a row are a warning: about three seconds without a stream.
+/// The number of failures in a row that cause a warning: about three seconds without a stream.
 const FAILURES_PER_WARNING: u32 = 6;
 
 impl WaiterRegistry {
@@ -31,7 +31,7 @@ impl WaiterRegistry {
     pub(super) fn start(self: &Arc<Self>) {
         let mut state = self.lock();
         if !std::mem::replace(&mut state.running, true) {
-            // Ends when nothing is watched, or with the backend.
+            // The task ends when no lock is watched, or with the backend.
             let registry = Arc::downgrade(self);
             drop(tokio::spawn(supervised(move || {
                 run(Weak::clone(&registry))
@@ -42,7 +42,7 @@ impl WaiterRegistry {
     }
 }
 
-/// Opens the stream again and again, as long as anything is watch.
+/// Opens the stream again whenever it breaks, as long as a lock is watched.
 async fn run(registry: Weak<WaiterRegistry>) {
     let mut failures = 0;
     loop {
@@ -62,17 +62,18 @@ async fn run(registry: Weak<WaiterRegistry>) {
             if failures.is_multiple_of(FAILURES_PER_WARNING) {
                 tracing::warn!(
                     target: "leasehold", %error, failures,
-                    "the watch stream ends as soon as it is opened: waiters look every 100 ms instead"
+                    "the watch stream ends as soon as it is opened; waiters poll every 100 ms instead"
                 );
             } else {
-                tracing::debug!(target: "leasehold", %error, "watch stream ended");
+                tracing::debug!(target: "leasehold", %error, "the watch stream ended");
             }
         }
         tokio::time::sleep((RETRY_DELAY * (1 << failures.min(10))).min(MAX_RETRY_DELAY)).await;
     }
 }
 
-/// Serves all registry on one stream, until it breaks. Sets `failures` to zero once a watch stands.
+/// Serves all watches on one stream until it breaks. Sets `failures` to zero once a watch is
+/// established.
 async fn serve(
     registry: &Arc<WaiterRegistry>,
     wanted: Vec<Arc<LockWatch>>,
@@ -97,7 +98,7 @@ async fn serve(
         },
     );
     let (mut requests, mut answers) = opened.await?.split();
-    // By id: those that were requested for on this stream.
+    // The watches of this stream, by their ids.
     let mut requested: HashMap<i64, Arc<LockWatch>> =
         HashMap::from([(first.id, Arc::clone(first))]);
     for watch in &wanted[1..] {
@@ -111,11 +112,10 @@ async fn serve(
             answer = next(&mut answers, cluster) => {
                 let answer = answer?;
                 if answer.created() && answer.canceled() {
-                    // The stream has the token that it was opened with, which no longer opens a
-                    // watch.
+                    // The stream was opened with a token that no longer permits a watch.
                     cluster.authenticate("watch").await?;
-                    let why = format!("the server refused a watch: {}", answer.cancel_reason());
-                    return Err(error::plain(ErrorKind::Denied, "watch", why));
+                    let message = format!("the server refused a watch: {}", answer.cancel_reason());
+                    return Err(error::plain(ErrorKind::Denied, "watch", message));
                 }
                 if answer.created() {
                     *failures = 0;
@@ -187,8 +187,8 @@ fn handle_response(requested: &mut HashMap<i64, Arc<LockWatch>>, answer: &WatchR
         return;
     };
     if answer.canceled() {
-        // Compacted away from under it, or a member without a leader: requested for again by the next
-        // that waits.
+        // The revision was compacted, or the member has no leader. The next waiter requests the
+        // watch again.
         requested.remove(&answer.watch_id());
         watch.on_lost();
         return;
