@@ -131,7 +131,7 @@ async fn a_member_that_joins_later_is_told_of() {
         Restart::FailOverMayFree,
         "nobody knows"
     );
-    assert_eq!(log.warnings("m2", "cannot learn"), 1, "{}", log.read());
+    assert_eq!(log.warnings("m2", "is unknown"), 1, "{}", log.read());
     assert_eq!(
         (log.warnings("m0", ""), log.warnings("m1", "")),
         (0, 0),
