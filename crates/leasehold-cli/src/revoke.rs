@@ -126,8 +126,8 @@ mod tests {
     use std::sync::Arc;
 
     use leasehold::{
-        Capabilities, ErrorKind, Inspection, LockKey, Result, async_trait,
-        backend::{Attempt, LockBackend, Request},
+        Capabilities, ErrorKind, Inspection, LockKey, Result,
+        backend::{Attempt, LockBackend, Request, async_trait},
         local::MemoryBackend,
     };
 
