@@ -324,7 +324,7 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    /// `refusal` is what `Ok(None)` is called.
+    /// Records the outcome. `refusal` is the label of `Ok(None)`.
     pub(crate) fn end<T>(mut self, outcome: &Result<Option<T>>, refusal: &'static str) {
         self.count(match outcome {
             Ok(Some(_)) => {

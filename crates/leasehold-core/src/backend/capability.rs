@@ -137,7 +137,7 @@ impl Capabilities {
     }
 }
 
-/// How the lock of a holder is freed that has died or stopped responding.
+/// The event that frees the lock of a holder which has died or stopped responding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -188,7 +188,7 @@ pub enum Fairness {
     Fifo,
 }
 
-/// How waiters learn that a lock is free.
+/// The way in which waiters learn that a lock is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -202,7 +202,7 @@ pub enum WaiterNotification {
     Polled(Duration),
 }
 
-/// How a holder learns of a loss before its deadline.
+/// The way in which a holder learns of a loss before its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]

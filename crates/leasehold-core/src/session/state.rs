@@ -58,7 +58,7 @@ impl<C> State<C> {
 
 /// The state of a claim.
 pub(super) struct Standing {
-    /// A unique number of the claim, which tells apart claims of the same name.
+    /// A unique number, which distinguishes claims of the same name.
     pub(super) number: u64,
     pub(super) holder: Option<LossNotifier>,
     pub(super) frozen: Arc<OnceLock<Deadline>>,
