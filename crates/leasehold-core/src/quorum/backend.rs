@@ -26,16 +26,16 @@ use crate::{
     key::LockKey,
     panics::contained,
     quorum::{
-        attempt::{self, Reply},
+        attempt::{self, NodeReply},
         capabilities,
         config::QuorumConfig,
-        contention::Tries,
-        discovery::{self, Found},
+        contention::AttemptHistory,
+        discovery::{self, Discovery},
         fan_out::FanOut,
         inspect, maintenance,
         member::{Member, QuorumMember},
         min_token::Floor,
-        node::Terms,
+        node::VoteRequirements,
         ping, revoke,
         rollback::release_until_over,
         tally::Majority,
@@ -85,7 +85,7 @@ pub struct QuorumBackend {
     /// Whether every member can vote on tokens.
     pub(super) has_tokens: bool,
     /// Whether only nodes with a current epoch record may grant. Once set, it stays set.
-    pub(super) attested: AtomicBool,
+    pub(super) epoch_required: AtomicBool,
     largest_ttl: AtomicU64,
     pub(super) opened: Instant,
     /// The time of the next maintenance, in nanoseconds since the backend was opened.
@@ -136,7 +136,7 @@ impl QuorumBackend {
             majority: Majority::of(members.len()),
             floor: Floor::new(config.floor.clone()),
             has_tokens,
-            attested: AtomicBool::new(has_tokens && found.marked),
+            epoch_required: AtomicBool::new(has_tokens && found.provisioned),
             largest_ttl: AtomicU64::new(found.largest_ttl.as_millis()),
             opened: Instant::now(),
             next_look: AtomicU64::new(0),
@@ -146,7 +146,7 @@ impl QuorumBackend {
             members,
             config,
         });
-        quorum.plan_look(found.marked && found.all_vote);
+        quorum.plan_look(found.provisioned && found.all_vote);
         if let Some(maintenance_task) = maintenance::start(&quorum) {
             drop(quorum.maintenance_task.set(maintenance_task));
         }
@@ -161,8 +161,8 @@ impl QuorumBackend {
         config: &QuorumConfig,
     ) -> Capabilities {
         let members: Vec<_> = members.into_iter().map(Member::new).collect();
-        let found = Found {
-            marked: false,
+        let found = Discovery {
+            provisioned: false,
             durable: false,
             all_vote: false,
             largest_ttl: Ttl::MAX,
@@ -180,10 +180,10 @@ impl QuorumBackend {
         self.members.iter().map(Member::status).collect()
     }
 
-    /// Returns the terms on which nodes are asked now.
-    pub(super) fn terms(&self) -> Terms {
-        Terms {
-            attested: self.attested.load(Ordering::Acquire),
+    /// Returns the requirements on which nodes are asked now.
+    pub(super) fn requirements(&self) -> VoteRequirements {
+        VoteRequirements {
+            epoch_required: self.epoch_required.load(Ordering::Acquire),
             largest_ttl: self.largest_ttl().as_duration(),
             token_floor: if self.has_tokens {
                 self.floor.next()
@@ -199,14 +199,19 @@ impl QuorumBackend {
     }
 
     /// Requires current epoch records from now on, because some nodes have one.
-    pub(super) fn demand_attested(&self, largest_ttl: Option<Ttl>) {
+    pub(super) fn require_epoch(&self, largest_ttl: Option<Ttl>) {
         if let Some(ttl) = largest_ttl {
             self.largest_ttl.store(ttl.as_millis(), Ordering::Release);
         }
-        self.attested.store(self.has_tokens, Ordering::Release);
+        self.epoch_required
+            .store(self.has_tokens, Ordering::Release);
     }
 
-    async fn attempt(self: &Arc<Self>, request: &Request, tries: &Tries) -> Result<Attempt> {
+    async fn attempt(
+        self: &Arc<Self>,
+        request: &Request,
+        history: &AttemptHistory,
+    ) -> Result<Attempt> {
         self.capabilities.check(request.mode(), request.ttl())?;
         // Maintenance reads how the nodes are provisioned. It starts even if the TTL is rejected
         // below.
@@ -214,8 +219,8 @@ impl QuorumBackend {
         self.check_ttl(request.ttl())?;
         let request = request
             .clone()
-            .with_order(request.is_in_order() && tries.are_in_order());
-        attempt::attempt(self, &request, tries)
+            .with_order(request.is_in_order() && history.respects_order());
+        attempt::attempt(self, &request, history)
             .await
             .map_err(|error| error.with_backend(self.config.scheme))
     }
@@ -242,19 +247,19 @@ impl QuorumBackend {
         node: usize,
         answer: Result<Attempt>,
         request: &Request,
-    ) -> Reply {
+    ) -> NodeReply {
         self.members[node].learn(&answer, request.now());
         match answer {
             Ok(Attempt::Granted(lease)) if self.has_tokens && lease.fencing_token().is_none() => {
-                self.give_back(lease, request);
-                Reply::Failed(Error::new(
+                self.release_detached(lease, request);
+                NodeReply::Failed(Error::new(
                     ErrorKind::UnexpectedResponse,
                     "the node granted the lock without a token",
                 ))
             }
-            Ok(Attempt::Granted(lease)) => Reply::Granted(lease),
-            Ok(Attempt::Contended(contention)) => Reply::Refused(contention),
-            Err(error) => Reply::Failed(error),
+            Ok(Attempt::Granted(lease)) => NodeReply::Granted(lease),
+            Ok(Attempt::Contended(contention)) => NodeReply::Refused(contention),
+            Err(error) => NodeReply::Failed(error),
         }
     }
 
@@ -274,10 +279,10 @@ impl QuorumBackend {
     }
 
     /// Returns the nodes that failed, and those that have not answered for `silent_for`.
-    pub(super) fn problems(&self, replies: &[Reply], silent_for: Option<Duration>) -> Problems {
-        let problem = |(node, reply): (usize, &Reply)| match reply {
-            Reply::Failed(error) => Some((node, error.clone())),
-            Reply::Pending => silent_for.map(|silent| (node, no_answer(silent))),
+    pub(super) fn problems(&self, replies: &[NodeReply], silent_for: Option<Duration>) -> Problems {
+        let problem = |(node, reply): (usize, &NodeReply)| match reply {
+            NodeReply::Failed(error) => Some((node, error.clone())),
+            NodeReply::Pending => silent_for.map(|silent| (node, no_answer(silent))),
             _ => None,
         };
         replies.iter().enumerate().filter_map(problem).collect()
@@ -342,7 +347,7 @@ impl QuorumBackend {
     }
 
     /// Releases a lease in the background until that succeeds or the lease expires.
-    pub(super) fn give_back(&self, lease: Arc<dyn Lease>, request: &Request) {
+    pub(super) fn release_detached(&self, lease: Arc<dyn Lease>, request: &Request) {
         self.spawn(release_until_over(lease, request.clone()));
     }
 
@@ -358,13 +363,13 @@ impl LockBackend for QuorumBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        self.attempt(&request.as_new_owner(), &Tries::default())
+        self.attempt(&request.as_new_owner(), &AttemptHistory::default())
             .await
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        let (tries, attempts) = (Tries::default(), AtomicU32::new(0));
-        let (this, tries, attempts) = (&self, &tries, &attempts);
+        let (history, attempts) = (AttemptHistory::default(), AtomicU32::new(0));
+        let (this, history, attempts) = (&self, &history, &attempts);
         let acquired = acquire_with_retry(request.clone(), |request| async move {
             // The waiter is registered under the id of the first attempt.
             let first = attempts.fetch_add(1, Ordering::Relaxed) == 0;
@@ -373,12 +378,12 @@ impl LockBackend for QuorumBackend {
             } else {
                 request.as_new_owner()
             };
-            this.attempt(&request, tries).await
+            this.attempt(&request, history).await
         })
         .await;
         // The nodes may have registered the waiter.
         if acquired.is_err() && attempts.load(Ordering::Relaxed) > 0 {
-            self.forget_at(&request.for_node(), |node| {
+            self.stop_waiting_at(&request.for_node(), |node| {
                 !self.members[node].health.is_suspect()
             });
         }
@@ -415,7 +420,7 @@ impl LockBackend for QuorumBackend {
 
 impl QuorumBackend {
     /// Removes the registration of a waiter on these nodes.
-    pub(super) fn forget_at(&self, request: &Request, at: impl Fn(usize) -> bool) {
+    pub(super) fn stop_waiting_at(&self, request: &Request, at: impl Fn(usize) -> bool) {
         let mut withdrawals = FanOut::with_capacity(self.members.len());
         for (node, member) in self.members.iter().enumerate() {
             if let Some(voter) = member.voter.as_ref().filter(|_| at(node)) {
@@ -452,7 +457,7 @@ impl fmt::Debug for QuorumBackend {
         f.debug_struct("QuorumBackend")
             .field("members", &self.members)
             .field("config", &self.config)
-            .field("attested", &self.attested)
+            .field("epoch_required", &self.epoch_required)
             .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! [`Undo`]: releases the nodes after a failed attempt.
+//! [`Rollback`]: releases the nodes after a failed attempt.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     error::Result,
     panics::ContainedLease,
     quorum::{
-        attempt::{Asking, Reply},
+        attempt::{NodeReply, QuorumAttempt},
         backend::QuorumBackend,
         fan_out::FanOut,
     },
@@ -23,7 +23,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 ///
 /// They go to the nodes that granted and to those that have not answered. A node that refused holds
 /// no lock for the attempt. A node that failed undoes its attempt itself, as every backend must.
-pub(super) struct Undo {
+pub(super) struct Rollback {
     quorum: Arc<QuorumBackend>,
     request: Request,
     leases: Vec<Option<Arc<dyn Lease>>>,
@@ -31,29 +31,29 @@ pub(super) struct Undo {
     calls: FanOut<Attempt>,
 }
 
-impl Undo {
+impl Rollback {
     /// Sends the releases.
-    pub(super) fn of(asking: Asking) -> Self {
-        let Asking {
+    pub(super) fn of(attempt: QuorumAttempt) -> Self {
+        let QuorumAttempt {
             quorum,
             request,
             replies,
             calls,
             ..
-        } = asking;
+        } = attempt;
         let mut releases = FanOut::with_capacity(replies.len());
         let mut leases = Vec::with_capacity(replies.len());
         for (node, reply) in replies.into_iter().enumerate() {
             let lease = match reply {
-                Reply::Granted(lease) => {
+                NodeReply::Granted(lease) => {
                     releases.push(node, || Arc::clone(&lease).release());
                     Some(lease)
                 }
-                Reply::Pending => {
+                NodeReply::Pending => {
                     quorum.withdraw(node, &request, &mut releases);
                     None
                 }
-                Reply::Refused(_) | Reply::Failed(_) => None,
+                NodeReply::Refused(_) | NodeReply::Failed(_) => None,
             };
             leases.push(lease);
         }
@@ -94,7 +94,7 @@ impl Undo {
             judge.members[node].learn(&answer, request.now());
             if let Ok(Attempt::Granted(lease)) = answer {
                 // The withdrawal may have arrived before the grant.
-                judge.give_back(lease, &request);
+                judge.release_detached(lease, &request);
             }
         });
     }
@@ -111,7 +111,7 @@ fn settle(
     if let (Err(error), Some(lease)) = (released, lease)
         && error.is_retryable()
     {
-        quorum.give_back(Arc::clone(lease), request);
+        quorum.release_detached(Arc::clone(lease), request);
     }
 }
 
