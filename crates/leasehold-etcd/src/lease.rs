@@ -69,7 +69,7 @@ impl Lease for EtcdLease {
             .renew()
             .await
             .map_err(|error| named(error, "renew"))?;
-        if self.claim.is_broken() {
+        if self.claim.is_revoked() {
             return Err(error::plain(
                 ErrorKind::Unsupported,
                 "renew",
@@ -117,7 +117,7 @@ impl Drop for EtcdLease {
                 .session()
                 .handle()
                 .remove_held(&self.queue_key.key);
-            self.claim.retire();
+            self.claim.tombstone();
         }
     }
 }

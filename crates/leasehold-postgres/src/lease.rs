@@ -66,7 +66,7 @@ impl Lease for PostgresLease {
             .renew()
             .await
             .map_err(|error| named(error, "renew"))?;
-        if self.claim.is_broken() {
+        if self.claim.is_revoked() {
             let message = "an operator has broken this lock: it ends at its deadline";
             return Err(error::plain(ErrorKind::Unsupported, "renew", message));
         }

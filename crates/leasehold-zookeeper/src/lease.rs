@@ -68,7 +68,7 @@ impl Lease for ZookeeperLease {
             .renew()
             .await
             .map_err(|error| named(error, "renew"))?;
-        if self.claim.is_broken() {
+        if self.claim.is_revoked() {
             return Err(error::plain(
                 ErrorKind::Unsupported,
                 "renew",

@@ -48,11 +48,11 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
         usize::MAX
     }
 
-    /// Opens a session. Read [`SessionTime::now`] *before* the first byte is sent.
+    /// Opens a session. Read [`SessionClock::now`] *before* the first byte is sent.
     ///
     /// # Errors
     /// Returns the driver's error. A session that may have been opened is then closed or expires.
-    async fn open(&self, time: &SessionTime) -> Result<Opened<Self::Handle>>;
+    async fn open(&self, time: &SessionClock) -> Result<Opened<Self::Handle>>;
 
     /// Receives the session that was opened through this handle. A driver that may detect the end
     /// of the session by itself calls [`Session::end`] *before* the server can free the session's
@@ -69,7 +69,7 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
     /// # Errors
     /// Returns [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the server does not know the session,
     /// which is final. Any other error leaves the deadline unchanged.
-    async fn renew(&self, handle: &Self::Handle, time: &SessionTime) -> Result<Deadline>;
+    async fn renew(&self, handle: &Self::Handle, time: &SessionClock) -> Result<Deadline>;
 
     /// Returns the entries that the server lists for this session.
     ///
@@ -77,7 +77,7 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
     /// Returns [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session has ended. Any other
     /// error is retried at the next renewal. If it fails for a whole TTL, renewals no longer move
     /// the session's deadline.
-    async fn owned(&self, handle: &Self::Handle) -> Result<Owned<Self::Claim>>;
+    async fn list_owned(&self, handle: &Self::Handle) -> Result<Owned<Self::Claim>>;
 
     /// Removes entries that no guard and no request of this process owns.
     ///
@@ -85,7 +85,7 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
     /// Returns [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session has ended. Any other
     /// error is retried at the next renewal. If it fails for a whole TTL, renewals no longer move
     /// the session's deadline.
-    async fn disown(&self, handle: &Self::Handle, orphans: Vec<Self::Claim>) -> Result<()>;
+    async fn delete_orphans(&self, handle: &Self::Handle, orphans: Vec<Self::Claim>) -> Result<()>;
 
     /// Ends the session and all locks in it. Best effort: a session that is not closed expires.
     ///
@@ -110,14 +110,14 @@ pub struct Owned<C> {
     pub claims: Vec<C>,
     /// The entries that an operator has gracefully revoked. Their locks are valid until the current
     /// deadline, which no longer moves.
-    pub broken: Vec<C>,
+    pub revoked: Vec<C>,
 }
 
 impl<C> Default for Owned<C> {
     fn default() -> Self {
         Self {
             claims: Vec::new(),
-            broken: Vec::new(),
+            revoked: Vec::new(),
         }
     }
 }
@@ -127,9 +127,9 @@ impl<C> Default for Owned<C> {
 /// Both come from the request that opened the session. All clients of one backend must therefore
 /// use the same clock.
 #[derive(Clone, Debug)]
-pub struct SessionTime(Request);
+pub struct SessionClock(Request);
 
-impl SessionTime {
+impl SessionClock {
     pub(super) fn of(request: &Request) -> Self {
         // This request has a signal of its own, because the session outlives the request.
         Self(Request::in_context(

@@ -13,7 +13,7 @@ use crate::{
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     lease::signal::LossReason,
-    session::{Claim, Session, SessionDriver, SessionTime, session::Claimed},
+    session::{Claim, Session, SessionClock, SessionDriver, session::Claimed},
     ttl::Ttl,
 };
 
@@ -164,7 +164,7 @@ impl<D: SessionDriver> Sessions<D> {
             return Err(error.clone());
         }
         self.make_room(ttl).await?;
-        let time = SessionTime::of(request);
+        let time = SessionClock::of(request);
         let sent = time.now();
         match self.driver.open(&time).await {
             Ok(opened) => {

@@ -27,7 +27,7 @@ pub use crate::backend::retry::cancelled;
 
 pub use self::{
     batch::{BatchExecutor, BatchLimits, Batcher},
-    driver::{Opened, Owned, SessionDriver, SessionTime},
+    driver::{Opened, Owned, SessionClock, SessionDriver},
     manager::{MAX_TTLS, Sessions},
     registration::Claim,
     retry::{attempt_with_session_retry, queue_with_session_retry},

@@ -62,7 +62,7 @@ impl<D: SessionDriver> Claim<D> {
 
     /// Returns whether the lock was gracefully revoked. Renewals then no longer move its deadline.
     #[must_use]
-    pub fn is_broken(&self) -> bool {
+    pub fn is_revoked(&self) -> bool {
         self.frozen.get().is_some()
     }
 
@@ -77,19 +77,19 @@ impl<D: SessionDriver> Claim<D> {
     /// Records that the release was answered and the entry is gone. It is idempotent. Dropping the
     /// claim does the same.
     pub fn release(&self) {
-        self.session.forget(&self.name, self.number);
+        self.session.remove(&self.name, self.number);
     }
 
     /// Prevents the name from being claimed again in this session. Call it if a request that was
     /// sent for this name may still arrive at the server.
-    pub fn retire(&self) {
-        self.session.retire(&self.name);
+    pub fn tombstone(&self) {
+        self.session.tombstone(&self.name);
     }
 
     /// Records that an operation on this claim ended without an answer, so that the server may have
     /// an entry that this process does not know of. The next renewal reconciles.
-    pub fn doubt(&self) {
-        self.session.doubt();
+    pub fn mark_uncertain(&self) {
+        self.session.mark_uncertain();
     }
 }
 

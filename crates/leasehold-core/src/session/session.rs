@@ -16,8 +16,8 @@ use crate::{
     error::{Error, ErrorKind, Result},
     lease::signal::LossReason,
     session::{
-        Claim, Opened, SessionDriver, SessionTime, keep_alive, reconcile,
-        state::{Standing, State},
+        Claim, Opened, SessionClock, SessionDriver, keep_alive, reconcile,
+        state::{ClaimState, State},
     },
     ttl::Ttl,
 };
@@ -31,7 +31,7 @@ pub struct Session<D: SessionDriver> {
     id: SessionId,
     driver: Arc<D>,
     handle: D::Handle,
-    pub(super) time: SessionTime,
+    pub(super) time: SessionClock,
     pub(super) deadline: AtomicDeadline,
     state: Mutex<State<D::Claim>>,
     /// Serialises renewals. It stores the last outcome: a task that waited for a renewal which was
@@ -48,7 +48,7 @@ impl<D: SessionDriver> Session<D> {
     pub(super) fn start(
         driver: &Arc<D>,
         opened: Opened<D::Handle>,
-        time: SessionTime,
+        time: SessionClock,
         sent: Timestamp,
     ) -> Arc<Self> {
         let session = Arc::new(Self {
@@ -208,7 +208,7 @@ impl<D: SessionDriver> Session<D> {
             state
                 .claims
                 .values()
-                .filter_map(|standing| standing.holder.clone())
+                .filter_map(|claim_state| claim_state.holder.clone())
                 .collect()
         };
         self.ended.notify_waiters();
@@ -265,8 +265,8 @@ impl<D: SessionDriver> Session<D> {
             return Ok(Claimed::Full);
         }
         if state.claims.contains_key(&name)
-            || state.disowning.contains(&name)
-            || state.retired.contains(&name)
+            || state.deleting.contains(&name)
+            || state.tombstones.contains(&name)
         {
             return Err(Error::new(
                 ErrorKind::Conflict,
@@ -274,18 +274,18 @@ impl<D: SessionDriver> Session<D> {
             ));
         }
         state.next += 1;
-        let standing = Standing {
+        let claim_state = ClaimState {
             number: state.next,
             holder: None,
             frozen: Arc::default(),
         };
-        let (number, frozen) = (standing.number, Arc::clone(&standing.frozen));
+        let (number, frozen) = (claim_state.number, Arc::clone(&claim_state.frozen));
         state.pending += 1;
         if let Some(touched) = &mut state.touched {
             touched.insert(name.clone());
         }
         state.weight += self.driver.weight(&name);
-        state.claims.insert(name.clone(), standing);
+        state.claims.insert(name.clone(), claim_state);
         drop(state);
         Ok(Claimed::Place(Claim::new(
             Arc::clone(self),
@@ -301,25 +301,25 @@ impl<D: SessionDriver> Session<D> {
             return false;
         }
         let state = &mut *state;
-        if let Some(standing) = state.claims.get_mut(name)
-            && standing.holder.replace(sink).is_none()
+        if let Some(claim_state) = state.claims.get_mut(name)
+            && claim_state.holder.replace(sink).is_none()
         {
             state.pending -= 1;
         }
         true
     }
 
-    pub(super) fn forget(&self, name: &D::Claim, number: u64) {
+    pub(super) fn remove(&self, name: &D::Claim, number: u64) {
         let now = self.time.now();
         let mut state = self.lock();
         if state
             .claims
             .get(name)
-            .is_some_and(|standing| standing.number == number)
-            && let Some(standing) = state.claims.remove(name)
+            .is_some_and(|claim_state| claim_state.number == number)
+            && let Some(claim_state) = state.claims.remove(name)
         {
             state.weight -= self.driver.weight(name);
-            if standing.holder.is_none() {
+            if claim_state.holder.is_none() {
                 state.pending -= 1;
             }
             if state.claims.is_empty() {
@@ -328,12 +328,12 @@ impl<D: SessionDriver> Session<D> {
         }
     }
 
-    pub(super) fn retire(&self, name: &D::Claim) {
-        self.lock().retired.insert(name.clone());
+    pub(super) fn tombstone(&self, name: &D::Claim) {
+        self.lock().tombstones.insert(name.clone());
     }
 
-    pub(super) fn doubt(&self) {
-        self.lock().doubt = true;
+    pub(super) fn mark_uncertain(&self) {
+        self.lock().uncertain = true;
     }
 
     pub(super) fn claims(&self) -> usize {
