@@ -16,7 +16,7 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-pub(crate) use self::record::Since;
+pub(crate) use self::record::StartTime;
 use crate::{
     backend::{contract::Released, request::Request},
     client::handle::Client,
@@ -259,26 +259,26 @@ pub(crate) fn release_span(
 /// The span of an operation that may be dropped before it completes. An operation dropped before
 /// [`end`](Self::end) is recorded as cancelled.
 #[must_use]
-pub(crate) struct Traced {
+pub(crate) struct TracedOp {
     pub(crate) span: Span,
     ended: bool,
 }
 
-impl Traced {
+impl TracedOp {
     pub(crate) fn of(span: Span) -> Self {
         Self { span, ended: false }
     }
 
     pub(crate) fn end<T>(mut self, outcome: &Result<T>, success: &'static str) {
         self.ended = true;
-        record(&self.span, outcome.as_ref().map(|_| success));
+        record_result(&self.span, outcome.as_ref().map(|_| success));
     }
 }
 
-impl Drop for Traced {
+impl Drop for TracedOp {
     fn drop(&mut self) {
         if !self.ended {
-            say(&self.span, tracing::field::display(ErrorKind::Cancelled));
+            record_outcome(&self.span, tracing::field::display(ErrorKind::Cancelled));
         }
     }
 }
@@ -290,36 +290,36 @@ pub(crate) fn release_ended(span: &Span, outcome: &Result<Released>) {
         Released::StillHeld => "still held",
         Released::AlreadyLost => "already lost",
     });
-    record(span, outcome);
+    record_result(span, outcome);
 }
 
-fn record(span: &Span, outcome: Result<&'static str, &Error>) {
+fn record_result(span: &Span, outcome: Result<&'static str, &Error>) {
     match outcome {
-        Ok(success) => say(span, success),
-        Err(error) => say(span, tracing::field::display(error.kind())),
+        Ok(success) => record_outcome(span, success),
+        Err(error) => record_outcome(span, tracing::field::display(error.kind())),
     }
 }
 
 /// Records an outcome on a span.
-pub(crate) fn say(span: &Span, outcome: impl tracing::Value) {
+pub(crate) fn record_outcome(span: &Span, outcome: impl tracing::Value) {
     span.record("outcome", outcome);
 }
 
 /// Counts and times an acquisition. One that is dropped before [`end`](Self::end) is counted as
 /// cancelled.
 #[must_use]
-pub(crate) struct Waiting<'a> {
+pub(crate) struct AcquireTimer<'a> {
     client: &'a Client,
-    since: Since,
+    since: StartTime,
     ended: bool,
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> AcquireTimer<'a> {
     pub(crate) fn begin(client: &'a Client) -> Self {
         record::add(WAITING, client, 1.0);
         Self {
             client,
-            since: Since::now(client),
+            since: StartTime::now(client),
             ended: false,
         }
     }
@@ -343,7 +343,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for AcquireTimer<'_> {
     fn drop(&mut self) {
         if !self.ended {
             self.count(kind(ErrorKind::Cancelled));
@@ -352,13 +352,13 @@ impl Drop for Waiting<'_> {
 }
 
 /// Counts a lock as held until [`hold_ended`] is called, and returns the start time.
-pub(crate) fn hold_began(client: &Client) -> Since {
+pub(crate) fn hold_began(client: &Client) -> StartTime {
     record::add(HELD, client, 1.0);
-    Since::now(client)
+    StartTime::now(client)
 }
 
 /// Ends the hold that [`hold_began`] started. Call it once.
-pub(crate) fn hold_ended(client: &Client, since: &Since) {
+pub(crate) fn hold_ended(client: &Client, since: &StartTime) {
     record::add(HELD, client, -1.0);
     record::seconds(HOLD, client, since);
 }
@@ -404,7 +404,7 @@ pub(crate) fn node_failed(node: &Arc<str>, error: &Error) {
 }
 
 /// Counts a node that stopped answering.
-pub(crate) fn node_fell_silent(node: &Arc<str>) {
+pub(crate) fn node_timed_out(node: &Arc<str>) {
     record::set(NODE_UP, node, 0.0);
     record::count_at(NODE_FAILURES, node, "silent");
 }
@@ -464,9 +464,9 @@ mod record {
 
     /// A time on the client's clock.
     #[derive(Debug)]
-    pub(crate) struct Since(Timestamp);
+    pub(crate) struct StartTime(Timestamp);
 
-    impl Since {
+    impl StartTime {
         pub(super) fn now(client: &Client) -> Self {
             Self(client.context.clock.now())
         }
@@ -526,7 +526,7 @@ mod record {
         contain(|| gauge!(name, "node" => Arc::clone(node)).set(value));
     }
 
-    pub(super) fn seconds((name, _): Metric, client: &Client, since: &Since) {
+    pub(super) fn seconds((name, _): Metric, client: &Client, since: &StartTime) {
         let seconds = client.context.clock.now().since(since.0).as_secs_f64();
         contain(|| histogram!(name, "backend" => client.capabilities.backend).record(seconds));
     }
@@ -541,9 +541,9 @@ mod record {
     use crate::client::handle::Client;
 
     #[derive(Debug)]
-    pub(crate) struct Since;
+    pub(crate) struct StartTime;
 
-    impl Since {
+    impl StartTime {
         pub(super) fn now(_: &Client) -> Self {
             Self
         }
@@ -560,5 +560,5 @@ mod record {
     pub(super) fn count_at(_: Metric, _: &Arc<str>, _: &'static str) {}
     pub(super) fn add(_: Metric, _: &Client, _: f64) {}
     pub(super) fn set(_: Metric, _: &Arc<str>, _: f64) {}
-    pub(super) fn seconds(_: Metric, _: &Client, _: &Since) {}
+    pub(super) fn seconds(_: Metric, _: &Client, _: &StartTime) {}
 }

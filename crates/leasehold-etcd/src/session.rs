@@ -80,10 +80,12 @@ impl Handle {
     }
 }
 
-/// Runs a transaction of one key that may be sent resent, alone or with others of the session of
-/// its first claim. If it was, or if its answer is missing, something may still arrive: then the
-/// key is not used again in the session of any of its claims. Also returns whether it was sent
-/// resent.
+/// Runs a transaction of one key, alone or in a batch with others of the session of the first
+/// claim.
+///
+/// The transaction may be sent twice. If it was, or if its reply is missing, a copy may still
+/// arrive: then the key is not used again in the session of any of the claims. Also returns whether
+/// the transaction was sent twice.
 pub(crate) async fn run(
     claims: &[&Claim<EtcdSessions>],
     operation: &'static str,

@@ -17,7 +17,7 @@ use crate::{
     lock::{guard::OwnedLease, options::Spec},
     mode::Mode,
     panics::{ContainedLease, contain},
-    telemetry::{self, Span, Traced, Waiting},
+    telemetry::{self, AcquireTimer, Span, TracedOp},
 };
 
 /// How long at most a try waits for what goes on in the background to become less.
@@ -66,7 +66,7 @@ pub(crate) async fn acquire_for(
 async fn acquire_with(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Option<OwnedLease>> {
     // Until the guard is there, or what was granted is on its way back.
     let _under_way = client.under_way();
-    let waiting = Waiting::begin(client);
+    let waiting = AcquireTimer::begin(client);
     let granted = granted(client, spec, wait).await;
     let acquired = granted.and_then(|grant| grant.map(|grant| finish(spec, grant)).transpose());
     // No `.await` since the grant: it cannot be dropped on the way.
@@ -80,7 +80,7 @@ async fn granted<'a>(
     wait: Wait,
 ) -> Result<Option<Grant<'a>>> {
     let key = spec.key.as_ref().map_err(Error::clone)?;
-    let traced = Traced::of(Span::of(|| {
+    let traced = TracedOp::of(Span::of(|| {
         tracing::debug_span!(
             target: "leasehold",
             "wait",
@@ -185,7 +185,7 @@ impl Drop for Grant<'_> {
                 self.request.clone(),
             );
             self.client.in_background(async move {
-                release::give_back_grant(&client, lease, &request).await
+                release::release_grant(&client, lease, &request).await
             });
         }
     }

@@ -130,7 +130,7 @@ impl<T: IntoLease> Drop for CompleteOnDrop<'_, T> {
             if let (Some(lease), Some(request)) =
                 (operation.await.ok().and_then(IntoLease::lease), request)
             {
-                release::give_back_grant(&client, ContainedLease::new(lease), &request).await;
+                release::release_grant(&client, ContainedLease::new(lease), &request).await;
             }
         });
     }

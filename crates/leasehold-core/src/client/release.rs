@@ -1,4 +1,4 @@
-//! [`Releasing`]: a release, in the caller's task or in the background.
+//! [`Release`]: a release, in the caller's task or in the background.
 
 use std::{
     pin::{Pin, pin},
@@ -27,7 +27,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// A future that releases a held lease in the caller's task. If it is dropped before it completes,
 /// the release continues in the background.
 #[must_use]
-pub(crate) struct Releasing {
+pub(crate) struct Release {
     hold: Arc<HeldLease>,
     operation: Option<Call<Released>>,
     place: Option<Place>,
@@ -38,7 +38,7 @@ pub(crate) struct Releasing {
     _under_way: TaskTrackerToken,
 }
 
-impl Releasing {
+impl Release {
     /// Starts a release in the caller's task. Returns `None` if the lease was already lost or
     /// released.
     pub(crate) fn start(hold: &Arc<HeldLease>) -> Option<Self> {
@@ -79,7 +79,7 @@ impl Releasing {
         let outcome = (&mut self).await;
         let span = std::mem::replace(&mut self.span, Span::none());
         drop(self);
-        let outcome = until_over(&hold.client, &hold.lease, outcome).await;
+        let outcome = retry_until_expired(&hold.client, &hold.lease, outcome).await;
         telemetry::released(&hold.client, &outcome);
         telemetry::release_ended(&span, &outcome);
         if let Err(error) = outcome {
@@ -89,28 +89,28 @@ impl Releasing {
 }
 
 /// Releases a lease that has no guard. Retries until the release succeeds or the lease expires.
-pub(crate) async fn give_back(client: &Client, lease: ContainedLease, span: Span) {
-    let giving_back = async {
+pub(crate) async fn release_detached(client: &Client, lease: ContainedLease, span: Span) {
+    let releasing = async {
         let outcome = lease.release().await;
-        until_over(client, &lease, outcome).await
+        retry_until_expired(client, &lease, outcome).await
     };
-    let outcome = span.around(giving_back).await;
+    let outcome = span.around(releasing).await;
     telemetry::release_ended(&span, &outcome);
     if let Err(error) = outcome {
         span.emit(|span| tracing::debug!(target: "leasehold", parent: span, %error, "not released; it expires"));
     }
 }
 
-/// Releases a grant that never had a guard; see [`give_back`].
-pub(crate) async fn give_back_grant(client: &Client, lease: ContainedLease, request: &Request) {
+/// Releases a grant that never had a guard; see [`release_detached`].
+pub(crate) async fn release_grant(client: &Client, lease: ContainedLease, request: &Request) {
     let token = lease.facts().ok().and_then(|(token, _)| token);
     let span = telemetry::release_span(&Span::none(), client, request, token);
-    give_back(client, lease, span).await;
+    release_detached(client, lease, span).await;
 }
 
 /// Retries a release with this outcome until it succeeds, cannot be retried, or the lease expires.
 /// Once the client is closing, it stops after [`CLOSING`].
-async fn until_over(
+async fn retry_until_expired(
     client: &Client,
     lease: &ContainedLease,
     mut outcome: Result<Released>,
@@ -132,7 +132,7 @@ async fn until_over(
     outcome
 }
 
-impl Future for Releasing {
+impl Future for Release {
     type Output = Result<Released>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -165,7 +165,7 @@ impl Future for Releasing {
     }
 }
 
-impl Releasing {
+impl Release {
     fn retry_in_background(&self) {
         let retry = Self {
             hold: Arc::clone(&self.hold),
@@ -183,7 +183,7 @@ impl Releasing {
     }
 }
 
-impl Drop for Releasing {
+impl Drop for Release {
     fn drop(&mut self) {
         // A release dropped in the background means that the runtime is shutting down. The lock
         // expires.

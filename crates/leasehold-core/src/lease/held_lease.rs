@@ -22,7 +22,7 @@ use crate::{
     lease::signal::{LossReason, Signal},
     lock::{guard::OwnedLease, options::Renewal},
     panics::{ContainedLease, contain},
-    telemetry::{self, Span, Traced},
+    telemetry::{self, Span, TracedOp},
 };
 
 /// How often at least a wait for a deadline looks at the clock again: timers sleep through a
@@ -53,7 +53,7 @@ pub(crate) struct HeldLease {
     pub(crate) due: AtomicU64,
     pub(crate) renewing: AtomicBool,
     span: Span,
-    since: telemetry::Since,
+    since: telemetry::StartTime,
 }
 
 /// What is known of a hold also when it is over.
@@ -229,7 +229,7 @@ impl HeldLease {
     }
 
     async fn renew_lease(self: &Arc<Self>) -> Result<()> {
-        let traced = Traced::of(telemetry::renew_span(
+        let traced = TracedOp::of(telemetry::renew_span(
             &self.span,
             &self.client,
             &self.request,
@@ -314,8 +314,9 @@ impl HeldLease {
                 self.lease.clone(),
                 self.release_span(),
             );
-            self.client
-                .in_background(async move { release::give_back(&client, lease, span).await });
+            self.client.in_background(async move {
+                release::release_detached(&client, lease, span).await
+            });
         }
     }
 
@@ -341,8 +342,8 @@ impl HeldLease {
     /// It is held no longer. Called once: by its release or its loss, whichever is first.
     pub(crate) fn end(&self) {
         match self.signal().loss() {
-            Some(reason) => telemetry::say(&self.span, tracing::field::display(reason)),
-            None => telemetry::say(&self.span, "released"),
+            Some(reason) => telemetry::record_outcome(&self.span, tracing::field::display(reason)),
+            None => telemetry::record_outcome(&self.span, "released"),
         }
         telemetry::hold_ended(&self.client, &self.since);
     }

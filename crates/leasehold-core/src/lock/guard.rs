@@ -21,6 +21,7 @@ use crate::{
     },
     lock::run::guard_run_methods,
     mode::Mode,
+    release::Release,
     ttl::Ttl,
 };
 
@@ -240,7 +241,7 @@ impl OwnedLease {
                 Released::StillHeld
             });
         }
-        match Releasing::start(hold) {
+        match Release::start(hold) {
             Some(releasing) => releasing.await,
             None => Ok(Released::AlreadyLost),
         }
@@ -250,7 +251,7 @@ impl OwnedLease {
 impl Drop for OwnedLease {
     fn drop(&mut self) {
         if self.owned && self.hold.unshare() {
-            Releasing::in_background(&self.hold);
+            Release::in_background(&self.hold);
         }
     }
 }

@@ -218,7 +218,7 @@ impl Member {
     /// Records that the node is late.
     pub(super) fn late(&self, timeout: std::time::Duration) {
         if self.health.late(|| format!("no answer within {timeout:?}")) {
-            telemetry::node_fell_silent(&self.endpoint);
+            telemetry::node_timed_out(&self.endpoint);
             let warn = || tracing::warn!(target: "leasehold", node = %self.endpoint, ?timeout, "a node of the quorum does not answer");
             contain(warn);
         }
