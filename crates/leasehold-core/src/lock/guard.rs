@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backend::contract::Released,
-    client::release::Releasing,
+    client::release::Release,
     clock::Deadline,
     error::Result,
     fencing::FencingToken,
@@ -21,7 +21,6 @@ use crate::{
     },
     lock::run::guard_run_methods,
     mode::Mode,
-    release::Release,
     ttl::Ttl,
 };
 
