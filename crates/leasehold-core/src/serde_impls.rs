@@ -100,6 +100,7 @@ mod tests {
     };
 
     /// Asserts the JSON of `value`, and that it is read back as the same value.
+    #[expect(clippy::needless_pass_by_value, reason = "the callers pass literals")]
     fn is<T: Debug + DeserializeOwned + PartialEq + Serialize>(value: T, expected: Value) {
         assert_eq!(to_value(&value).unwrap(), expected);
         assert_eq!(from_value::<T>(expected).unwrap(), value);

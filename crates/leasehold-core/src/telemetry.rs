@@ -506,7 +506,7 @@ mod record {
         (label, value): (&'static str, &'static str),
     ) {
         contain(|| {
-            counter!(name, "backend" => client.capabilities.backend, label => value).increment(1)
+            counter!(name, "backend" => client.capabilities.backend, label => value).increment(1);
         });
     }
 

@@ -181,7 +181,7 @@ impl fmt::Debug for RedisLease {
 pub(crate) async fn release(link: &Link, live: &Conn, request: &Request) -> Result<()> {
     let script = release_script(request.mode());
     link.run_on(live, script, "undo", Effect::Writes, |cmd| {
-        release_arguments(cmd, &link.config.prefix, request)
+        release_arguments(cmd, &link.config.prefix, request);
     })
     .await?;
     Ok(())

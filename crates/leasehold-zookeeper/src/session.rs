@@ -125,7 +125,7 @@ impl Handle {
         {
             Ok(()) => liveness.beat(sent, session.now()),
             Err(error) => {
-                tracing::trace!(target: "leasehold", %error, "the leader did not answer a heartbeat")
+                tracing::trace!(target: "leasehold", %error, "the leader did not answer a heartbeat");
             }
         }
     }
@@ -150,7 +150,7 @@ pub(crate) fn note(claim: &Claim<ZookeeperSessions>, error: &Error) {
         // Only an error of the driver says that the session is over. Without a source, the error
         // means that a node was removed.
         ErrorKind::Lost if std::error::Error::source(error).is_some() => {
-            claim.session().end(LossReason::SessionEnded)
+            claim.session().end(LossReason::SessionEnded);
         }
         ErrorKind::Indeterminate | ErrorKind::UnexpectedResponse => claim.mark_uncertain(),
         _ => {}

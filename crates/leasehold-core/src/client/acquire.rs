@@ -185,7 +185,7 @@ impl Drop for Grant<'_> {
                 self.request.clone(),
             );
             self.client.in_background(async move {
-                release::release_grant(&client, lease, &request).await
+                release::release_grant(&client, lease, &request).await;
             });
         }
     }

@@ -96,7 +96,7 @@ mod tests {
         let mut calls = FanOut::with_capacity(1);
         calls.push(0, || Box::pin(ready(Ok(()))));
         let sent = catch_unwind(AssertUnwindSafe(|| {
-            calls.send(|_, _| resume_unwind(Box::new("panics on purpose")))
+            calls.send(|_, _| resume_unwind(Box::new("panics on purpose")));
         }));
         assert!(sent.is_err() && calls.is_empty());
     }

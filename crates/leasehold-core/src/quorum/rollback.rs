@@ -87,7 +87,7 @@ impl Rollback {
         } = self;
         let (judge, asked) = (Arc::clone(&quorum), request.clone());
         quorum.finish(releases, move |(node, released)| {
-            settle(&judge, &asked, &leases[node], node, &released)
+            settle(&judge, &asked, &leases[node], node, &released);
         });
         let judge = Arc::clone(&quorum);
         quorum.finish(calls, move |(node, answer)| {

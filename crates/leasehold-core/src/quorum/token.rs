@@ -132,7 +132,7 @@ async fn write_back(
     };
     let (quorum, request) = (Arc::clone(&attempt.quorum), attempt.request.clone());
     attempt.quorum.finish(superseded, move |(node, vote)| {
-        quorum.members[node].learn(&vote, request.now())
+        quorum.members[node].learn(&vote, request.now());
     });
     settled
 }

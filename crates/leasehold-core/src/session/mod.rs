@@ -20,6 +20,7 @@ mod manager;
 mod reconcile;
 mod registration;
 mod retry;
+#[expect(clippy::module_inception, reason = "its file holds `Session`")]
 mod session;
 mod state;
 
