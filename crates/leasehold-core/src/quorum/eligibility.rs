@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn a_node_that_may_have_forgotten_waits_and_then_rejoins() {
         let node = |durability, secs| Eligibility {
-            durability: durability,
+            durability,
             watched_for: Duration::from_secs(secs),
         };
         let all = VoteRights {

@@ -141,7 +141,7 @@ async fn maintain(quorum: &QuorumBackend) {
         match node {
             Some(node) if node.votes() => quorum.members[at].votes_again(),
             Some(node) if node.eligibility.may_be_readmitted(grace) => {
-                readmit(quorum, at, node).await
+                readmit(quorum, at, node).await;
             }
             _ => {}
         }
