@@ -95,8 +95,8 @@ mod tests {
         },
         error::ErrorKind,
         fencing::FencingToken,
-        lease::signal::LossReason,
         mode::Mode,
+        signal::LossReason,
     };
 
     /// Asserts the JSON of `value`, and that it is read back as the same value.

@@ -7,6 +7,7 @@
 
 pub(crate) mod acquisition_id;
 pub(crate) mod capability;
+pub(crate) mod contained;
 pub(crate) mod contract;
 pub(crate) mod credentials;
 pub(crate) mod driver_thread;

@@ -9,8 +9,8 @@ use crate::{
     clock::{Clock, ClockDrift, Deadline, SystemClock, Timestamp},
     key::LockKey,
     label,
-    lease::signal::{LossReason, Signal},
     mode::Mode,
+    signal::{LossReason, Signal},
     ttl::Ttl,
 };
 
@@ -36,7 +36,7 @@ pub(crate) struct RequestContext {
     pub(crate) label: Arc<str>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) drift: ClockDrift,
-    /// Told when a backend reports a loss; the client's renewer listens.
+    /// Notified when a backend reports a loss. The client's renewal task listens.
     pub(crate) losses: Arc<Notify>,
     /// Cancelled when the client closes, and all its requests with it.
     pub(crate) closing: Arc<Signal>,

@@ -2,23 +2,7 @@
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use crate::{
-    backend::{
-        contract::{Attempt, KeepAlive, Lease},
-        request::Request,
-    },
-    client::{
-        asker::Asker, complete_on_drop::CompleteOnDrop, handle::Client, local_queue::Place, release,
-    },
-    error::{Error, ErrorKind, Result},
-    fencing::FencingToken,
-    key::LockKey,
-    lease::held_lease::HeldLease,
-    lock::{guard::OwnedLease, options::Spec},
-    mode::Mode,
-    panics::{ContainedLease, contain},
-    telemetry::{self, AcquireTimer, Span, TracedOp},
-};
+use crate::{asker::Asker, backend::{contract::Attempt, request::Request}, client::{engine::Client, spec::Spec}, error::{Error, ErrorKind, Result}, key::LockKey, lease::{complete_on_drop::CompleteOnDrop, grant::Grant, held_lease::HeldLease, owned_lease::OwnedLease, renewal}, local_queue::Place, mode::Mode, panics::contain, telemetry::{AcquireTimer, Span, TracedOp, self}};
 
 /// How long at most a try waits for what goes on in the background to become less.
 const LONGEST_TRY_PAUSE: Duration = Duration::from_millis(100);
@@ -65,10 +49,11 @@ pub(crate) async fn acquire_for(
 
 async fn acquire_with(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Option<OwnedLease>> {
     // Until the guard is there, or what was granted is on its way back.
-    let _under_way = client.under_way();
-    let waiting = AcquireTimer::begin(client);
+    let _under_way = client.context.under_way();
+    let waiting = AcquireTimer::begin(&client.context);
     let granted = granted(client, spec, wait).await;
-    let acquired = granted.and_then(|grant| grant.map(|grant| finish(spec, grant)).transpose());
+    let acquired =
+        granted.and_then(|grant| grant.map(|grant| finish(client, spec, grant)).transpose());
     // No `.await` since the grant: it cannot be dropped on the way.
     waiting.end(&acquired, wait.refusal());
     acquired
@@ -84,7 +69,7 @@ async fn granted<'a>(
         tracing::debug_span!(
             target: "leasehold",
             "wait",
-            backend = client.capabilities.backend,
+            backend = client.context.capabilities.backend,
             key = %key,
             mode = %spec.mode,
             outcome = tracing::field::Empty,
@@ -130,83 +115,22 @@ async fn granted<'a>(
     granted
 }
 
-/// The owner of a lease until its guard exists. Dropping it releases the lease.
-pub(crate) struct Grant<'a> {
-    pub(crate) client: &'a Arc<Client>,
-    pub(crate) request: Request,
-    pub(crate) token: Option<FencingToken>,
-    pub(crate) keep_alive: KeepAlive,
-    lease: ContainedLease,
-    place: Option<Place>,
-    owned: bool,
-}
-
-impl<'a> Grant<'a> {
-    fn of(
-        client: &'a Arc<Client>,
-        request: Request,
-        lease: Arc<dyn Lease>,
-        place: Option<Place>,
-    ) -> Result<Self> {
-        let lease = ContainedLease::new(lease);
-        let mut grant = Self {
-            client,
-            request,
-            token: None,
-            keep_alive: KeepAlive::PerLease,
-            lease,
-            place,
-            owned: true,
-        };
-        if let Some(place) = &mut grant.place {
-            place.granted();
-        }
-        let facts = grant
-            .lease
-            .facts()
-            .map_err(|error| error.with_backend(client.capabilities.backend));
-        (grant.token, grant.keep_alive) = facts?;
-        Ok(grant)
-    }
-
-    /// Moves the lease to a new owner.
-    pub(crate) fn hand_over(&mut self) -> (ContainedLease, Option<Place>) {
-        self.owned = false;
-        (self.lease.clone(), self.place.take())
-    }
-}
-
-impl Drop for Grant<'_> {
-    fn drop(&mut self) {
-        if self.owned {
-            let (client, lease, request) = (
-                Arc::clone(self.client),
-                self.lease.clone(),
-                self.request.clone(),
-            );
-            self.client.in_background(async move {
-                release::release_grant(&client, lease, &request).await;
-            });
-        }
-    }
-}
-
 /// Waits its turn at the gate, then at the backend.
 async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
-    client.room_in_background(None).await;
+    client.context.room_in_background(None).await;
     let place = enter(client, &request).await?;
     let request = request
         .with_yield_to_waiters(place.yields_to_waiters())
         .with_waiting(true);
-    let acquire = || Arc::clone(&client.backend).acquire(request.clone());
+    let acquire = || Arc::clone(&client.context.backend).acquire(request.clone());
     match hinting(
         client,
         &request,
-        CompleteOnDrop::acquisition(client, &request, acquire),
+        CompleteOnDrop::acquisition(&client.context, &request, acquire),
     )
     .await
     {
-        Ok(lease) => Grant::of(client, request, lease, Some(place)),
+        Ok(lease) => Grant::of(&client.context, request, lease, Some(place)),
         Err(error) => {
             if error.is_retryable() {
                 place.failed(&error);
@@ -238,7 +162,7 @@ async fn hinting<T>(client: &Client, request: &Request, waiting: impl Future<Out
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(request.ttl().as_duration())));
             if timer.as_mut().poll(cx).is_ready() {
                 is_told = true;
-                if let Some(held) = client.renewer.held_by(Asker::current(), request) {
+                if let Some(held) = client.schedule.held_by(Asker::current(), request) {
                     warn_of_self(client, request, held);
                 }
             }
@@ -258,7 +182,7 @@ fn warn_of_self(client: &Client, request: &Request, held: Mode) {
     contain(|| {
         tracing::warn!(
             target: "leasehold",
-            backend = client.capabilities.backend,
+            backend = client.context.capabilities.backend,
             key = %request.key(),
             "a task waits for a lock that it took itself; if it still has the guard it waits for ever: {remedy}"
         );
@@ -269,7 +193,10 @@ fn warn_of_self(client: &Client, request: &Request, held: Mode) {
 /// behind it; else beside it.
 async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant<'_>>> {
     // A try is not to wait for long: a loop of tries gives way, and no more.
-    client.room_in_background(Some(LONGEST_TRY_PAUSE)).await;
+    client
+        .context
+        .room_in_background(Some(LONGEST_TRY_PAUSE))
+        .await;
     let mut place = client.queues.try_enter(&request).await?;
     // A reader need not yield: the backend lets none overtake a waiting writer.
     let yielding = place
@@ -282,9 +209,11 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant
         _ => None,
     };
     loop {
-        let attempt = || Arc::clone(&client.backend).try_acquire(request.clone());
-        match CompleteOnDrop::acquisition(client, &request, attempt).await? {
-            Attempt::Granted(lease) => return Grant::of(client, request, lease, place).map(Some),
+        let attempt = || Arc::clone(&client.context.backend).try_acquire(request.clone());
+        match CompleteOnDrop::acquisition(&client.context, &request, attempt).await? {
+            Attempt::Granted(lease) => {
+                return Grant::of(&client.context, request, lease, place).map(Some);
+            }
             Attempt::Contended(_) => request.set_contended(),
         }
         // Those that had begun before it was refused: once.
@@ -295,12 +224,13 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant
     Ok(None)
 }
 
-fn finish(spec: &Spec, grant: Grant<'_>) -> Result<OwnedLease> {
-    let client = grant.client;
-    let lease = HeldLease::begin(grant, spec.renewal);
+fn finish(client: &Client, spec: &Spec, grant: Grant<'_>) -> Result<OwnedLease> {
+    // Nothing between the grant and its owner can panic.
+    let lease = OwnedLease::new(HeldLease::begin(grant, &client.schedule, spec.renewal));
+    renewal::keep(lease.hold());
     // In this order: a client that closes or drains is marked so before it looks at what is held.
     let is_held = lease.hold().is_held();
-    if let Some(refusal) = client.refusal() {
+    if let Some(refusal) = client.context.refusal() {
         return Err(refusal);
     }
     if !is_held {
@@ -310,7 +240,7 @@ fn finish(spec: &Spec, grant: Grant<'_>) -> Result<OwnedLease> {
             ErrorKind::Lost,
             format!("the grant of `{key}` took longer than its TTL of {ttl}; give a longer TTL"),
         )
-        .with_backend(client.capabilities.backend));
+        .with_backend(client.context.capabilities.backend));
     }
     Ok(lease)
 }
@@ -332,7 +262,7 @@ pub(crate) fn unanswered(
         ErrorKind::Unavailable,
         format!("`{key}` was not granted within {timeout:?}: {why}"),
     )
-    .with_backend(client.capabilities.backend);
+    .with_backend(client.context.capabilities.backend);
     match fault {
         Some(fault) => error.with_source(fault),
         None => error,

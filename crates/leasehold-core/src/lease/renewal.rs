@@ -1,32 +1,22 @@
-//! The renewer: one task per client that renews what is due, and ends what was not renewed in time.
+//! The renewal task: one per client. It renews what is due, and ends what was not renewed in time.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::Notify;
 
 use crate::{
-    backend::{
-        contract::{BoxFuture, KeepAlive, SessionId},
-        request::Request,
-    },
-    client::asker::Asker,
-    clock::{Clock, Timestamp},
+    backend::contract::{BoxFuture, SessionId},
+    clock::Timestamp,
     error::{Error, ErrorKind, Result},
     lease::{
-        held_lease::{HeldLease, LONGEST_SLEEP},
-        signal::LossReason,
+        held_lease::{HeldLease, Schedule, State, nanos, renewal_due},
+        renewal_mode::Renewal,
     },
-    lock::options::Renewal,
-    mode::Mode,
     panics::{contain, contained},
+    signal::LossReason,
 };
 
 /// Concurrent renewals of leases, while the remaining ones can wait. More would delay acquisitions
@@ -37,9 +27,6 @@ const AT_A_TIME: usize = 64;
 const SEND_AT_PART: u32 = 2;
 /// A lease is late if it was not renewed when this part of the TTL is left. The log then warns.
 const WARN_AT_PART: u32 = 4;
-/// A renewal starts when this much of the remaining time has passed: a third at the latest, so that
-/// two more tries fit; spread, so that 10 000 leases taken together are not renewed together.
-const RENEW_AFTER_PERMILLE: std::ops::Range<u64> = 200..333;
 /// A renewal takes along those that are due within this part of the TTL. Measured with 10 000
 /// leases on Redis, this saves a quarter of the processor's time. They stay spread over a tenth of
 /// the TTL.
@@ -47,50 +34,6 @@ const ALONG_PART: u32 = 100;
 /// The pause after a failed renewal, as a part of the TTL, and its bounds.
 const RETRY_PART: u32 = 20;
 const RETRY_BOUNDS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-
-#[derive(Debug)]
-pub(crate) struct Renewer {
-    clock: Arc<dyn Clock>,
-    state: Mutex<State>,
-    /// Something is due before the task thought, or the renewer stops.
-    wake: Notify,
-    /// Whether somebody waits until nothing is held, and is told by `emptied`.
-    drains: AtomicBool,
-    emptied: Notify,
-    /// A backend reported a loss.
-    pub(crate) losses: Arc<Notify>,
-    stopped: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// Holds with a renewal or a deadline of their own, by when they are due.
-    holds: BTreeMap<(u64, u64), Arc<HeldLease>>,
-    sessions: HashMap<SessionId, Session>,
-    /// Due renewals that wait because [`AT_A_TIME`] are under way, ordered by when they must be
-    /// sent.
-    ready: BTreeMap<(u64, u64), Arc<HeldLease>>,
-    /// The error of the last renewal, if it failed.
-    trouble: Option<Error>,
-    /// When the log may warn of late renewals again.
-    next_warning: u64,
-    /// When the task will look again. Not changed when something is taken away: a pair costs no
-    /// wake-up.
-    next_look: u64,
-    /// Something was added since the task looked.
-    used: bool,
-    running: bool,
-    /// The shortest TTL since there was nothing to keep; bounds how long the task sleeps.
-    shortest: Duration,
-}
-
-/// Holds that one renewal serves.
-#[derive(Debug, Default)]
-struct Session {
-    members: HashMap<u64, Arc<HeldLease>>,
-    due: u64,
-    renewing: bool,
-}
 
 /// Renewals under way.
 type Renewals = FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>>;
@@ -100,123 +43,20 @@ enum Renewed {
     Session(SessionId, Arc<HeldLease>),
 }
 
-impl Renewer {
-    pub(crate) fn new(clock: Arc<dyn Clock>, losses: Arc<Notify>) -> Self {
-        Self {
-            clock,
-            state: Mutex::new(State {
-                next_look: u64::MAX,
-                ..State::default()
-            }),
-            wake: Notify::new(),
-            drains: AtomicBool::new(false),
-            emptied: Notify::new(),
-            losses,
-            stopped: AtomicBool::new(false),
-        }
+/// Keeps a lease from now on, until it is released or lost.
+pub(crate) fn keep(lease: &Arc<HeldLease>) {
+    if lease.schedule.add(lease) {
+        // `close` stops it and waits for it.
+        lease
+            .context
+            .spawn_tracked(Arc::clone(&lease.schedule).run());
     }
+}
 
-    /// Keeps a hold from now on.
-    pub(crate) fn add(self: &Arc<Self>, hold: &Arc<HeldLease>) {
-        let now = self.clock.now();
-        let start = {
-            let mut state = self.lock();
-            state.used = true;
-            if state.holds.is_empty() && state.sessions.is_empty() {
-                state.shortest = Duration::MAX;
-            }
-            state.shortest = state.shortest.min(hold.request.ttl().as_duration());
-            let due = match (hold.renewal, hold.keep_alive) {
-                (Renewal::Automatic, KeepAlive::Session(id)) => {
-                    let session = state.sessions.entry(id).or_default();
-                    if session.members.is_empty() {
-                        session.due = renewal_due(hold, now);
-                    }
-                    session.members.insert(hold.id, Arc::clone(hold));
-                    session.due
-                }
-                (Renewal::Automatic, KeepAlive::PerLease) => {
-                    state.schedule(hold, renewal_due(hold, now))
-                }
-                (Renewal::Manual, _) => state.schedule(hold, hold.deadline().moment().as_nanos()),
-            };
-            if due < state.next_look
-                || now.as_nanos() + nanos(state.longest_sleep()) < state.next_look
-            {
-                state.next_look = due;
-                self.wake.notify_one();
-            }
-            !std::mem::replace(&mut state.running, true)
-        };
-        if start {
-            // `close` stops it and waits for it.
-            hold.client.spawn_tracked(Arc::clone(self).run());
-        }
-    }
-
-    /// Keeps a hold no longer; whether it was kept.
-    pub(crate) fn remove(&self, hold: &Arc<HeldLease>) -> bool {
-        let (kept, is_empty) = {
-            let mut state = self.lock();
-            (state.remove(hold), state.is_empty())
-        };
-        if kept && is_empty && self.drains.load(Ordering::Acquire) {
-            self.emptied.notify_waiters();
-        }
-        kept
-    }
-
-    /// Waits until nothing is held.
-    pub(crate) async fn emptied(&self) {
-        self.drains.store(true, Ordering::Release);
-        loop {
-            // Made before it looks, so that no change in between is missed.
-            let emptied = self.emptied.notified();
-            if self.lock().is_empty() {
-                return;
-            }
-            emptied.await;
-        }
-    }
-
-    /// Everything that is held.
-    pub(crate) fn all(&self) -> Vec<Arc<HeldLease>> {
-        let state = self.lock();
-        let sessions = state
-            .sessions
-            .values()
-            .flat_map(|session| session.members.values());
-        state.holds.values().chain(sessions).cloned().collect()
-    }
-
-    /// In which mode the asker of this request holds its key, if it does.
-    pub(crate) fn held_by(&self, asker: Asker, request: &Request) -> Option<Mode> {
-        let (key, permit) = (request.key(), request.mode().is_permit());
-        let holds = self.all();
-        let own = |hold: &&Arc<HeldLease>| {
-            hold.asker == asker && hold.request.key() == key && hold.is_held()
-        };
-        holds
-            .iter()
-            .filter(own)
-            .map(|hold| hold.request.mode())
-            .find(|mode| mode.is_permit() == permit)
-    }
-
-    /// Ends the task.
-    pub(crate) fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
-        self.wake.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change under the mutex is complete when it panics.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl Schedule {
     async fn run(self: Arc<Self>) {
         let mut renewals = Renewals::new();
-        while !self.stopped.load(Ordering::Acquire) {
+        while !self.stopped.is_cancelled() {
             // Foreign code is contained, so nothing in it should panic. If it does anyway, the
             // renewals of the other locks must continue.
             if let Err(error) = contained(self.step(&mut renewals)).await {
@@ -235,6 +75,7 @@ impl Renewer {
         let sleep = self.look(renewals);
         tokio::select! {
             biased;
+            () = self.stopped.cancelled() => {}
             () = self.wake.notified() => {}
             () = self.losses.notified() => self.collect_losses(),
             Some((renewed, outcome)) = renewals.next(), if !renewals.is_empty() => self.settle(renewed, &outcome),
@@ -327,42 +168,6 @@ impl Renewer {
 }
 
 impl State {
-    fn is_empty(&self) -> bool {
-        self.holds.is_empty() && self.sessions.is_empty()
-    }
-
-    /// Removes a hold; whether it was there.
-    fn remove(&mut self, hold: &HeldLease) -> bool {
-        if self
-            .holds
-            .remove(&(hold.due.load(Ordering::Relaxed), hold.id))
-            .is_some()
-        {
-            return true;
-        }
-        let KeepAlive::Session(id) = hold.keep_alive else {
-            return false;
-        };
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return false;
-        };
-        let kept = session.members.remove(&hold.id).is_some();
-        if session.members.is_empty() {
-            self.sessions.remove(&id);
-        }
-        kept
-    }
-
-    fn schedule(&mut self, hold: &Arc<HeldLease>, due: u64) -> u64 {
-        hold.due.store(due, Ordering::Relaxed);
-        self.holds.insert((due, hold.id), Arc::clone(hold));
-        due
-    }
-
-    fn longest_sleep(&self) -> Duration {
-        (self.shortest / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP)
-    }
-
     fn next_due(&self) -> Option<u64> {
         let hold = self.holds.first_key_value().map(|(&(due, _), _)| due);
         let ready = self.ready.first_key_value().map(|(&(latest, _), _)| latest);
@@ -521,7 +326,7 @@ impl Late {
     fn warn(&self, under_way: usize) {
         tracing::warn!(
             target: "leasehold",
-            backend = self.first.client.capabilities.backend,
+            backend = self.first.context.capabilities.backend,
             locks = self.count,
             first = %self.first.request.key(),
             left = ?self.first.remaining(),
@@ -554,18 +359,6 @@ fn next_alarm(hold: &HeldLease, now: Timestamp) -> u64 {
     }
 }
 
-/// When to renew what is valid for as long as it is.
-fn renewal_due(hold: &HeldLease, now: Timestamp) -> u64 {
-    let left = nanos(hold.deadline().remaining(now));
-    // Any mixing will do; the present makes every round another spread.
-    let mixed = (hold.id ^ now.as_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
-    let (early, late) = (
-        left / 1000 * RENEW_AFTER_PERMILLE.start,
-        left / 1000 * RENEW_AFTER_PERMILLE.end,
-    );
-    now.as_nanos() + early + mixed % (late - early).max(1)
-}
-
 /// When to renew again after a renewal with this outcome. Never after the deadline, which must be
 /// noticed.
 fn next_try(hold: &HeldLease, outcome: &Result<()>, now: Timestamp) -> u64 {
@@ -578,8 +371,4 @@ fn next_try(hold: &HeldLease, outcome: &Result<()>, now: Timestamp) -> u64 {
             (now + pause).as_nanos().min(deadline)
         }
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

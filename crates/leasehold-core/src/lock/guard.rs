@@ -1,28 +1,10 @@
 //! [`LockGuard`] and [`SemaphorePermit`], which own a lease, and [`LeaseInfo`], which looks at one.
 
-use std::{
-    fmt,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{fmt, sync::{Arc, Weak}, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    backend::contract::Released,
-    client::release::Release,
-    clock::Deadline,
-    error::Result,
-    fencing::FencingToken,
-    key::LockKey,
-    lease::{
-        held_lease::{Facts, HeldLease},
-        signal::LossReason,
-    },
-    lock::run::guard_run_methods,
-    mode::Mode,
-    ttl::Ttl,
-};
+use crate::{backend::contract::Released, client::release::Release, clock::Deadline, error::Result, fencing::FencingToken, key::LockKey, lease::{held_lease::{Facts, HeldLease}, owned_lease::OwnedLease}, lock::run::guard_run_methods, mode::Mode, signal::LossReason, ttl::Ttl};
 
 /// A guard of a mutex, a read lock or a write lock: the right to it until a deadline, which
 /// renewals move.
@@ -65,7 +47,7 @@ impl LockGuard {
     /// Returns the token to show to the resource; `None` only where the backend has no tokens.
     #[must_use]
     pub fn fencing_token(&self) -> Option<FencingToken> {
-        self.0.hold.token()
+        self.0.hold().token()
     }
 }
 
@@ -102,45 +84,45 @@ macro_rules! guard_methods {
             /// Returns the key.
             #[must_use]
             pub fn key(&self) -> &LockKey {
-                self.0.hold.request.key()
+                self.0.hold().request.key()
             }
 
             /// Returns how the key is held.
             #[must_use]
             pub fn mode(&self) -> Mode {
-                self.0.hold.request.mode()
+                self.0.hold().request.mode()
             }
 
             /// Returns how long each renewal lasts.
             #[must_use]
             pub fn ttl(&self) -> Ttl {
-                self.0.hold.request.ttl()
+                self.0.hold().request.ttl()
             }
 
             /// Returns the current deadline, on the client's clock. Past it the lease must be
             /// treated as lost.
             #[must_use]
             pub fn deadline(&self) -> Deadline {
-                self.0.hold.deadline()
+                self.0.hold().deadline()
             }
 
             /// Returns the time until the deadline; zero if the lease is no longer held.
             #[must_use]
             pub fn remaining(&self) -> Duration {
-                self.0.hold.remaining()
+                self.0.hold().remaining()
             }
 
             /// Returns whether the lease is held: it is not lost, and a clock that is read now has
             /// not reached the deadline.
             #[must_use]
             pub fn is_held(&self) -> bool {
-                self.0.hold.is_held()
+                self.0.hold().is_held()
             }
 
             /// Returns why the lease was lost, if it was.
             #[must_use]
             pub fn loss(&self) -> Option<LossReason> {
-                self.0.hold.loss()
+                self.0.hold().loss()
             }
 
             /// Completes when the lease is lost: at the deadline at the latest, or as soon as the
@@ -149,19 +131,19 @@ macro_rules! guard_methods {
             /// # Cancel safety
             /// Safe.
             pub async fn lost(&self) -> LossReason {
-                or_never(self.0.hold.ended().await).await
+                or_never(self.0.hold().ended().await).await
             }
 
             /// Returns a token that is cancelled when the lease is lost.
             #[must_use]
             pub fn cancellation_token(&self) -> CancellationToken {
-                self.0.hold.cancellation_token()
+                self.0.hold().cancellation_token()
             }
 
             /// Returns a view of the lease for other tasks.
             #[must_use]
             pub fn info(&self) -> LeaseInfo {
-                LeaseInfo::of(&self.0.hold)
+                LeaseInfo::of(self.0.hold())
             }
 
             /// Renews for another TTL, counted from now. Automatic renewal needs no help; this is
@@ -174,7 +156,7 @@ macro_rules! guard_methods {
             /// # Cancel safety
             /// The renewal may or may not have happened; the lease stays valid either way.
             pub async fn renew(&self) -> Result<()> {
-                self.0.hold.renew().await
+                self.0.hold().renew().await
             }
 
             guard_run_methods!();
@@ -198,7 +180,7 @@ macro_rules! guard_methods {
                 f.debug_struct(stringify!($guard))
                     .field("key", self.key())
                     .field("mode", &self.mode())
-                    .field("token", &self.0.hold.token())
+                    .field("token", &self.0.hold().token())
                     .field("remaining", &self.remaining())
                     .finish_non_exhaustive()
             }
@@ -210,48 +192,7 @@ guard_methods!(SemaphorePermit);
 
 impl LockGuard {
     pub(crate) fn hold(&self) -> &Arc<HeldLease> {
-        &self.0.hold
-    }
-}
-
-/// The right to a lease. Dropping it releases the lease in the background.
-pub(crate) struct OwnedLease {
-    hold: Arc<HeldLease>,
-    /// Until it is released.
-    owned: bool,
-}
-
-impl OwnedLease {
-    pub(crate) fn new(hold: Arc<HeldLease>) -> Self {
-        Self { hold, owned: true }
-    }
-
-    pub(crate) fn hold(&self) -> &Arc<HeldLease> {
-        &self.hold
-    }
-
-    pub(crate) async fn release(mut self) -> Result<Released> {
-        self.owned = false;
-        let hold = &self.hold;
-        if !hold.unshare() {
-            return Ok(if hold.loss().is_some() {
-                Released::AlreadyLost
-            } else {
-                Released::StillHeld
-            });
-        }
-        match Release::start(hold) {
-            Some(releasing) => releasing.await,
-            None => Ok(Released::AlreadyLost),
-        }
-    }
-}
-
-impl Drop for OwnedLease {
-    fn drop(&mut self) {
-        if self.owned && self.hold.unshare() {
-            Release::in_background(&self.hold);
-        }
+        self.0.hold()
     }
 }
 

@@ -1,48 +1,4 @@
-//! How to lock: what the primitives' `with_*` methods set.
-
-use std::sync::Arc;
-
-use crate::{backend::request::RequestContext, error::Result, key::LockKey, mode::Mode, ttl::Ttl};
-
-/// Who renews a lease.
-///
-/// ```
-/// # use leasehold_local::MemoryBackend;
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
-/// # use leasehold_core::LockClient;
-/// # let client = LockClient::new(MemoryBackend::new());
-/// use leasehold_core::Renewal;
-///
-/// let mutex = client.mutex("item/42").with_renewal(Renewal::Manual);
-/// let guard = mutex.lock().await?;
-/// guard.renew().await?; // or the lock is released at its deadline
-/// # drop(guard);
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Renewal {
-    /// The client, for as long as the guard lives. A guard that is leaked (`mem::forget`) is held
-    /// until the process ends.
-    #[default]
-    Automatic,
-    /// Whoever has the guard, by [`LockGuard::renew`](crate::LockGuard::renew). What is not renewed
-    /// is released at its deadline.
-    Manual,
-}
-
-/// What one primitive asks for.
-#[derive(Clone, Debug)]
-pub(crate) struct Spec {
-    /// An invalid name is told when it is used: `client.mutex(name)` stays a plain value.
-    pub(crate) key: Result<LockKey>,
-    pub(crate) mode: Mode,
-    /// `None` is the default, which adapts to the backend. An invalid one is told when it is used,
-    /// as an invalid name is.
-    pub(crate) ttl: Option<Result<Ttl>>,
-    pub(crate) renewal: Renewal,
-    pub(crate) context: Arc<RequestContext>,
-}
+//! The options that all primitives share.
 
 /// The `with_*` methods that all primitives share.
 macro_rules! lock_options {

@@ -33,7 +33,7 @@ use crate::{
         discovery::{self, Discovery},
         fan_out::FanOut,
         inspect, maintenance,
-        member::{Member, QuorumMember},
+        member::{Member, QuorumMember, is_node_failure},
         min_token::Floor,
         node::VoteRequirements,
         ping, revoke,
@@ -129,6 +129,7 @@ impl QuorumBackend {
         telemetry::begin_counting_nodes(
             config.scheme,
             members.iter().map(|member| &member.endpoint),
+            is_node_failure,
         );
         let found = discovery::ask(&members, &config).await?;
         let has_tokens = members.iter().all(|member| member.voter.is_some());

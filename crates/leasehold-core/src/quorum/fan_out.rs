@@ -5,7 +5,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use crate::{backend::contract::BoxFuture, error::Result, panics::Call};
+use crate::{
+    backend::{contained::Call, contract::BoxFuture},
+    error::Result,
+};
 
 /// Running calls, at most one per node, polled by the task that waits for them.
 ///

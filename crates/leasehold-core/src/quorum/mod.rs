@@ -66,7 +66,6 @@ mod token;
 mod watch;
 mod write_back;
 
-pub(crate) use self::member::is_node_failure;
 pub use self::{
     backend::QuorumBackend,
     config::QuorumConfig,

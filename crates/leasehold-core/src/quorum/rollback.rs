@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     backend::{
+        contained::ContainedLease,
         contract::{Attempt, BoxFuture, Lease, Released},
         request::Request,
     },
     error::Result,
-    panics::ContainedLease,
     quorum::{
         attempt::{NodeReply, QuorumAttempt},
         backend::QuorumBackend,

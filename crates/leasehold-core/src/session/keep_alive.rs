@@ -8,9 +8,9 @@ use std::{
 
 use crate::{
     clock::Timestamp,
-    lease::signal::LossReason,
     panics::contained,
     session::{Session, SessionDriver},
+    signal::LossReason,
 };
 
 /// A session is renewed when this part of its TTL has passed. Where a lock is held, the renewal

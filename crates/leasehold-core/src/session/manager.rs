@@ -12,8 +12,8 @@ use crate::{
     backend::request::Request,
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
-    lease::signal::LossReason,
     session::{Claim, Session, SessionClock, SessionDriver, session::Claimed},
+    signal::LossReason,
     ttl::Ttl,
 };
 

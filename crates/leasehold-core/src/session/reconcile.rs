@@ -8,8 +8,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     error::Result,
-    lease::signal::LossReason,
     session::{Session, SessionDriver, state::ClaimState},
+    signal::LossReason,
 };
 
 /// With at most this many claims, every renewal reconciles. With more, only every third does, and

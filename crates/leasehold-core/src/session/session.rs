@@ -14,11 +14,11 @@ use crate::{
     backend::{contract::SessionId, request::LossNotifier},
     clock::{AtomicDeadline, Deadline, Timestamp},
     error::{Error, ErrorKind, Result},
-    lease::signal::LossReason,
     session::{
         Claim, Opened, SessionClock, SessionDriver, keep_alive, reconcile,
         state::{ClaimState, State},
     },
+    signal::LossReason,
     ttl::Ttl,
 };
 

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     backend::request::LossNotifier,
     clock::{Deadline, Timestamp},
-    lease::signal::LossReason,
+    signal::LossReason,
 };
 
 /// The mutable part of a session.

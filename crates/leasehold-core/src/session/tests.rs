@@ -19,7 +19,7 @@ use crate::{
     },
     clock::{ClockDrift, Deadline, TestClock},
     error::{Error, ErrorKind, Result},
-    lease::signal::LossReason,
+    signal::LossReason,
     ttl::Ttl,
 };
 

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::client::local_queue::{LocalQueues, QueueKey, closed, key_queue::KeyQueue};
+use crate::local_queue::{LocalQueues, QueueKey, closed, key_queue::KeyQueue};
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
-    lease::signal::Signal,
     mode::Mode,
+    signal::Signal,
 };
 
 /// A task that waits in a key's queue. Dropped, it leaves the queue, or hands on the place that it

@@ -1,21 +1,8 @@
 //! [`CompleteOnDrop`]: a backend's future that is completed in the background if it is dropped.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{pin::Pin, sync::Arc, task::{Context, Poll}};
 
-use crate::{
-    backend::{
-        contract::{Attempt, BoxFuture, Lease},
-        inspection::{Inspection, Pong, RevokeOutcome},
-        request::Request,
-    },
-    client::{handle::Client, release},
-    error::{ErrorKind, Result},
-    panics::{Call, ContainedLease},
-};
+use crate::{backend::{contained::{Call, ContainedLease}, contract::{Attempt, BoxFuture, Lease}, inspection::{Inspection, Pong, RevokeOutcome}, request::Request}, context::ClientContext, error::{ErrorKind, Result}, lease::detached_release::give_back_grant};
 
 /// The outcome of a backend's operation, with the lease to release if the caller is gone.
 pub(crate) trait IntoLease: Send + 'static {
@@ -55,7 +42,7 @@ without_lease!((), Inspection, RevokeOutcome, Pong);
 /// panics ends with an error and is not polled again.
 #[must_use]
 pub(crate) struct CompleteOnDrop<'a, T: IntoLease> {
-    client: &'a Arc<Client>,
+    context: &'a Arc<ClientContext>,
     /// The request to cancel, if the operation is an acquisition.
     request: Option<&'a Request>,
     operation: Option<Call<T>>,
@@ -63,21 +50,21 @@ pub(crate) struct CompleteOnDrop<'a, T: IntoLease> {
 
 impl<'a, T: IntoLease> CompleteOnDrop<'a, T> {
     pub(crate) fn acquisition(
-        client: &'a Arc<Client>,
+        context: &'a Arc<ClientContext>,
         request: &'a Request,
         operation: impl FnOnce() -> BoxFuture<'static, Result<T>>,
     ) -> Self {
         Self {
-            client,
+            context,
             request: Some(request),
             operation: Some(Call::of(operation)),
         }
     }
 
     /// Wraps an operation that is not an acquisition and ends by itself.
-    pub(crate) fn short(client: &'a Arc<Client>, operation: Call<T>) -> Self {
+    pub(crate) fn short(context: &'a Arc<ClientContext>, operation: Call<T>) -> Self {
         Self {
-            client,
+            context,
             request: None,
             operation: Some(operation),
         }
@@ -97,13 +84,13 @@ impl<T: IntoLease> Future for CompleteOnDrop<'_, T> {
                 this.operation = None;
                 Poll::Ready(outcome.map_err(|error| {
                     let refusal = this
-                        .client
+                        .context
                         .refusal()
                         .filter(|_| error.kind() == ErrorKind::Cancelled);
                     if let Some(refusal) = refusal {
                         refusal
                     } else if error.backend().is_none() {
-                        error.with_backend(this.client.capabilities.backend)
+                        error.with_backend(this.context.capabilities.backend)
                     } else {
                         error
                     }
@@ -125,12 +112,12 @@ impl<T: IntoLease> Drop for CompleteOnDrop<'_, T> {
         }
         // Spawn the operation itself: if this value were spawned, a runtime that is shutting down
         // would drop it again, without end.
-        let client = Arc::clone(self.client);
-        self.client.in_background(async move {
+        let context = Arc::clone(self.context);
+        self.context.in_background(async move {
             if let (Some(lease), Some(request)) =
                 (operation.await.ok().and_then(IntoLease::lease), request)
             {
-                release::release_grant(&client, ContainedLease::new(lease), &request).await;
+                give_back_grant(&context, ContainedLease::new(lease), &request).await;
             }
         });
     }

@@ -21,8 +21,8 @@ use std::{
 
 use tokio::sync::oneshot;
 
-pub(crate) use crate::client::local_queue::position::Place;
-use crate::client::local_queue::{
+pub(crate) use crate::local_queue::position::Place;
+use crate::local_queue::{
     key_queue::{Admitted, Ahead, KeyQueue, Ticket},
     position::Queued,
 };
@@ -31,8 +31,8 @@ use crate::{
     clock::{Clock, Timestamp},
     error::{Error, ErrorKind, Result},
     key::LockKey,
-    lease::signal::Signal,
     mode::Mode,
+    signal::Signal,
 };
 
 /// With fewer keys than this, those that are no longer used are not searched for.

@@ -5,12 +5,12 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 use crate::{
+    asker::Asker,
     backend::request::Request,
-    client::asker::Asker,
     clock::Timestamp,
     error::{Error, Result},
-    lease::signal::Signal,
     mode::Mode,
+    signal::Signal,
 };
 
 /// The grants of one key that a process may have in a row before it yields to the waiters of other
