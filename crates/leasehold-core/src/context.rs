@@ -20,7 +20,8 @@ use tokio_util::{
 use crate::{
     backend::{
         capability::{Capabilities, Restart},
-        contract::{BoxFuture, LockBackend},
+        contract::LockBackend,
+        lease::BoxFuture,
         request::RequestContext,
     },
     background_releases::BackgroundReleases,

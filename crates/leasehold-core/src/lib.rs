@@ -44,12 +44,12 @@ pub use crate::{
         capability::{
             Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification,
         },
-        contract::Released,
         credentials::{Credentials, CredentialsProvider},
         inspection::{
             HolderConnection, HolderRef, Inspection, NodeStatus, Pong, Revocation, RevokeOutcome,
             WaiterRef,
         },
+        lease::Released,
     },
     client::{builder::LockClientBuilder, handle::LockClient},
     clock::{Clock, ClockDrift, Deadline, SystemClock, TestClock, Timestamp},

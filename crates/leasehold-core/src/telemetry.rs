@@ -18,7 +18,7 @@ use pin_project_lite::pin_project;
 
 pub(crate) use self::record::StartTime;
 use crate::{
-    backend::{contract::Released, request::Request},
+    backend::{lease::Released, request::Request},
     context::ClientContext,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,

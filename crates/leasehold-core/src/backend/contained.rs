@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    backend::contract::{BoxFuture, KeepAlive, Lease, Released},
+    backend::lease::{BoxFuture, KeepAlive, Lease, Released},
     clock::{Deadline, Timestamp},
     error::Result,
     fencing::FencingToken,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    backend::contract::Released,
+    backend::lease::Released,
     error::{Error, ErrorKind, Result},
 };
 

@@ -2,7 +2,21 @@
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use crate::{asker::Asker, backend::{contract::Attempt, request::Request}, client::{engine::Client, spec::Spec}, error::{Error, ErrorKind, Result}, key::LockKey, lease::{complete_on_drop::CompleteOnDrop, grant::Grant, held_lease::HeldLease, owned_lease::OwnedLease, renewal}, local_queue::Place, mode::Mode, panics::contain, telemetry::{AcquireTimer, Span, TracedOp, self}};
+use crate::{
+    asker::Asker,
+    backend::{attempt::Attempt, request::Request},
+    client::{engine::Client, spec::Spec},
+    error::{Error, ErrorKind, Result},
+    key::LockKey,
+    lease::{
+        complete_on_drop::CompleteOnDrop, grant::Grant, held_lease::HeldLease,
+        owned_lease::OwnedLease, renewal,
+    },
+    local_queue::Place,
+    mode::Mode,
+    panics::contain,
+    telemetry::{self, AcquireTimer, Span, TracedOp},
+};
 
 /// How long at most a try waits for what goes on in the background to become less.
 const LONGEST_TRY_PAUSE: Duration = Duration::from_millis(100);

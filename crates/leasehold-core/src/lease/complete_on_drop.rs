@@ -1,8 +1,23 @@
 //! [`CompleteOnDrop`]: a backend's future that is completed in the background if it is dropped.
 
-use std::{pin::Pin, sync::Arc, task::{Context, Poll}};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use crate::{backend::{contained::{Call, ContainedLease}, contract::{Attempt, BoxFuture, Lease}, inspection::{Inspection, Pong, RevokeOutcome}, request::Request}, context::ClientContext, error::{ErrorKind, Result}, lease::detached_release::give_back_grant};
+use crate::{
+    backend::{
+        attempt::Attempt,
+        contained::{Call, ContainedLease},
+        inspection::{Inspection, Pong, RevokeOutcome},
+        lease::{BoxFuture, Lease},
+        request::Request,
+    },
+    context::ClientContext,
+    error::{ErrorKind, Result},
+    lease::detached_release::give_back_grant,
+};
 
 /// The outcome of a backend's operation, with the lease to release if the caller is gone.
 pub(crate) trait IntoLease: Send + 'static {

@@ -3,7 +3,7 @@
 use std::{pin::pin, time::Duration};
 
 use crate::{
-    backend::{contained::ContainedLease, contract::Released, request::Request},
+    backend::{contained::ContainedLease, lease::Released, request::Request},
     context::ClientContext,
     error::Result,
     telemetry::{self, Span},

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     backend::{
         contained::ContainedLease,
-        contract::{KeepAlive, Lease},
+        lease::{KeepAlive, Lease},
         request::Request,
     },
     context::ClientContext,

@@ -1,11 +1,38 @@
 //! [`HeldLease`]: a lease that this process holds, and [`Schedule`]: all of them, by when they are due.
 
-use std::{collections::{BTreeMap, HashMap}, sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering}}, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::{asker::Asker, backend::{contained::ContainedLease, contract::{KeepAlive, SessionId}, request::{Request, RequestContext}}, clock::{AtomicDeadline, Clock, Deadline, Timestamp}, context::ClientContext, error::{Error, ErrorKind, Result}, fencing::FencingToken, lease::{complete_on_drop::CompleteOnDrop, detached_release::give_back, grant::Grant, renewal_mode::Renewal}, local_queue::Place, mode::Mode, panics::contain, signal::{LossReason, Signal}, telemetry::{Span, TracedOp, self}};
+use crate::{
+    asker::Asker,
+    backend::{
+        contained::ContainedLease,
+        lease::{KeepAlive, SessionId},
+        request::{Request, RequestContext},
+    },
+    clock::{AtomicDeadline, Clock, Deadline, Timestamp},
+    context::ClientContext,
+    error::{Error, ErrorKind, Result},
+    fencing::FencingToken,
+    lease::{
+        complete_on_drop::CompleteOnDrop, detached_release::give_back, grant::Grant,
+        renewal_mode::Renewal,
+    },
+    local_queue::Place,
+    mode::Mode,
+    panics::contain,
+    signal::{LossReason, Signal},
+    telemetry::{self, Span, TracedOp},
+};
 
 /// A renewal starts when this much of the remaining time has passed: a third at the latest, so that
 /// two more tries fit; spread, so that 10 000 leases taken together are not renewed together.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    backend::contract::Released,
+    backend::lease::Released,
     error::Result,
     lease::{held_lease::HeldLease, release::Releasing},
 };

@@ -1,10 +1,23 @@
 //! [`Release`]: a release, in the caller's task or in the background.
 
-use std::{pin::Pin, sync::Arc, task::{Context, Poll, ready}};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::{backend::{contained::Call, contract::Released}, error::Result, lease::{detached_release::{FIRST_PAUSE, until_over}, held_lease::HeldLease}, local_queue::Place, telemetry::{Span, self}};
+use crate::{
+    backend::{contained::Call, lease::Released},
+    error::Result,
+    lease::{
+        detached_release::{FIRST_PAUSE, until_over},
+        held_lease::HeldLease,
+    },
+    local_queue::Place,
+    telemetry::{self, Span},
+};
 
 /// A future that releases a held lease in the caller's task. If it is dropped before it completes,
 /// the release continues in the background.

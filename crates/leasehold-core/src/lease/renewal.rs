@@ -8,7 +8,7 @@ use std::{
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::{
-    backend::contract::{BoxFuture, SessionId},
+    backend::lease::{BoxFuture, SessionId},
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     lease::{

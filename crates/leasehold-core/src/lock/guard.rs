@@ -1,10 +1,29 @@
 //! [`LockGuard`] and [`SemaphorePermit`], which own a lease, and [`LeaseInfo`], which looks at one.
 
-use std::{fmt, sync::{Arc, Weak}, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{backend::contract::Released, client::release::Release, clock::Deadline, error::Result, fencing::FencingToken, key::LockKey, lease::{held_lease::{Facts, HeldLease}, owned_lease::OwnedLease}, lock::run::guard_run_methods, mode::Mode, signal::LossReason, ttl::Ttl};
+use crate::{
+    backend::lease::Released,
+    client::release::Release,
+    clock::Deadline,
+    error::Result,
+    fencing::FencingToken,
+    key::LockKey,
+    lease::{
+        held_lease::{Facts, HeldLease},
+        owned_lease::OwnedLease,
+    },
+    lock::run::guard_run_methods,
+    mode::Mode,
+    signal::LossReason,
+    ttl::Ttl,
+};
 
 /// A guard of a mutex, a read lock or a write lock: the right to it until a deadline, which
 /// renewals move.

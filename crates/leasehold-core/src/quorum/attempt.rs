@@ -6,7 +6,8 @@ use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use crate::{
     backend::{
-        contract::{Attempt, Contention, Lease},
+        attempt::{Attempt, Contention},
+        lease::Lease,
         request::Request,
     },
     clock::Timestamp,

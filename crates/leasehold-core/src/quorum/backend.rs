@@ -15,9 +15,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     backend::{
+        attempt::Attempt,
         capability::{Capabilities, Fairness},
-        contract::{Attempt, Lease, LockBackend, Released},
+        contract::LockBackend,
         inspection::{HolderRef, Inspection, NodeStatus, Pong, Revocation, RevokeOutcome},
+        lease::{Lease, Released},
         request::Request,
         retry::acquire_with_retry,
     },

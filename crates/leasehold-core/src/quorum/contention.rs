@@ -14,7 +14,7 @@ use std::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    backend::contract::{BoxFuture, Contention},
+    backend::{attempt::Contention, lease::BoxFuture},
     quorum::{
         attempt::NodeReply,
         jitter,
@@ -170,7 +170,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        backend::contract::{KeepAlive, Lease, Released},
+        backend::lease::{KeepAlive, Lease, Released},
         clock::{Deadline, Timestamp},
         error::{Error, ErrorKind, Result},
         fencing::FencingToken,

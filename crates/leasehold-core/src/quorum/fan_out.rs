@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    backend::{contained::Call, contract::BoxFuture},
+    backend::{contained::Call, lease::BoxFuture},
     error::Result,
 };
 

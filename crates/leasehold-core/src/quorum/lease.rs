@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use crate::{
     backend::{
         acquisition_id::AcquisitionId,
-        contract::{Attempt, KeepAlive, Lease, Released},
+        attempt::Attempt,
+        lease::{KeepAlive, Lease, Released},
         request::Request,
     },
     clock::{AtomicDeadline, Deadline},

@@ -11,8 +11,7 @@ use std::{
 
 use crate::{
     backend::{
-        contract::{Attempt, BoxFuture, LockBackend},
-        inspection::NodeStatus,
+        attempt::Attempt, contract::LockBackend, inspection::NodeStatus, lease::BoxFuture,
         request::Request,
     },
     clock::Timestamp,

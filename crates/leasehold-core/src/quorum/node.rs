@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 
 use crate::{
-    backend::{
-        contract::{Attempt, LockBackend, Released},
-        request::Request,
-    },
+    backend::{attempt::Attempt, contract::LockBackend, lease::Released, request::Request},
     error::Result,
     fencing::FencingToken,
     quorum::eligibility::{Durability, Eligibility},

@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     backend::{
+        attempt::Attempt,
         contained::ContainedLease,
-        contract::{Attempt, BoxFuture, Lease, Released},
+        lease::{BoxFuture, Lease, Released},
         request::Request,
     },
     error::Result,

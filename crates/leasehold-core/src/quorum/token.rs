@@ -3,7 +3,7 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use crate::{
-    backend::contract::BoxFuture,
+    backend::lease::BoxFuture,
     error::Result,
     fencing::FencingToken,
     quorum::{

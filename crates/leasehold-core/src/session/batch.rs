@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    backend::contract::BoxFuture,
+    backend::lease::BoxFuture,
     error::{Error, ErrorKind, Result},
     panics::contained,
 };

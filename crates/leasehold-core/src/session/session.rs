@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    backend::{contract::SessionId, request::LossNotifier},
+    backend::{lease::SessionId, request::LossNotifier},
     clock::{AtomicDeadline, Deadline, Timestamp},
     error::{Error, ErrorKind, Result},
     session::{

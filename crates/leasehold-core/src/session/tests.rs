@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use super::*;
 use crate::{
     backend::{
-        contract::BoxFuture,
+        lease::BoxFuture,
         request::{LossNotifier, Request},
     },
     clock::{ClockDrift, Deadline, TestClock},
