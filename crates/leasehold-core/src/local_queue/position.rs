@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::local_queue::{LocalQueues, QueueKey, closed, key_queue::KeyQueue};
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
+    local_queue::{
+        key_queue::KeyQueue,
+        queues::{LocalQueues, QueueKey, closed},
+    },
     mode::Mode,
     signal::Signal,
 };

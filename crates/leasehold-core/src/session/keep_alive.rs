@@ -9,7 +9,7 @@ use std::{
 use crate::{
     clock::Timestamp,
     panics::contained,
-    session::{Session, SessionDriver},
+    session::session::{Session, SessionDriver},
     signal::LossReason,
 };
 

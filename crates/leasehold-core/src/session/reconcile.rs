@@ -8,7 +8,10 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     error::Result,
-    session::{Session, SessionDriver, state::ClaimState},
+    session::{
+        session::{Session, SessionDriver},
+        state::ClaimState,
+    },
     signal::LossReason,
 };
 

@@ -5,7 +5,11 @@ use std::sync::{Arc, OnceLock};
 use crate::{
     backend::request::LossNotifier,
     clock::Deadline,
-    session::{Session, SessionDriver},
+    error::{Error, ErrorKind, Result},
+    session::{
+        session::{Session, SessionDriver},
+        state::Standing,
+    },
 };
 
 /// The registration of one acquisition in a session, from before its request is sent until its
@@ -97,4 +101,55 @@ impl<D: SessionDriver> Drop for Claim<D> {
     fn drop(&mut self) {
         self.release();
     }
+}
+
+impl<D: SessionDriver> Session<D> {
+    /// Registers a name.
+    pub(super) fn claim(self: &Arc<Self>, name: D::Claim) -> Result<Claimed<D>> {
+        let mut state = self.lock();
+        if state.end.is_some() {
+            return Ok(Claimed::Ended);
+        }
+        // The session may have filled up since it was chosen.
+        if state.weight >= self.driver().capacity() {
+            return Ok(Claimed::Full);
+        }
+        if state.claims.contains_key(&name)
+            || state.disowning.contains(&name)
+            || state.retired.contains(&name)
+        {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "this session already has a claim of this name",
+            ));
+        }
+        state.next += 1;
+        let standing = Standing {
+            number: state.next,
+            holder: None,
+            frozen: Arc::default(),
+        };
+        let (number, frozen) = (standing.number, Arc::clone(&standing.frozen));
+        state.pending += 1;
+        if let Some(touched) = &mut state.touched {
+            touched.insert(name.clone());
+        }
+        state.weight += self.driver().weight(&name);
+        state.claims.insert(name.clone(), standing);
+        drop(state);
+        Ok(Claimed::Place(Claim::new(
+            Arc::clone(self),
+            name,
+            number,
+            frozen,
+        )))
+    }
+}
+
+/// The outcome of [`Session::claim`].
+pub(super) enum Claimed<D: SessionDriver> {
+    Place(Claim<D>),
+    /// The session has reached the capacity that the driver allows.
+    Full,
+    Ended,
 }
