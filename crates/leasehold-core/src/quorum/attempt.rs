@@ -2,74 +2,16 @@
 //!
 //! Calls that are still running after the decision are finished in the background.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::sync::Arc;
 
-use crate::{
-    backend::{
-        attempt::{Attempt, Contention},
-        lease::Lease,
-        request::Request,
-    },
-    clock::Timestamp,
-    error::{Error, ErrorKind, Result},
-    quorum::{
-        backend::QuorumBackend,
-        contention::{self, AttemptHistory},
-        deadline::validity,
-        fan_out::FanOut,
-        lease::QuorumLease,
-        node::VoteRequirements,
-        rollback::Rollback,
-        tally::{AttemptState, Tally, Vote},
-        token,
-    },
-};
-
-/// The answer of a node so far.
-pub(super) enum NodeReply {
-    Pending,
-    Granted(Arc<dyn Lease>),
-    Refused(Contention),
-    Failed(Error),
-}
-
-impl NodeReply {
-    pub(super) const fn vote(&self) -> Vote {
-        match self {
-            Self::Pending => Vote::Pending,
-            Self::Granted(_) => Vote::Granted,
-            Self::Refused(_) => Vote::Refused,
-            Self::Failed(_) => Vote::Failed,
-        }
-    }
-
-    pub(super) fn lease(&self) -> Option<&Arc<dyn Lease>> {
-        match self {
-            Self::Granted(lease) => Some(lease),
-            _ => None,
-        }
-    }
-}
-
-/// A running attempt.
-pub(super) struct QuorumAttempt {
-    pub(super) quorum: Arc<QuorumBackend>,
-    /// The request as it is sent to the nodes.
-    pub(super) request: Request,
-    pub(super) requirements: VoteRequirements,
-    pub(super) replies: Vec<NodeReply>,
-    pub(super) calls: FanOut<Attempt>,
-    pub(super) timeout: Duration,
-    /// Whether the nodes' timeout has passed.
-    over: bool,
-}
+use crate::{backend::{attempt::Attempt, request::Request}, clock::Timestamp, error::{Error, ErrorKind, Result}, quorum::{attempt::QuorumAttempt, contention::{AttemptHistory, self}, deadline::validity, lease::QuorumLease, reply::NodeReply, rollback::Rollback, state::QuorumState, tally::AttemptState, token}};
 
 /// Sends one request to all nodes.
 ///
 /// The request must have a new acquisition id, so that a late release of an earlier attempt never
 /// releases a later one. `history` is the history of earlier attempts of this acquisition.
 pub(super) async fn attempt(
-    quorum: &Arc<QuorumBackend>,
+    quorum: &Arc<QuorumState>,
     request: &Request,
     history: &AttemptHistory,
 ) -> Result<Attempt> {
@@ -145,73 +87,6 @@ pub(super) async fn attempt(
 }
 
 impl QuorumAttempt {
-    fn begin(quorum: &Arc<QuorumBackend>, request: &Request) -> Self {
-        let (asked, requirements) = (request.for_node(), quorum.requirements());
-        let nodes = quorum.members.len();
-        let (mut replies, mut calls) = (Vec::with_capacity(nodes), FanOut::with_capacity(nodes));
-        let now = request.now();
-        // Without a majority of healthy nodes, ask all of them: some may have recovered.
-        let well = quorum
-            .members
-            .iter()
-            .filter(|member| !member.health.is_suspect())
-            .count();
-        let all = well < quorum.majority.needed();
-        for (node, member) in quorum.members.iter().enumerate() {
-            replies.push(if member.may_ask(now) || all && member.counts() {
-                calls.push(node, || member.acquire(asked.clone(), requirements));
-                NodeReply::Pending
-            } else {
-                NodeReply::Failed(member.skipped())
-            });
-        }
-        let timeout = quorum.config.node_timeout(request.ttl());
-        Self {
-            quorum: Arc::clone(quorum),
-            request: asked,
-            requirements,
-            replies,
-            calls,
-            timeout,
-            over: false,
-        }
-    }
-
-    /// Waits until the attempt is decided, or the nodes' timeout has passed.
-    async fn majority(&mut self) -> AttemptState {
-        let mut timer = pin!(tokio::time::sleep(self.timeout));
-        poll_fn(|cx| {
-            let Self {
-                quorum,
-                request,
-                replies,
-                calls,
-                over,
-                ..
-            } = self;
-            calls.poll(cx, |node, answer| {
-                replies[node] = quorum.reply(node, answer, request);
-            });
-            let state = Tally::of(quorum.majority, replies.iter().map(NodeReply::vote)).state();
-            if state != AttemptState::Pending {
-                return Poll::Ready(state);
-            }
-            if timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            *over = true;
-            for node in calls.nodes() {
-                quorum.members[node].late(self.timeout);
-            }
-            let late = |reply: &NodeReply| match reply.vote() {
-                Vote::Pending => Vote::Failed,
-                vote => vote,
-            };
-            Poll::Ready(Tally::of(quorum.majority, replies.iter().map(late)).state())
-        })
-        .await
-    }
-
     /// Releases all nodes, and returns why the attempt failed and when to retry.
     fn fail(
         mut self,

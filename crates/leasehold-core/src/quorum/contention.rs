@@ -16,8 +16,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::{
     backend::{attempt::Contention, lease::BoxFuture},
     quorum::{
-        attempt::NodeReply,
         jitter,
+        reply::NodeReply,
         tally::{Majority, Tally},
     },
 };

@@ -1,18 +1,12 @@
 //! Discovery: reads the state of the nodes before a quorum is used.
 
-use std::time::Duration;
-
 use futures_util::future::join_all;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    panics::contained,
     quorum::{config::QuorumConfig, member::Member, node::NodeState, tally::Majority},
     ttl::Ttl,
 };
-
-/// The time within which a node must report its state. A node that does not is read again later.
-pub(super) const STATE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The result of the discovery.
 pub(super) struct Discovery {
@@ -81,24 +75,6 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Dis
 /// Reads the state of each node. The result is `None` for a node that cannot vote on tokens.
 pub(super) async fn read_states(members: &[Member]) -> Vec<Option<Result<NodeState>>> {
     join_all(members.iter().map(Member::read_state)).await
-}
-
-/// Waits at most `timeout` for a call. A call that takes longer continues in the background.
-pub(super) async fn within<T: Send + 'static>(
-    timeout: Duration,
-    call: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    match tokio::time::timeout(timeout, tokio::spawn(contained(call))).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(Error::new(
-            ErrorKind::Unavailable,
-            "the runtime is shutting down",
-        )),
-        Err(_) => Err(Error::new(
-            ErrorKind::Unavailable,
-            format!("no answer within {timeout:?}"),
-        )),
-    }
 }
 
 /// Returns an error such as `3 of 5 unavailable: …`. It has the kind of the nodes' errors if they

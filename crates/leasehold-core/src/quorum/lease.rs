@@ -22,13 +22,13 @@ use crate::{
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     quorum::{
-        attempt::NodeReply,
-        backend::QuorumBackend,
         deadline::validity,
         fan_out::FanOut,
         maintenance,
         node::VoteRequirements,
         renewal::{Renewed, may_reacquire, renewal},
+        reply::NodeReply,
+        state::QuorumState,
         tally::{AttemptState, Tally, Vote},
     },
 };
@@ -39,7 +39,7 @@ use crate::{
 const PAUSES: (Duration, u32) = (Duration::from_millis(2), 8);
 
 pub(super) struct QuorumLease {
-    quorum: Arc<QuorumBackend>,
+    quorum: Arc<QuorumState>,
     /// The request as it is sent to the nodes.
     request: Request,
     /// On which it was granted, and nodes are asked again.
@@ -81,7 +81,7 @@ enum NodeLease {
 
 impl QuorumLease {
     pub(super) fn new(
-        quorum: &Arc<QuorumBackend>,
+        quorum: &Arc<QuorumState>,
         request: Request,
         requirements: VoteRequirements,
         token: Option<FencingToken>,

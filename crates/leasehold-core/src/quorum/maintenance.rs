@@ -11,10 +11,10 @@ use crate::{
     error::ErrorKind,
     panics::supervised,
     quorum::{
-        backend::QuorumBackend,
         discovery::read_states,
         eligibility::{Readmission, readmission},
         node::{EpochRecord, NodeState},
+        state::QuorumState,
     },
 };
 
@@ -26,7 +26,7 @@ const PERIODS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_s
 /// The task runs as long as the backend exists, even if the client only holds a lock or is idle.
 /// Nodes that restart one after the other must be readmitted before the next one restarts. The task
 /// keeps neither the backend nor the runtime alive.
-pub(super) fn start(quorum: &Arc<QuorumBackend>) -> Option<AbortHandle> {
+pub(super) fn start(quorum: &Arc<QuorumState>) -> Option<AbortHandle> {
     if !quorum.has_voters() {
         return None;
     }
@@ -35,7 +35,7 @@ pub(super) fn start(quorum: &Arc<QuorumBackend>) -> Option<AbortHandle> {
     Some(task.abort_handle())
 }
 
-async fn run(quorum: Weak<QuorumBackend>) {
+async fn run(quorum: Weak<QuorumState>) {
     loop {
         let Some(due) = quorum.upgrade().map(|quorum| quorum.next_look()) else {
             return;
@@ -52,7 +52,7 @@ async fn run(quorum: Weak<QuorumBackend>) {
 
 /// Maintains the nodes in the background if that is due. The task of [`start`] may be late, or may
 /// have ended with its runtime.
-pub(super) fn now_and_then(quorum: &Arc<QuorumBackend>) {
+pub(super) fn now_and_then(quorum: &Arc<QuorumState>) {
     if !quorum.has_voters() {
         return;
     }
@@ -70,7 +70,7 @@ pub(super) fn now_and_then(quorum: &Arc<QuorumBackend>) {
     }
 }
 
-impl QuorumBackend {
+impl QuorumState {
     /// Returns whether a node has to be watched after a restart.
     fn has_voters(&self) -> bool {
         self.members.iter().any(|member| member.voter.is_some())
@@ -110,7 +110,7 @@ impl QuorumBackend {
 }
 
 /// Reads the state of the nodes, and readmits those that may be.
-async fn maintain(quorum: &QuorumBackend) {
+async fn maintain(quorum: &QuorumState) {
     let nodes: Vec<_> = read_states(&quorum.members)
         .await
         .into_iter()
@@ -149,7 +149,7 @@ async fn maintain(quorum: &QuorumBackend) {
 }
 
 /// Detects addresses that lead to the same server, possibly only now. Such a server has one vote.
-fn detect_duplicates(quorum: &QuorumBackend, nodes: &[Option<NodeState>]) {
+fn detect_duplicates(quorum: &QuorumState, nodes: &[Option<NodeState>]) {
     for (at, node) in nodes.iter().enumerate() {
         let Some(node) = node else { continue };
         let is_same = |other: &NodeState| {
@@ -180,7 +180,7 @@ fn remembers(nodes: &[Option<NodeState>], at: usize) -> bool {
 }
 
 /// Readmits a node that restarted and whose grace period has passed.
-async fn readmit(quorum: &QuorumBackend, at: usize, node: &NodeState) {
+async fn readmit(quorum: &QuorumState, at: usize, node: &NodeState) {
     let member = &quorum.members[at];
     // Read the states again, because tokens granted during the grace period count too.
     let nodes: Vec<_> = read_states(&quorum.members)

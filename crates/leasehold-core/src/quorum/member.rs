@@ -19,9 +19,9 @@ use crate::{
     fencing::FencingToken,
     panics::contain,
     quorum::{
-        discovery::{STATE_TIMEOUT, within},
         health::Health,
         node::{NodeState, QuorumNode, TokenVote, VoteRequirements},
+        timeout::{STATE_TIMEOUT, within},
         watch::Watch,
     },
     telemetry,

@@ -39,6 +39,7 @@
 //! needs no clock. It needs only that nodes do not lose data. Nodes that restarted are therefore
 //! excluded for a grace period, which does need a clock.
 
+mod asking;
 mod attempt;
 mod backend;
 mod capabilities;
@@ -58,10 +59,14 @@ mod min_token;
 mod node;
 mod ping;
 mod provision;
+mod release;
 mod renewal;
+mod reply;
 mod revoke;
 mod rollback;
+mod state;
 mod tally;
+mod timeout;
 mod token;
 mod watch;
 mod write_back;

@@ -84,11 +84,15 @@ impl QuorumBackend {
     pub async fn provision(&self, provision: &Provision) -> Result<Vec<NodeStatus>> {
         let refuse = |kind, message| {
             Error::new(kind, message)
-                .with_backend(self.config.scheme)
+                .with_backend(self.state.config.scheme)
                 .with_operation("provision")
         };
-        if !self.has_tokens {
-            let non_voter = self.members.iter().find(|member| member.voter.is_none());
+        if !self.state.has_tokens {
+            let non_voter = self
+                .state
+                .members
+                .iter()
+                .find(|member| member.voter.is_none());
             return Err(refuse(
                 ErrorKind::Unsupported,
                 format!(
@@ -122,7 +126,7 @@ impl QuorumBackend {
         let settled = self.all_states().await?;
         let highest = nodes.iter().chain(&settled).map(|node| node.highest_token);
         let above = highest.max().unwrap_or(FencingToken::new(0));
-        for (member, node) in self.members.iter().zip(nodes) {
+        for (member, node) in self.state.members.iter().zip(nodes) {
             let Some(voter) = &member.voter else { continue };
             let NodeState {
                 incarnation,
@@ -148,16 +152,20 @@ impl QuorumBackend {
                     .with_source(error)
                 })?;
         }
-        self.require_epoch(Some(provision.largest_ttl));
+        self.state.require_epoch(Some(provision.largest_ttl));
         Ok(self.nodes())
     }
 
     async fn all_states(&self) -> Result<Vec<NodeState>> {
         let (mut nodes, mut problems) = (Vec::new(), Vec::new());
-        for (at, node) in read_states(&self.members).await.into_iter().enumerate() {
+        for (at, node) in read_states(&self.state.members)
+            .await
+            .into_iter()
+            .enumerate()
+        {
             match node {
                 Some(Ok(node)) => {
-                    self.members[at].learn(&Ok(()), crate::clock::SystemClock.now());
+                    self.state.members[at].learn(&Ok(()), crate::clock::SystemClock.now());
                     nodes.push(node);
                 }
                 Some(Err(error)) => problems.push((at, error)),
@@ -167,7 +175,10 @@ impl QuorumBackend {
         if problems.is_empty() {
             Ok(nodes)
         } else {
-            Err(self.unavailable(&problems).with_operation("provision"))
+            Err(self
+                .state
+                .unavailable(&problems)
+                .with_operation("provision"))
         }
     }
 }

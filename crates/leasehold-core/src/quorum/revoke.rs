@@ -8,9 +8,9 @@ use crate::{
     backend::inspection::{HolderRef, Revocation, RevokeOutcome},
     error::{Error, ErrorKind, Result},
     quorum::{
-        backend::QuorumBackend,
-        discovery::within,
         inspect::{decode, has_same_label},
+        state::QuorumState,
+        timeout::within,
     },
     ttl::Ttl,
 };
@@ -23,7 +23,7 @@ const PASSES: usize = 2;
 /// Succeeds only if the holder no longer has a majority, counting nodes that did not answer as
 /// held.
 pub(super) async fn revoke(
-    quorum: &QuorumBackend,
+    quorum: &QuorumState,
     holder: &HolderRef,
     revocation: Revocation,
 ) -> Result<RevokeOutcome> {
@@ -68,7 +68,7 @@ pub(super) async fn revoke(
 }
 
 struct Revoker<'a> {
-    quorum: &'a QuorumBackend,
+    quorum: &'a QuorumState,
     holder: &'a HolderRef,
     revocation: Revocation,
     timeout: Duration,
@@ -166,7 +166,7 @@ impl Outcome {
         freed
     }
 
-    fn conclude(self, quorum: &QuorumBackend) -> Result<RevokeOutcome> {
+    fn conclude(self, quorum: &QuorumState) -> Result<RevokeOutcome> {
         let problems: Vec<_> = self
             .problems
             .into_iter()

@@ -1,31 +1,23 @@
 //! [`Rollback`]: releases the nodes after a failed attempt.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use crate::{
     backend::{
         attempt::Attempt,
-        contained::ContainedLease,
-        lease::{BoxFuture, Lease, Released},
+        lease::{Lease, Released},
         request::Request,
     },
     error::Result,
-    quorum::{
-        attempt::{NodeReply, QuorumAttempt},
-        backend::QuorumBackend,
-        fan_out::FanOut,
-    },
+    quorum::{attempt::QuorumAttempt, fan_out::FanOut, reply::NodeReply, state::QuorumState},
 };
-
-/// The shortest and the longest delay before a failed release is retried. The delay doubles.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// The releases of a failed attempt.
 ///
 /// They go to the nodes that granted and to those that have not answered. A node that refused holds
 /// no lock for the attempt. A node that failed undoes its attempt itself, as every backend must.
 pub(super) struct Rollback {
-    quorum: Arc<QuorumBackend>,
+    quorum: Arc<QuorumState>,
     request: Request,
     leases: Vec<Option<Arc<dyn Lease>>>,
     releases: FanOut<Released>,
@@ -102,7 +94,7 @@ impl Rollback {
 }
 
 fn settle(
-    quorum: &Arc<QuorumBackend>,
+    quorum: &Arc<QuorumState>,
     request: &Request,
     lease: &Option<Arc<dyn Lease>>,
     node: usize,
@@ -114,22 +106,4 @@ fn settle(
     {
         quorum.release_detached(Arc::clone(lease), request);
     }
-}
-
-/// Releases a lease until that succeeds or the lease expires.
-pub(super) fn release_until_over(
-    lease: Arc<dyn Lease>,
-    request: Request,
-) -> BoxFuture<'static, ()> {
-    Box::pin(async move {
-        let (lease, mut pause) = (ContainedLease::new(lease), PAUSES.0);
-        while let Err(error) = lease.release().await {
-            if !error.is_retryable() || lease.valid_until().is_past(request.now()) {
-                tracing::debug!(target: "leasehold", key = %request.key(), %error, "not released at a node; it expires");
-                return;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSES.1);
-        }
-    })
 }

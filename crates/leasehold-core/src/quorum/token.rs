@@ -7,10 +7,11 @@ use crate::{
     error::Result,
     fencing::FencingToken,
     quorum::{
-        attempt::{NodeReply, QuorumAttempt},
-        backend::{Problems, no_answer},
+        attempt::QuorumAttempt,
         fan_out::FanOut,
         node::TokenVote,
+        reply::NodeReply,
+        state::{Problems, no_answer},
         write_back::{RoundOutcome, TokenDecision, VoteReply, choose_token, evaluate_round},
     },
     telemetry,
