@@ -16,7 +16,7 @@ use crate::{
     },
     context::ClientContext,
     error::{ErrorKind, Result},
-    lease::detached_release::give_back_grant,
+    lease::detached_release::release_grant,
 };
 
 /// The outcome of a backend's operation, with the lease to release if the caller is gone.
@@ -132,7 +132,7 @@ impl<T: IntoLease> Drop for CompleteOnDrop<'_, T> {
             if let (Some(lease), Some(request)) =
                 (operation.await.ok().and_then(IntoLease::lease), request)
             {
-                give_back_grant(&context, ContainedLease::new(lease), &request).await;
+                release_grant(&context, ContainedLease::new(lease), &request).await;
             }
         });
     }

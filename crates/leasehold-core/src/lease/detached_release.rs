@@ -16,32 +16,32 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const CLOSING: Duration = Duration::from_secs(2);
 
 /// Releases a lease that has no guard. Retries until the release succeeds or the lease expires.
-pub(crate) async fn give_back(context: &ClientContext, lease: ContainedLease, span: Span) {
-    let giving_back = async {
+pub(crate) async fn release_detached(context: &ClientContext, lease: ContainedLease, span: Span) {
+    let releasing = async {
         let outcome = lease.release().await;
-        until_over(context, &lease, outcome).await
+        retry_until_expired(context, &lease, outcome).await
     };
-    let outcome = span.around(giving_back).await;
+    let outcome = span.around(releasing).await;
     telemetry::release_ended(&span, &outcome);
     if let Err(error) = outcome {
         span.emit(|span| tracing::debug!(target: "leasehold", parent: span, %error, "not released; it expires"));
     }
 }
 
-/// Releases a grant that never had a guard; see [`give_back`].
-pub(crate) async fn give_back_grant(
+/// Releases a grant that never had a guard; see [`release_detached`].
+pub(crate) async fn release_grant(
     context: &ClientContext,
     lease: ContainedLease,
     request: &Request,
 ) {
     let token = lease.facts().ok().and_then(|(token, _)| token);
     let span = telemetry::release_span(&Span::none(), context, request, token);
-    give_back(context, lease, span).await;
+    release_detached(context, lease, span).await;
 }
 
 /// Retries a release with this outcome until it succeeds, cannot be retried, or the lease expires.
 /// Once the client is closing, it stops after [`CLOSING`].
-pub(super) async fn until_over(
+pub(super) async fn retry_until_expired(
     context: &ClientContext,
     lease: &ContainedLease,
     mut outcome: Result<Released>,

@@ -11,7 +11,7 @@ use crate::{
     context::ClientContext,
     error::Result,
     fencing::FencingToken,
-    lease::detached_release::give_back_grant,
+    lease::detached_release::release_grant,
     local_queue::Place,
 };
 
@@ -70,7 +70,7 @@ impl Drop for Grant<'_> {
                 self.request.clone(),
             );
             self.context
-                .in_background(async move { give_back_grant(&context, lease, &request).await });
+                .in_background(async move { release_grant(&context, lease, &request).await });
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     lease::{
-        complete_on_drop::CompleteOnDrop, detached_release::give_back, grant::Grant,
+        complete_on_drop::CompleteOnDrop, detached_release::release_detached, grant::Grant,
         renewal_mode::Renewal,
     },
     local_queue::Place,
@@ -331,7 +331,7 @@ impl HeldLease {
                 self.release_span(),
             );
             self.context
-                .in_background(async move { give_back(&context, lease, span).await });
+                .in_background(async move { release_detached(&context, lease, span).await });
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     backend::lease::Released,
     error::Result,
-    lease::{held_lease::HeldLease, release::Releasing},
+    lease::{held_lease::HeldLease, release::Release},
 };
 
 /// The right to a lease. Dropping it releases the lease in the background.
@@ -34,7 +34,7 @@ impl OwnedLease {
                 Released::StillHeld
             });
         }
-        match Releasing::start(hold) {
+        match Release::start(hold) {
             Some(releasing) => releasing.await,
             None => Ok(Released::AlreadyLost),
         }
@@ -44,7 +44,7 @@ impl OwnedLease {
 impl Drop for OwnedLease {
     fn drop(&mut self) {
         if self.owned && self.hold.unshare() {
-            Releasing::in_background(&self.hold);
+            Release::in_background(&self.hold);
         }
     }
 }

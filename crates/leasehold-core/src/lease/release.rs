@@ -12,7 +12,7 @@ use crate::{
     backend::{contained::Call, lease::Released},
     error::Result,
     lease::{
-        detached_release::{FIRST_PAUSE, until_over},
+        detached_release::{FIRST_PAUSE, retry_until_expired},
         held_lease::HeldLease,
     },
     local_queue::Place,
@@ -83,7 +83,7 @@ impl Release {
     }
 }
 
-impl Future for Releasing {
+impl Future for Release {
     type Output = Result<Released>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

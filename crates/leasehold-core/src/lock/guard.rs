@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backend::lease::Released,
-    client::release::Release,
     clock::Deadline,
     error::Result,
     fencing::FencingToken,

@@ -4,7 +4,22 @@
 
 use std::sync::Arc;
 
-use crate::{backend::{attempt::Attempt, request::Request}, clock::Timestamp, error::{Error, ErrorKind, Result}, quorum::{attempt::QuorumAttempt, contention::{AttemptHistory, self}, deadline::validity, lease::QuorumLease, reply::NodeReply, rollback::Rollback, state::QuorumState, tally::AttemptState, token}};
+use crate::{
+    backend::{attempt::Attempt, request::Request},
+    clock::Timestamp,
+    error::{Error, ErrorKind, Result},
+    quorum::{
+        contention::{self, AttemptHistory},
+        deadline::validity,
+        lease::QuorumLease,
+        reply::NodeReply,
+        rollback::Rollback,
+        running_attempt::QuorumAttempt,
+        state::QuorumState,
+        tally::AttemptState,
+        token,
+    },
+};
 
 /// Sends one request to all nodes.
 ///

@@ -39,7 +39,6 @@
 //! needs no clock. It needs only that nodes do not lose data. Nodes that restarted are therefore
 //! excluded for a grace period, which does need a clock.
 
-mod asking;
 mod attempt;
 mod backend;
 mod capabilities;
@@ -64,6 +63,7 @@ mod renewal;
 mod reply;
 mod revoke;
 mod rollback;
+mod running_attempt;
 mod state;
 mod tally;
 mod timeout;

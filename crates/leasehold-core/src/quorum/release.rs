@@ -12,7 +12,7 @@ use crate::backend::{
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// Releases a lease until that succeeds or the lease expires.
-pub(super) fn release_until_over(
+pub(super) fn release_until_expired(
     lease: Arc<dyn Lease>,
     request: Request,
 ) -> BoxFuture<'static, ()> {

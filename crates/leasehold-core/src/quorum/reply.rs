@@ -1,4 +1,4 @@
-//! [`Reply`]: the answer of a node to one attempt.
+//! [`NodeReply`]: the answer of a node to one attempt.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use crate::{
 };
 
 /// The answer of a node so far.
-pub(super) enum Reply {
+pub(super) enum NodeReply {
     Pending,
     Granted(Arc<dyn Lease>),
     Refused(Contention),
     Failed(Error),
 }
 
-impl Reply {
+impl NodeReply {
     pub(super) const fn vote(&self) -> Vote {
         match self {
             Self::Pending => Vote::Pending,

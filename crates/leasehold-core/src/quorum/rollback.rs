@@ -9,7 +9,9 @@ use crate::{
         request::Request,
     },
     error::Result,
-    quorum::{attempt::QuorumAttempt, fan_out::FanOut, reply::NodeReply, state::QuorumState},
+    quorum::{
+        fan_out::FanOut, reply::NodeReply, running_attempt::QuorumAttempt, state::QuorumState,
+    },
 };
 
 /// The releases of a failed attempt.

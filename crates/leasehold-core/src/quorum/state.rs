@@ -22,7 +22,7 @@ use crate::{
     fencing::FencingToken,
     quorum::{
         config::QuorumConfig, discovery, fan_out::FanOut, member::Member, min_token::Floor,
-        node::VoteRequirements, release::release_until_over, reply::Reply, tally::Majority,
+        node::VoteRequirements, release::release_until_expired, reply::NodeReply, tally::Majority,
     },
     ttl::Ttl,
 };
@@ -47,7 +47,7 @@ pub(super) struct QuorumState {
     /// Whether every member can vote on tokens.
     pub(super) has_tokens: bool,
     /// Whether only nodes with a current epoch record may grant. Once set, it stays set.
-    pub(super) attested: AtomicBool,
+    pub(super) epoch_required: AtomicBool,
     pub(super) largest_ttl: AtomicU64,
     pub(super) opened: Instant,
     /// The time of the next maintenance, in nanoseconds since the backend was opened.
@@ -107,19 +107,19 @@ impl QuorumState {
         node: usize,
         answer: Result<Attempt>,
         request: &Request,
-    ) -> Reply {
+    ) -> NodeReply {
         self.members[node].learn(&answer, request.now());
         match answer {
             Ok(Attempt::Granted(lease)) if self.has_tokens && lease.fencing_token().is_none() => {
-                self.give_back(lease, request);
-                Reply::Failed(Error::new(
+                self.release_detached(lease, request);
+                NodeReply::Failed(Error::new(
                     ErrorKind::UnexpectedResponse,
                     "the node granted the lock without a token",
                 ))
             }
-            Ok(Attempt::Granted(lease)) => Reply::Granted(lease),
-            Ok(Attempt::Contended(contention)) => Reply::Refused(contention),
-            Err(error) => Reply::Failed(error),
+            Ok(Attempt::Granted(lease)) => NodeReply::Granted(lease),
+            Ok(Attempt::Contended(contention)) => NodeReply::Refused(contention),
+            Err(error) => NodeReply::Failed(error),
         }
     }
 
@@ -139,10 +139,10 @@ impl QuorumState {
     }
 
     /// Returns the nodes that failed, and those that have not answered for `silent_for`.
-    pub(super) fn problems(&self, replies: &[Reply], silent_for: Option<Duration>) -> Problems {
-        let problem = |(node, reply): (usize, &Reply)| match reply {
-            Reply::Failed(error) => Some((node, error.clone())),
-            Reply::Pending => silent_for.map(|silent| (node, no_answer(silent))),
+    pub(super) fn problems(&self, replies: &[NodeReply], silent_for: Option<Duration>) -> Problems {
+        let problem = |(node, reply): (usize, &NodeReply)| match reply {
+            NodeReply::Failed(error) => Some((node, error.clone())),
+            NodeReply::Pending => silent_for.map(|silent| (node, no_answer(silent))),
             _ => None,
         };
         replies.iter().enumerate().filter_map(problem).collect()
@@ -207,15 +207,15 @@ impl QuorumState {
     }
 
     /// Releases a lease in the background until that succeeds or the lease expires.
-    pub(super) fn give_back(&self, lease: Arc<dyn Lease>, request: &Request) {
-        self.spawn(release_until_over(lease, request.clone()));
+    pub(super) fn release_detached(&self, lease: Arc<dyn Lease>, request: &Request) {
+        self.spawn(release_until_expired(lease, request.clone()));
     }
 
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         drop(self.background.spawn(work));
     }
     /// Removes the registration of a waiter on these nodes.
-    pub(super) fn forget_at(&self, request: &Request, at: impl Fn(usize) -> bool) {
+    pub(super) fn stop_waiting_at(&self, request: &Request, at: impl Fn(usize) -> bool) {
         let mut withdrawals = FanOut::with_capacity(self.members.len());
         for (node, member) in self.members.iter().enumerate() {
             if let Some(voter) = member.voter.as_ref().filter(|_| at(node)) {

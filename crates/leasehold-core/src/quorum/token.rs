@@ -7,10 +7,10 @@ use crate::{
     error::Result,
     fencing::FencingToken,
     quorum::{
-        attempt::QuorumAttempt,
         fan_out::FanOut,
         node::TokenVote,
         reply::NodeReply,
+        running_attempt::QuorumAttempt,
         state::{Problems, no_answer},
         write_back::{RoundOutcome, TokenDecision, VoteReply, choose_token, evaluate_round},
     },

@@ -1,6 +1,10 @@
-//! What a driver is given and returns: [`SessionTime`], [`Opened`], [`Owned`].
+//! What a driver is given and returns: [`SessionClock`], [`Opened`], [`Owned`].
 
-use crate::{backend::request::Request, clock::{Deadline, Timestamp}, ttl::Ttl};
+use crate::{
+    backend::request::Request,
+    clock::{Deadline, Timestamp},
+    ttl::Ttl,
+};
 
 /// A newly opened session.
 #[derive(Debug)]

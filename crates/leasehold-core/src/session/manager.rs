@@ -13,8 +13,7 @@ use crate::{
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     session::{
-        SessionClock,
-        driver::SessionTime,
+        driver::SessionClock,
         keep_alive,
         registration::{Claim, Claimed},
         session::{Session, SessionDriver},

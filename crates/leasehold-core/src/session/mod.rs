@@ -30,7 +30,7 @@ pub use crate::backend::retry::cancelled;
 
 pub use self::{
     batch::{BatchExecutor, BatchLimits, Batcher},
-    driver::{Opened, Owned, SessionClock, SessionDriver},
+    driver::{Opened, Owned, SessionClock},
     manager::{MAX_TTLS, Sessions},
     registration::Claim,
     retry::{attempt_with_session_retry, queue_with_session_retry},

@@ -8,7 +8,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     session::{
         session::{Session, SessionDriver},
-        state::Standing,
+        state::ClaimState,
     },
 };
 
@@ -115,8 +115,8 @@ impl<D: SessionDriver> Session<D> {
             return Ok(Claimed::Full);
         }
         if state.claims.contains_key(&name)
-            || state.disowning.contains(&name)
-            || state.retired.contains(&name)
+            || state.deleting.contains(&name)
+            || state.tombstones.contains(&name)
         {
             return Err(Error::new(
                 ErrorKind::Conflict,
@@ -124,18 +124,18 @@ impl<D: SessionDriver> Session<D> {
             ));
         }
         state.next += 1;
-        let standing = Standing {
+        let claim_state = ClaimState {
             number: state.next,
             holder: None,
             frozen: Arc::default(),
         };
-        let (number, frozen) = (standing.number, Arc::clone(&standing.frozen));
+        let (number, frozen) = (claim_state.number, Arc::clone(&claim_state.frozen));
         state.pending += 1;
         if let Some(touched) = &mut state.touched {
             touched.insert(name.clone());
         }
         state.weight += self.driver().weight(&name);
-        state.claims.insert(name.clone(), standing);
+        state.claims.insert(name.clone(), claim_state);
         drop(state);
         Ok(Claimed::Place(Claim::new(
             Arc::clone(self),

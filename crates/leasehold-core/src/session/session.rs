@@ -1,12 +1,26 @@
 //! [`Session`]: its deadline, its claims, its end; and [`SessionDriver`]: the trait that a session
 //! backend implements. They are in one file, because each names the other.
 
-use std::{fmt::{Debug, self}, hash::Hash, sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64}};
+use std::{
+    fmt::{self, Debug},
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+};
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use crate::{backend::{lease::SessionId, request::LossNotifier}, clock::{AtomicDeadline, Deadline, Timestamp}, error::{Error, ErrorKind, Result}, session::{SessionClock, driver::{Opened, Owned, SessionTime}, state::{ClaimState, State}}, signal::LossReason, ttl::Ttl};
+use crate::{
+    backend::{lease::SessionId, request::LossNotifier},
+    clock::{AtomicDeadline, Deadline, Timestamp},
+    error::{Error, ErrorKind, Result},
+    session::{
+        driver::{Opened, Owned, SessionClock},
+        state::State,
+    },
+    signal::LossReason,
+    ttl::Ttl,
+};
 
 /// Opens, renews and closes the sessions of a backend.
 ///
@@ -44,11 +58,11 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
         usize::MAX
     }
 
-    /// Opens a session. Read [`SessionTime::now`] *before* the first byte is sent.
+    /// Opens a session. Read [`SessionClock::now`] *before* the first byte is sent.
     ///
     /// # Errors
     /// Returns the driver's error. A session that may have been opened is then closed or expires.
-    async fn open(&self, time: &SessionTime) -> Result<Opened<Self::Handle>>;
+    async fn open(&self, time: &SessionClock) -> Result<Opened<Self::Handle>>;
 
     /// Receives the session that was opened through this handle. A driver that may detect the end
     /// of the session by itself calls [`Session::end`] *before* the server can free the session's
@@ -65,7 +79,7 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
     /// # Errors
     /// Returns [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the server does not know the session,
     /// which is final. Any other error leaves the deadline unchanged.
-    async fn renew(&self, handle: &Self::Handle, time: &SessionTime) -> Result<Deadline>;
+    async fn renew(&self, handle: &Self::Handle, time: &SessionClock) -> Result<Deadline>;
 
     /// Returns the entries that the server lists for this session.
     ///
@@ -73,7 +87,7 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
     /// Returns [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session has ended. Any other
     /// error is retried at the next renewal. If it fails for a whole TTL, renewals no longer move
     /// the session's deadline.
-    async fn owned(&self, handle: &Self::Handle) -> Result<Owned<Self::Claim>>;
+    async fn list_owned(&self, handle: &Self::Handle) -> Result<Owned<Self::Claim>>;
 
     /// Removes entries that no guard and no request of this process owns.
     ///
@@ -81,7 +95,7 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
     /// Returns [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session has ended. Any other
     /// error is retried at the next renewal. If it fails for a whole TTL, renewals no longer move
     /// the session's deadline.
-    async fn disown(&self, handle: &Self::Handle, orphans: Vec<Self::Claim>) -> Result<()>;
+    async fn delete_orphans(&self, handle: &Self::Handle, orphans: Vec<Self::Claim>) -> Result<()>;
 
     /// Ends the session and all locks in it. Best effort: a session that is not closed expires.
     ///

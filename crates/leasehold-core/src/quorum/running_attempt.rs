@@ -1,4 +1,4 @@
-//! [`Asking`]: a running attempt.
+//! [`QuorumAttempt`]: a running attempt.
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
@@ -7,26 +7,26 @@ use crate::{
     quorum::{
         fan_out::FanOut,
         node::VoteRequirements,
-        reply::Reply,
+        reply::NodeReply,
         state::QuorumState,
-        tally::{Standing, Tally, Vote},
+        tally::{AttemptState, Tally, Vote},
     },
 };
 
 /// A running attempt.
-pub(super) struct Asking {
+pub(super) struct QuorumAttempt {
     pub(super) quorum: Arc<QuorumState>,
     /// The request as it is sent to the nodes.
     pub(super) request: Request,
     pub(super) requirements: VoteRequirements,
-    pub(super) replies: Vec<Reply>,
+    pub(super) replies: Vec<NodeReply>,
     pub(super) calls: FanOut<Attempt>,
     pub(super) timeout: Duration,
     /// Whether the nodes' timeout has passed.
     pub(super) over: bool,
 }
 
-impl Asking {
+impl QuorumAttempt {
     /// Sends the request to the nodes.
     pub(super) fn begin(quorum: &Arc<QuorumState>, request: &Request) -> Self {
         let (asked, requirements) = (request.for_node(), quorum.requirements());
@@ -43,9 +43,9 @@ impl Asking {
         for (node, member) in quorum.members.iter().enumerate() {
             replies.push(if member.may_ask(now) || all && member.counts() {
                 calls.push(node, || member.acquire(asked.clone(), requirements));
-                Reply::Pending
+                NodeReply::Pending
             } else {
-                Reply::Failed(member.skipped())
+                NodeReply::Failed(member.skipped())
             });
         }
         let timeout = quorum.config.node_timeout(request.ttl());
@@ -61,7 +61,7 @@ impl Asking {
     }
 
     /// Waits until the attempt is decided, or the nodes' timeout has passed.
-    pub(super) async fn majority(&mut self) -> Standing {
+    pub(super) async fn majority(&mut self) -> AttemptState {
         let mut timer = pin!(tokio::time::sleep(self.timeout));
         poll_fn(|cx| {
             let Self {
@@ -75,9 +75,9 @@ impl Asking {
             calls.poll(cx, |node, answer| {
                 replies[node] = quorum.reply(node, answer, request)
             });
-            let standing = Tally::of(quorum.majority, replies.iter().map(Reply::vote)).standing();
-            if standing != Standing::Open {
-                return Poll::Ready(standing);
+            let state = Tally::of(quorum.majority, replies.iter().map(NodeReply::vote)).state();
+            if state != AttemptState::Pending {
+                return Poll::Ready(state);
             }
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
@@ -86,11 +86,11 @@ impl Asking {
             for node in calls.nodes() {
                 quorum.members[node].late(self.timeout);
             }
-            let late = |reply: &Reply| match reply.vote() {
+            let late = |reply: &NodeReply| match reply.vote() {
                 Vote::Pending => Vote::Failed,
                 vote => vote,
             };
-            Poll::Ready(Tally::of(quorum.majority, replies.iter().map(late)).standing())
+            Poll::Ready(Tally::of(quorum.majority, replies.iter().map(late)).state())
         })
         .await
     }
