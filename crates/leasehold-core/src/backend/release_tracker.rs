@@ -23,7 +23,7 @@ use crate::{
 /// - A release whose answer was lost is not mistaken for a loss of the lock.
 ///
 /// ```
-/// use leasehold_core::{Error, ErrorKind, ReleaseTracker, Released};
+/// use leasehold_core::{Error, Released, backend::support::ReleaseTracker};
 ///
 /// # fn ask_server(_: u32) -> Result<bool, Error> { Ok(true) }
 /// let state = ReleaseTracker::new();
