@@ -12,12 +12,43 @@ use crate::ttl::Ttl;
 ///
 /// The client reads time only through this trait. [`SystemClock`] reads the operating system's
 /// clock, and [`TestClock`] is for tests.
+///
+/// ```
+/// use std::sync::Arc;
+/// use leasehold_core::{Clock, LockClient, Timestamp};
+/// # use leasehold_local::MemoryBackend;
+///
+/// /// A clock that stands still.
+/// #[derive(Debug)]
+/// struct Stopped;
+///
+/// impl Clock for Stopped {
+///     fn now(&self) -> Timestamp {
+///         Timestamp::from_nanos(1_000)
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let client = LockClient::builder(MemoryBackend::new()).with_clock(Arc::new(Stopped)).build();
+/// # drop(client);
+/// # }
+/// ```
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// Returns the current time. It must not panic.
     fn now(&self) -> Timestamp;
 }
 
 /// A reading of a [`Clock`]: the number of nanoseconds since a fixed point of that clock.
+///
+/// ```
+/// use std::time::Duration;
+/// use leasehold_core::{Clock, SystemClock};
+///
+/// let sent = SystemClock.now();
+/// let later = sent + Duration::from_secs(5);
+/// assert_eq!(later.since(sent), Duration::from_secs(5));
+/// assert_eq!(sent.since(later), Duration::ZERO);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(u64);
 
@@ -98,6 +129,17 @@ impl Deadline {
 /// The maximum difference that two clocks may develop while a lease runs.
 ///
 /// The holder's deadline is earlier than the TTL by this much.
+///
+/// ```
+/// use std::time::Duration;
+/// use leasehold_core::{ClockDrift, Timestamp, Ttl};
+///
+/// let sent = Timestamp::from_nanos(0);
+/// let deadline = ClockDrift::DEFAULT.deadline(sent, Ttl::from_secs(10)?);
+/// // The deadline is earlier by 1 % of the TTL and by 2 ms.
+/// assert_eq!(deadline.remaining(sent), Duration::from_millis(9_898));
+/// # Ok::<(), leasehold_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ClockDrift {
@@ -139,6 +181,17 @@ impl ClockDrift {
 /// A deadline shared by a lease and its guard, which renewals move.
 ///
 /// Once the deadline has been observed to have passed, no renewal moves it any more.
+///
+/// ```
+/// use leasehold_core::{Deadline, Timestamp, backend::AtomicDeadline};
+///
+/// let at = |seconds: u64| Timestamp::from_nanos(seconds * 1_000_000_000);
+/// let deadline = AtomicDeadline::new(Deadline::at(at(10)));
+/// assert!(deadline.advance(Deadline::at(at(15)), at(5)));
+/// // A renewal that is answered after the deadline changes nothing.
+/// assert!(!deadline.advance(Deadline::at(at(30)), at(20)));
+/// assert_eq!(deadline.get(), Deadline::at(at(15)));
+/// ```
 #[derive(Debug)]
 pub struct AtomicDeadline(AtomicU64);
 
@@ -173,6 +226,13 @@ impl AtomicDeadline {
 ///
 /// It reads `CLOCK_BOOTTIME` on Linux and Android, which counts while the machine is suspended, and
 /// [`std::time::Instant`] elsewhere.
+///
+/// ```
+/// use leasehold_core::{Clock, SystemClock};
+///
+/// let before = SystemClock.now();
+/// assert!(SystemClock.now() >= before);
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -196,6 +256,21 @@ impl Clock for SystemClock {
 
 /// A clock for tests. It follows tokio's time, which a test can pause and advance, and it can be
 /// [suspended](Self::suspend).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_local::MemoryBackend;
+/// use std::sync::Arc;
+/// use leasehold_core::{LockClient, TestClock};
+///
+/// let clock = Arc::new(TestClock::new());
+/// let client = LockClient::builder(MemoryBackend::new()).with_clock(clock.clone()).build();
+/// let guard = client.mutex("item/42").lock().await?;
+/// clock.suspend(guard.ttl().as_duration());
+/// assert!(!guard.is_held());
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct TestClock {
     start: tokio::time::Instant,

@@ -46,6 +46,16 @@ pub struct BackendUrl {
 }
 
 /// A host of a [`BackendUrl`]: a name or an address, with an optional port.
+///
+/// ```
+/// use leasehold_core::url::BackendUrl;
+///
+/// let url = BackendUrl::parse("etcd://[::1]:7000,db")?;
+/// let hosts = url.hosts();
+/// assert_eq!((hosts[0].name(), hosts[0].port()), ("::1", Some(7000)));
+/// assert_eq!((hosts[1].name(), hosts[1].port()), ("db", None));
+/// # Ok::<(), leasehold_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     name: String,
