@@ -138,6 +138,18 @@ impl Capabilities {
 }
 
 /// The event that frees the lock of a holder which has died or stopped responding.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// # let client = leasehold_core::LockClient::new(MemoryBackend::new());
+/// use leasehold_core::Expiry;
+///
+/// if client.capabilities().expiry == Expiry::ProcessDeath {
+///     println!("a stopped process keeps its locks");
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -154,6 +166,18 @@ pub enum Expiry {
 }
 
 /// The faults in spite of which [`FencingToken`](crate::FencingToken)s grow.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// # let client = leasehold_core::LockClient::new(MemoryBackend::new());
+/// use leasehold_core::Fencing;
+///
+/// if client.capabilities().fencing < Fencing::Durable {
+///     println!("tokens may repeat: {}", client.capabilities().fencing);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -174,6 +198,18 @@ pub enum Fencing {
 
 /// The order in which waiters of different processes are served. Waiters of one process are served
 /// first come, first served.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// # let client = leasehold_core::LockClient::new(MemoryBackend::new());
+/// use leasehold_core::Fairness;
+///
+/// if client.capabilities().fairness != Fairness::Fifo {
+///     println!("waiters of other processes may be served first");
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -189,6 +225,18 @@ pub enum Fairness {
 }
 
 /// The way in which waiters learn that a lock is free.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// # let client = leasehold_core::LockClient::new(MemoryBackend::new());
+/// use leasehold_core::WaiterNotification;
+///
+/// if let WaiterNotification::Polled(interval) = client.capabilities().waiter_notification {
+///     println!("a waiter may be served up to {interval:?} after a release");
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -203,6 +251,18 @@ pub enum WaiterNotification {
 }
 
 /// The way in which a holder learns of a loss before its deadline.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// # let client = leasehold_core::LockClient::new(MemoryBackend::new());
+/// use leasehold_core::LossDetection;
+///
+/// if client.capabilities().loss_detection == LossDetection::Deadline {
+///     println!("a holder learns of a loss at its deadline only");
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -217,6 +277,18 @@ pub enum LossDetection {
 }
 
 /// The effect of a restart of the backend on held locks.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// # let client = leasehold_core::LockClient::new(MemoryBackend::new());
+/// use leasehold_core::Restart;
+///
+/// if client.capabilities().restart == Restart::FreesAtOnce {
+///     println!("check fencing tokens: a restart may lead to two holders");
+/// }
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
