@@ -12,6 +12,20 @@ use crate::{
 };
 
 /// The outcome of one attempt.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// use std::sync::Arc;
+/// use leasehold_core::{LockKey, backend::{Attempt, LockBackend, Request}};
+/// use leasehold_local::MemoryBackend;
+///
+/// let backend = Arc::new(MemoryBackend::new());
+/// match backend.try_acquire(Request::new(LockKey::new("item/42")?)).await? {
+///     Attempt::Granted(lease) => println!("held until {:?}", lease.valid_until()),
+///     Attempt::Contended(contention) => println!("retry after {:?}", contention.retry_after),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub enum Attempt {
     /// The lock is acquired.
@@ -21,6 +35,23 @@ pub enum Attempt {
 }
 
 /// A refusal, with what the backend knows about when to try again.
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use leasehold_core::backend::Contention;
+/// use tokio::sync::Notify;
+///
+/// let released = Arc::new(Notify::new());
+/// // Before the attempt is sent:
+/// let notified = released.clone().notified_owned();
+/// // The server answers that the holder's lock expires in 3 s:
+/// let contention = Contention {
+///     retry_after: Some(Duration::from_secs(3)),
+///     wake: Some(Box::pin(notified)),
+///     ..Contention::default()
+/// };
+/// # drop(contention);
+/// ```
 #[derive(Default)]
 pub struct Contention {
     /// The time until the holder's grant ends unless it is renewed: the fallback if no `wake`

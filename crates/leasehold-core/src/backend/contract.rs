@@ -46,6 +46,103 @@ use crate::{
 ///
 /// A wrapper must forward every method, also those with a default
 /// (`#[deny(clippy::missing_trait_methods)]`).
+///
+/// ```
+/// use std::{
+///     collections::HashMap,
+///     fmt,
+///     sync::{Arc, Mutex},
+///     time::Duration,
+/// };
+/// use leasehold_core::{
+///     AcquisitionId, Capabilities, Deadline, LockKey, Result,
+///     backend::{Attempt, Contention, LockBackend, Request, async_trait},
+/// };
+/// # use leasehold_core::{Error, ErrorKind, FencingToken, LockClient, Released};
+/// # use leasehold_core::backend::{AtomicDeadline, KeepAlive, Lease};
+///
+/// /// Exclusive locks within one process.
+/// #[derive(Debug, Default)]
+/// struct MapBackend {
+///     holders: Mutex<HashMap<LockKey, (AcquisitionId, Deadline)>>,
+/// }
+///
+/// impl fmt::Display for MapBackend {
+///     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+///         f.write_str("map:")
+///     }
+/// }
+///
+/// #[async_trait]
+/// impl LockBackend for MapBackend {
+///     fn capabilities(&self) -> Capabilities {
+///         Capabilities::new("map")
+///     }
+///
+///     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+///         let now = request.now();
+///         let deadline = request.deadline_from(now);
+///         let mut holders = self.holders.lock().unwrap();
+///         if holders.get(request.key()).is_some_and(|(_, deadline)| !deadline.is_past(now)) {
+///             return Ok(Attempt::Contended(Contention::retry_after(Duration::from_millis(10))));
+///         }
+///         holders.insert(request.key().clone(), (request.owner(), deadline));
+///         drop(holders);
+///         // `MapLease` implements `Lease`.
+///         Ok(Attempt::Granted(Arc::new(MapLease::new(self, request, deadline))))
+///     }
+/// }
+/// # #[derive(Debug)]
+/// # struct MapLease {
+/// #     backend: Arc<MapBackend>,
+/// #     request: Request,
+/// #     deadline: AtomicDeadline,
+/// # }
+/// # impl MapLease {
+/// #     fn new(backend: Arc<MapBackend>, request: Request, deadline: Deadline) -> Self {
+/// #         Self { backend, request, deadline: AtomicDeadline::new(deadline) }
+/// #     }
+/// # }
+/// # #[async_trait]
+/// # impl Lease for MapLease {
+/// #     fn fencing_token(&self) -> Option<FencingToken> { None }
+/// #     fn valid_until(&self) -> Deadline { self.deadline.get() }
+/// #     fn keep_alive(&self) -> KeepAlive { KeepAlive::PerLease }
+/// #     async fn renew(self: Arc<Self>) -> Result<()> {
+/// #         let now = self.request.now();
+/// #         let mut holders = self.backend.holders.lock().unwrap();
+/// #         match holders.get_mut(self.request.key()) {
+/// #             Some((id, deadline)) if *id == self.request.owner() && !deadline.is_past(now) => {
+/// #                 *deadline = self.request.deadline_from(now);
+/// #                 if self.deadline.advance(*deadline, now) {
+/// #                     return Ok(());
+/// #                 }
+/// #             }
+/// #             _ => {}
+/// #         }
+/// #         Err(Error::new(ErrorKind::Lost, "the lock has expired"))
+/// #     }
+/// #     async fn release(self: Arc<Self>) -> Result<Released> {
+/// #         let mut holders = self.backend.holders.lock().unwrap();
+/// #         match holders.get(self.request.key()) {
+/// #             Some((id, deadline)) if *id == self.request.owner() => {
+/// #                 let expired = deadline.is_past(self.request.now());
+/// #                 holders.remove(self.request.key());
+/// #                 Ok(if expired { Released::AlreadyLost } else { Released::Freed })
+/// #             }
+/// #             _ => Ok(Released::AlreadyLost),
+/// #         }
+/// #     }
+/// # }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<()> {
+/// # let client = LockClient::new(MapBackend::default());
+/// # let guard = client.mutex("item/42").lock().await?;
+/// # assert!(client.mutex("item/42").try_lock().await?.is_none());
+/// # guard.renew().await?;
+/// # assert_eq!(guard.release().await?, Released::Freed);
+/// # assert!(client.mutex("item/42").try_lock().await?.is_some());
+/// # Ok(()) }
+/// ```
 #[async_trait]
 pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     /// Returns what this backend promises. The call is cheap, and the result does not change,

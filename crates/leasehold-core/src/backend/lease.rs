@@ -21,6 +21,21 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// # For implementors
 /// `release` and `renew` may overlap, and no order of their effects may leave the lock held.
 /// Dropping the last `Arc` of a lease does nothing, because the client releases it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// use std::sync::Arc;
+/// use leasehold_core::{LockKey, Released, backend::{LockBackend, Request}};
+/// use leasehold_local::MemoryBackend;
+///
+/// let backend = Arc::new(MemoryBackend::new());
+/// let lease = backend.acquire(Request::new(LockKey::new("item/42")?)).await?;
+/// let before = lease.valid_until();
+/// lease.clone().renew().await?;
+/// assert!(lease.valid_until() >= before);
+/// assert_eq!(lease.release().await?, Released::Freed);
+/// # Ok(()) }
+/// ```
 #[async_trait]
 pub trait Lease: Debug + Send + Sync + 'static {
     /// Returns the fencing token; `None` for permits and where the backend has no tokens.
@@ -50,6 +65,18 @@ pub trait Lease: Debug + Send + Sync + 'static {
 }
 
 /// The way in which a lease is kept alive.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// use std::sync::Arc;
+/// use leasehold_core::{LockKey, backend::{KeepAlive, LockBackend, Request}};
+/// use leasehold_local::MemoryBackend;
+///
+/// let backend = Arc::new(MemoryBackend::new());
+/// let lease = backend.acquire(Request::new(LockKey::new("item/42")?)).await?;
+/// assert_eq!(lease.keep_alive(), KeepAlive::PerLease);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum KeepAlive {
@@ -60,6 +87,15 @@ pub enum KeepAlive {
 }
 
 /// The identity of a session within a process.
+///
+/// ```
+/// use leasehold_core::backend::{KeepAlive, SessionId};
+///
+/// let session = SessionId::new();
+/// // Two leases of one session are renewed together.
+/// assert_eq!(KeepAlive::Session(session), KeepAlive::Session(session));
+/// assert_ne!(SessionId::new(), session);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionId(u64);
 
