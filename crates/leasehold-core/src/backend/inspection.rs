@@ -113,6 +113,16 @@ impl HolderRef {
 }
 
 /// The connection of a holder, as its server reports it.
+///
+/// ```
+/// use leasehold_core::{HolderConnection, HolderRef, LockKey};
+///
+/// let mut connection = HolderConnection::new("4711", "shop");
+/// connection.address = Some([10, 0, 0, 7].into());
+/// let mut holder = HolderRef::new(LockKey::new("item/42")?, "4711");
+/// holder.connection = Some(connection);
+/// # Ok::<(), leasehold_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -147,6 +157,14 @@ impl HolderConnection {
 }
 
 /// One waiter for a key.
+///
+/// ```
+/// use leasehold_core::{Inspection, Mode, WaiterRef};
+///
+/// let waiter = WaiterRef::new(Some(Mode::Exclusive), "till 3");
+/// let inspection = Inspection::new(Vec::new(), vec![waiter]);
+/// assert_eq!(inspection.waiters[0].label, "till 3");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -169,6 +187,16 @@ impl WaiterRef {
 }
 
 /// The state of one node of a quorum.
+///
+/// ```
+/// use leasehold_core::NodeStatus;
+///
+/// let nodes = [
+///     NodeStatus::new("redis://10.0.0.7:6379", None),
+///     NodeStatus::new("redis://10.0.0.8:6379", Some(String::from("the node restarted"))),
+/// ];
+/// assert_eq!(nodes.iter().filter(|node| node.problem.is_none()).count(), 1);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -191,6 +219,16 @@ impl NodeStatus {
 }
 
 /// The answer to a [ping](crate::LockClient::ping).
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # let client = leasehold_core::LockClient::new(MemoryBackend::new());
+/// for node in client.ping().await?.nodes {
+///     println!("{}: {}", node.endpoint, node.problem.as_deref().unwrap_or("no problem"));
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -240,6 +278,22 @@ pub enum Revocation {
 }
 
 /// The outcome of a revocation.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # let client = leasehold_core::LockClient::new(MemoryBackend::new());
+/// # let _guard = client.mutex("item/42").lock().await?;
+/// use leasehold_core::{Revocation, RevokeOutcome};
+///
+/// for holder in client.inspect("item/42").await?.holders {
+///     match client.revoke(&holder, Revocation::Graceful).await? {
+///         RevokeOutcome::FreeWithin(Some(time)) => println!("free within {time:?}"),
+///         outcome => println!("{outcome:?}"),
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RevokeOutcome {
