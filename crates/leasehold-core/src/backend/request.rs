@@ -15,6 +15,19 @@ use crate::{
 };
 
 /// One acquisition, as a backend sees it. Cloning is cheap, and a clone is the same acquisition.
+///
+/// ```
+/// use leasehold_core::{LockKey, Mode, Ttl, backend::Request};
+///
+/// let request = Request::new(LockKey::new("item/42")?)
+///     .with_mode(Mode::Shared)
+///     .with_ttl(Ttl::from_secs(10)?);
+/// let sent = request.now();
+/// // The backend sends the request to its server here.
+/// let deadline = request.deadline_from(sent);
+/// assert!(deadline.remaining(sent) <= request.ttl().as_duration());
+/// # Ok::<(), leasehold_core::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Request {
     key: LockKey,
@@ -357,6 +370,16 @@ impl fmt::Debug for Request {
 }
 
 /// A handle by which a backend reports the loss of one grant before its deadline.
+///
+/// ```
+/// use leasehold_core::{LockKey, LossReason, backend::Request};
+///
+/// let request = Request::new(LockKey::new("item/42")?);
+/// // Keep the notifier with the lease. When the server reports that the session has ended:
+/// let notifier = request.loss_notifier();
+/// notifier.lost(LossReason::SessionEnded);
+/// # Ok::<(), leasehold_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct LossNotifier {
     signal: Arc<Signal>,

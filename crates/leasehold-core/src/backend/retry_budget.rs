@@ -16,6 +16,24 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 ///
 /// When an answer comes, make a new one. If the answer is that another holds the lock, also call
 /// [`Request::set_contended`]: the TTL starts again.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// use leasehold_core::{LockKey, Result, backend::{Request, support::RetryBudget}};
+///
+/// # async fn ask_server() -> Result<u32> { Ok(7) }
+/// let request = Request::new(LockKey::new("item/42")?);
+/// let mut budget = RetryBudget::none();
+/// let answer = loop {
+///     match ask_server().await {
+///         Ok(answer) => break answer,
+///         Err(error) => budget.spend(error, &request)?,
+///     }
+///     tokio::time::sleep(budget.pause()).await;
+/// };
+/// assert_eq!(answer, 7);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct RetryBudget {
     pause: Duration,
