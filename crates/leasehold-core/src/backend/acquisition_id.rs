@@ -11,6 +11,15 @@ use crate::{
 /// of an old grant can never free a newer grant.
 ///
 /// It is written as 32 lowercase hexadecimal digits.
+///
+/// ```
+/// use leasehold_core::AcquisitionId;
+///
+/// let id = AcquisitionId::random();
+/// assert_eq!(id.to_string().parse::<AcquisitionId>()?, id);
+/// assert_ne!(AcquisitionId::random(), id);
+/// # Ok::<(), leasehold_core::Error>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AcquisitionId(u128);
 

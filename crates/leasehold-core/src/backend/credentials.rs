@@ -9,6 +9,14 @@ use crate::error::Result;
 /// A user name and a password, as a server asks for them.
 ///
 /// [`Debug`] shows the user name and never the password.
+///
+/// ```
+/// use leasehold_core::Credentials;
+///
+/// let credentials = Credentials::new("secret").with_username("locks");
+/// assert_eq!(credentials.username(), Some("locks"));
+/// assert!(!format!("{credentials:?}").contains("secret"));
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     username: Option<String>,
