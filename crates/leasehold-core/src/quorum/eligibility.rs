@@ -5,6 +5,14 @@ use std::time::Duration;
 use crate::{fencing::FencingToken, quorum::tally::Majority};
 
 /// The state of a node's data.
+///
+/// ```
+/// use std::time::Duration;
+/// use leasehold_core::quorum::{Durability, Eligibility};
+///
+/// let node = Eligibility { durability: Durability::Confirmed, watched_for: Duration::ZERO };
+/// assert!(node.vote_rights(Duration::from_secs(60)).token);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Durability {
     /// The node is in the incarnation that its epoch record names: it has not restarted since.
@@ -16,6 +24,18 @@ pub enum Durability {
 }
 
 /// The facts that decide whether a node may vote.
+///
+/// ```
+/// use std::time::Duration;
+/// use leasehold_core::quorum::{Durability, Eligibility};
+///
+/// let largest_ttl = Duration::from_secs(60);
+/// let watched_for = Duration::from_secs(20);
+/// let mut node = Eligibility { durability: Durability::Unknown, watched_for };
+/// assert!(!node.vote_rights(largest_ttl).lock);
+/// node.watched_for = largest_ttl;
+/// assert!(node.may_be_readmitted(largest_ttl));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Eligibility {
     /// Whether the node may have lost data.
@@ -27,6 +47,16 @@ pub struct Eligibility {
 }
 
 /// The votes that a node may cast.
+///
+/// ```
+/// use std::time::Duration;
+/// use leasehold_core::quorum::{Durability, Eligibility, VoteRights};
+///
+/// // The node restarted, and its grace period has passed.
+/// let largest_ttl = Duration::from_secs(60);
+/// let node = Eligibility { durability: Durability::Unknown, watched_for: largest_ttl };
+/// assert_eq!(node.vote_rights(largest_ttl), VoteRights { lock: true, token: false });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VoteRights {
     /// Whether the node's grants and renewals count.
@@ -67,6 +97,14 @@ impl Eligibility {
 }
 
 /// The decision about the tokens of a node that restarted.
+///
+/// ```
+/// use leasehold_core::{FencingToken, quorum::{Majority, Readmission, readmission}};
+///
+/// let [first, second] = [3, 4].map(FencingToken::new);
+/// assert_eq!(readmission([first, second], Majority::of(3)), Readmission::Copy(second));
+/// assert_eq!(readmission([first], Majority::of(3)), Readmission::TooFew(1));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Readmission {
     /// The node takes this token, unless its own is *larger*, and may then vote again. Zero means

@@ -9,6 +9,15 @@ use crate::{
 ///
 /// In the tally of a renewal, *granted* is a node that renewed, and *refused* is a node that no
 /// longer holds the lock for this acquisition.
+///
+/// ```
+/// use leasehold_core::quorum::{Majority, Renewed, Tally, Vote, renewal};
+///
+/// let tally = Tally::of(Majority::of(3), [Vote::Granted, Vote::Granted, Vote::Failed]);
+/// assert_eq!(renewal(&tally), Renewed::Extended);
+/// let tally = Tally::of(Majority::of(3), [Vote::Granted, Vote::Refused, Vote::Refused]);
+/// assert_eq!(renewal(&tally), Renewed::Lost);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Renewed {
     /// A majority renewed. The deadline moves to the new [`validity`](crate::quorum::validity).

@@ -4,6 +4,13 @@
 ///
 /// It is never a majority of the nodes that answered. Otherwise two clients that each reach a
 /// different half of the nodes would both have one.
+///
+/// ```
+/// use leasehold_core::quorum::Majority;
+///
+/// let majority = Majority::of(5);
+/// assert_eq!((majority.needed(), majority.spare()), (3, 2));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Majority {
     configured: usize,
@@ -36,6 +43,14 @@ impl Majority {
 }
 
 /// The vote of one node in an attempt.
+///
+/// ```
+/// use leasehold_core::quorum::{Majority, Tally, Vote};
+///
+/// let votes = [Vote::Granted, Vote::Refused, Vote::Pending];
+/// let tally = Tally::of(Majority::of(3), votes);
+/// assert_eq!((tally.granted(), tally.refused(), tally.pending()), (1, 1, 1));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Vote {
     /// The node has not answered yet.
@@ -50,6 +65,15 @@ pub enum Vote {
 }
 
 /// The counted votes of one attempt.
+///
+/// ```
+/// use leasehold_core::quorum::{AttemptState, Majority, Tally, Vote};
+///
+/// // Two nodes have not answered yet.
+/// let tally = Tally::of(Majority::of(5), [Vote::Granted, Vote::Granted, Vote::Granted]);
+/// assert_eq!(tally.pending(), 2);
+/// assert_eq!(tally.state(), AttemptState::Won);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tally {
     majority: Majority,
@@ -59,6 +83,15 @@ pub struct Tally {
 }
 
 /// The state of an attempt.
+///
+/// ```
+/// use leasehold_core::quorum::{AttemptState, Majority, Tally, Vote};
+///
+/// let state = |votes| Tally::of(Majority::of(3), votes).state();
+/// assert_eq!(state([Vote::Granted, Vote::Refused, Vote::Pending]), AttemptState::Pending);
+/// assert_eq!(state([Vote::Granted, Vote::Refused, Vote::Refused]), AttemptState::Contended);
+/// assert_eq!(state([Vote::Granted, Vote::Failed, Vote::Failed]), AttemptState::Unreachable);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AttemptState {
     /// A majority granted.

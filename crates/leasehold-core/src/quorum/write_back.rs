@@ -9,6 +9,15 @@ use crate::{
 /// The token that a node stores for a key.
 ///
 /// It is stored apart from the lock and never expires. A node without one is at token zero.
+///
+/// ```
+/// use leasehold_core::{AcquisitionId, FencingToken, quorum::NodeToken};
+///
+/// let floor = FencingToken::new(0);
+/// let first = NodeToken::granted(None, floor, AcquisitionId::random());
+/// let second = NodeToken::granted(Some(first), floor, AcquisitionId::random());
+/// assert!(second.token > first.token);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NodeToken {
     /// The largest token that the node has granted or accepted for the key.
@@ -54,6 +63,15 @@ impl NodeToken {
 }
 
 /// The decision about the tokens that the nodes granted.
+///
+/// ```
+/// use leasehold_core::{FencingToken, quorum::{Majority, TokenDecision, choose_token}};
+///
+/// let [six, seven] = [6, 7].map(FencingToken::new);
+/// let choose = |grants: [FencingToken; 2]| choose_token(grants, Majority::of(3));
+/// assert_eq!(choose([seven, seven]), Some(TokenDecision::Agreed(seven)));
+/// assert_eq!(choose([six, seven]), Some(TokenDecision::WriteBack(seven)));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TokenDecision {
     /// A majority granted exactly this token. The token is found in one round trip.
@@ -85,6 +103,14 @@ pub fn choose_token(
 }
 
 /// The reply of one node in a round of the write-back.
+///
+/// ```
+/// use leasehold_core::{FencingToken, quorum::{TokenVote, VoteReply}};
+///
+/// let higher = FencingToken::new(8);
+/// assert_eq!(VoteReply::from(TokenVote::Refused(Some(higher))), VoteReply::Higher(higher));
+/// assert_eq!(VoteReply::from(TokenVote::Refused(None)), VoteReply::Gone);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum VoteReply {
     /// The node has not answered the acquisition or the write-back yet.
@@ -108,6 +134,17 @@ impl From<TokenVote> for VoteReply {
 }
 
 /// The outcome of a round of the write-back.
+///
+/// ```
+/// use leasehold_core::{FencingToken, quorum::{Majority, RoundOutcome, VoteReply, evaluate_round}};
+///
+/// let [seven, eight, nine] = [7, 8, 9].map(FencingToken::new);
+/// let round = |replies: [VoteReply; 3]| evaluate_round(seven, replies, Majority::of(3));
+/// let (accepted, gone) = (VoteReply::Accepted, VoteReply::Gone);
+/// assert_eq!(round([accepted, accepted, gone]), RoundOutcome::Agreed);
+/// assert_eq!(round([accepted, VoteReply::Higher(eight), gone]), RoundOutcome::Retry(nine));
+/// assert_eq!(round([accepted, gone, gone]), RoundOutcome::Lost);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RoundOutcome {
     /// A majority has T. It is the token.
