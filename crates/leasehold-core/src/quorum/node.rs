@@ -22,6 +22,18 @@ use crate::{
 /// Beside the lock, the node keeps per key the pair [`NodeToken`](super::NodeToken), which never
 /// expires. A wrapper implements this trait only if the backend that it wraps does, and forwards
 /// every method.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// use std::sync::Arc;
+/// use leasehold_core::quorum::QuorumNode;
+/// use leasehold_local::MemoryBackend;
+///
+/// let node: Arc<dyn QuorumNode> = Arc::new(MemoryBackend::new());
+/// let state = node.read_state(None).await?;
+/// assert!(state.votes());
+/// # Ok(()) }
+/// ```
 #[async_trait]
 pub trait QuorumNode: LockBackend {
     /// Makes one attempt to acquire the lock at this node, if it meets the quorum's requirements.
@@ -104,6 +116,29 @@ pub trait QuorumNode: LockBackend {
 }
 
 /// The conditions under which a node may vote for an acquisition.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// use std::{sync::Arc, time::Duration};
+/// use leasehold_core::{
+///     FencingToken, LockKey,
+///     backend::{Attempt, Request},
+///     quorum::{QuorumNode, VoteRequirements},
+/// };
+/// use leasehold_local::MemoryBackend;
+///
+/// let requirements = VoteRequirements {
+///     epoch_required: true,
+///     largest_ttl: Duration::from_secs(60),
+///     token_floor: FencingToken::new(100),
+/// };
+/// let request = Request::new(LockKey::new("item/42")?);
+/// let node = Arc::new(MemoryBackend::new());
+/// if let Attempt::Granted(lease) = node.request_vote(request, requirements).await? {
+///     assert!(lease.fencing_token() > Some(requirements.token_floor));
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VoteRequirements {
     /// Whether the node must have a current epoch record. Otherwise any node that has been watched
@@ -117,6 +152,16 @@ pub struct VoteRequirements {
 }
 
 /// A node's answer to [`QuorumNode::raise_token`].
+///
+/// ```
+/// use leasehold_core::{AcquisitionId, FencingToken, quorum::{NodeToken, TokenVote}};
+///
+/// let asked = NodeToken { token: FencingToken::new(7), owner: AcquisitionId::random() };
+/// let holder = Some(asked.owner);
+/// assert_eq!(NodeToken::accepts(None, holder, asked), TokenVote::Accepted);
+/// // The acquisition no longer holds the lock.
+/// assert_eq!(NodeToken::accepts(None, None, asked), TokenVote::Refused(None));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TokenVote {
@@ -127,6 +172,25 @@ pub enum TokenVote {
 }
 
 /// The time for which a client has watched a node that did not change.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// use std::{sync::Arc, time::{Duration, Instant}};
+/// use leasehold_core::quorum::{QuorumNode, Watched};
+/// use leasehold_local::MemoryBackend;
+///
+/// let node = Arc::new(MemoryBackend::new());
+/// let state = node.clone().read_state(None).await?;
+/// let read = Instant::now();
+/// tokio::time::sleep(Duration::from_millis(10)).await;
+/// let watched = Watched {
+///     version: state.version,
+///     before: state.eligibility.watched_for,
+///     duration: read.elapsed(),
+/// };
+/// node.read_state(Some(watched)).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watched {
     /// The version that was read.
@@ -139,6 +203,19 @@ pub struct Watched {
 }
 
 /// The state of a node.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// use std::sync::Arc;
+/// use leasehold_core::quorum::QuorumNode;
+/// use leasehold_local::MemoryBackend;
+///
+/// let state = Arc::new(MemoryBackend::new()).read_state(None).await?;
+/// if !state.votes() {
+///     println!("the node restarted; its epoch record names {:?}", state.recorded);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeState {
     /// Identifies the incarnation of the node and the history of its data. It changes after a
@@ -172,6 +249,25 @@ impl NodeState {
 }
 
 /// An epoch record, which says that a node has lost no data in one incarnation.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// use std::sync::Arc;
+/// use leasehold_core::{Ttl, quorum::{EpochRecord, QuorumNode}};
+/// use leasehold_local::MemoryBackend;
+///
+/// let node = Arc::new(MemoryBackend::new());
+/// let state = node.clone().read_state(None).await?;
+/// let record = EpochRecord {
+///     incarnation: state.incarnation,
+///     version: state.version,
+///     durable: false,
+///     largest_ttl: Ttl::from_secs(60)?,
+///     above: state.highest_token,
+/// };
+/// node.record_epoch(record).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EpochRecord {
     /// The incarnation that was read.

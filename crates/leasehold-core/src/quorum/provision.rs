@@ -21,6 +21,18 @@ use crate::{
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The parameters of [`QuorumBackend::provision`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// use std::sync::Arc;
+/// use leasehold_core::{Ttl, quorum::{Provision, QuorumBackend, QuorumConfig, QuorumMember}};
+/// use leasehold_local::MemoryBackend;
+///
+/// let members = (0..3).map(|_| QuorumMember::Voting(Arc::new(MemoryBackend::new())));
+/// let quorum = QuorumBackend::open(members, QuorumConfig::new()).await?;
+/// quorum.provision(&Provision::new(Ttl::from_secs(60)?).with_never_used(true)).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Provision {
     largest_ttl: Ttl,
