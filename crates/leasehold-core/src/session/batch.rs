@@ -18,6 +18,23 @@ use crate::{
 };
 
 /// Sends jobs to the server in one round trip, whatever their number.
+///
+/// ```
+/// use std::sync::Arc;
+/// use leasehold_core::{backend::BoxFuture, session::BatchExecutor};
+///
+/// /// Answers each job with its square.
+/// struct Squares;
+///
+/// impl BatchExecutor for Squares {
+///     type Job = u64;
+///     type Answer = u64;
+///
+///     fn execute(self: Arc<Self>, jobs: Vec<u64>) -> BoxFuture<'static, Vec<u64>> {
+///         Box::pin(async move { jobs.into_iter().map(|job| job * job).collect() })
+///     }
+/// }
+/// ```
 pub trait BatchExecutor: Send + Sync + 'static {
     /// A request of one task.
     type Job: Send + 'static;
@@ -40,6 +57,14 @@ pub trait BatchExecutor: Send + Sync + 'static {
 }
 
 /// The limits of a [`Batcher`]. Measure them for each backend.
+///
+/// ```
+/// use leasehold_core::session::BatchLimits;
+///
+/// // Up to 8 jobs are sent alone. Above that, two batches of up to 64 jobs are under way.
+/// let limits = BatchLimits { alone: 8, calls: 2, batch: 64 };
+/// # let _ = limits;
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
     /// Below this number of running jobs, each job is sent at once by its own task, because
@@ -56,6 +81,28 @@ pub struct BatchLimits {
 ///
 /// While few jobs are running, each is sent at once by its own task. Above that number, jobs are
 /// queued, and a few workers send the queued jobs in batches.
+///
+/// ```
+/// # use leasehold_core::{backend::BoxFuture, session::BatchExecutor};
+/// # struct Squares;
+/// # impl BatchExecutor for Squares {
+/// #     type Job = u64;
+/// #     type Answer = u64;
+/// #     fn execute(self: std::sync::Arc<Self>, jobs: Vec<u64>) -> BoxFuture<'static, Vec<u64>> {
+/// #         Box::pin(async move { jobs.into_iter().map(|job| job * job).collect() })
+/// #     }
+/// # }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// use std::sync::Arc;
+/// use leasehold_core::session::{BatchLimits, Batcher};
+///
+/// // `Squares` is the executor in the example of `BatchExecutor`.
+/// let executor = Arc::new(Squares);
+/// let batcher = Arc::new(Batcher::new(BatchLimits { alone: 0, calls: 1, batch: 64 }));
+/// let (two, three) = tokio::try_join!(batcher.run(&executor, 2), batcher.run(&executor, 3))?;
+/// assert_eq!((two, three), (4, 9));
+/// # Ok(()) }
+/// ```
 pub struct Batcher<C: BatchExecutor> {
     limits: BatchLimits,
     under_way: AtomicUsize,
