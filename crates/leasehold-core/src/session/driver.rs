@@ -7,6 +7,14 @@ use crate::{
 };
 
 /// A newly opened session.
+///
+/// ```
+/// use leasehold_core::{Deadline, Timestamp, session::Opened};
+///
+/// let deadline = Deadline::at(Timestamp::from_nanos(10_000_000_000));
+/// let opened = Opened { handle: 4711, deadline };
+/// assert_eq!(opened.handle, 4711);
+/// ```
 #[derive(Debug)]
 pub struct Opened<H> {
     /// The driver's handle of the session.
@@ -16,6 +24,13 @@ pub struct Opened<H> {
 }
 
 /// The entries that the server lists for a session.
+///
+/// ```
+/// use leasehold_core::session::Owned;
+///
+/// let owned = Owned { claims: vec!["item/42/0", "item/43/0"], revoked: vec!["item/43/0"] };
+/// assert!(owned.revoked.iter().all(|claim| owned.claims.contains(claim)));
+/// ```
 #[derive(Debug)]
 pub struct Owned<C> {
     /// All entries.
@@ -38,6 +53,8 @@ impl<C> Default for Owned<C> {
 ///
 /// Both come from the request that opened the session. All clients of one backend must therefore
 /// use the same clock.
+///
+/// See [`SessionDriver`] for an example.
 #[derive(Clone, Debug)]
 pub struct SessionClock(Request);
 

@@ -33,6 +33,44 @@ const MAX_SESSIONS_TRIED: usize = 4;
 const MAX_NAMES_TRIED: u32 = 16;
 
 /// The sessions of one backend: one per TTL, opened lazily and shared by all locks of that TTL.
+///
+/// ```
+/// # use leasehold_core::{Deadline, Result, backend::async_trait};
+/// # use leasehold_core::session::{Opened, Owned, SessionClock, SessionDriver};
+/// # #[derive(Debug)]
+/// # struct Server;
+/// # #[async_trait]
+/// # impl SessionDriver for Server {
+/// #     type Handle = u64;
+/// #     type Claim = String;
+/// #     async fn open(&self, clock: &SessionClock) -> Result<Opened<u64>> {
+/// #         Ok(Opened { handle: 4711, deadline: clock.deadline_from(clock.now()) })
+/// #     }
+/// #     async fn renew(&self, _: &u64, clock: &SessionClock) -> Result<Deadline> {
+/// #         Ok(clock.deadline_from(clock.now()))
+/// #     }
+/// #     async fn list_owned(&self, _: &u64) -> Result<Owned<String>> { Ok(Owned::default()) }
+/// #     async fn delete_orphans(&self, _: &u64, _: Vec<String>) -> Result<()> { Ok(()) }
+/// #     async fn close(&self, _: &u64) -> Result<()> { Ok(()) }
+/// # }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<()> {
+/// use std::sync::Arc;
+/// use leasehold_core::{LockKey, backend::Request, session::Sessions};
+///
+/// // `Server` is the driver in the example of `SessionDriver`.
+/// let sessions = Sessions::new(Arc::new(Server));
+/// let request = Request::new(LockKey::new("item/42")?);
+/// let claim = sessions.claim(&request, |session, n| format!("{session}/item/42/{n}")).await?;
+/// assert_eq!(claim.name(), "4711/item/42/0");
+/// // The lock is granted:
+/// assert!(claim.hold(request.loss_notifier()));
+/// assert_eq!(claim.valid_until(), claim.session().valid_until());
+/// // The lock is released:
+/// claim.release();
+/// sessions.close().await?;
+/// assert!(!claim.session().is_live());
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Sessions<D: SessionDriver> {
     driver: Arc<D>,

@@ -18,6 +18,8 @@ use crate::{
 /// While the claim exists, the session is in use, and reconciliation does not remove the entry that
 /// the claim names. After it is dropped, the next reconciliation removes an entry of this name that
 /// is still on the server.
+///
+/// See [`Sessions`](super::Sessions) for an example.
 #[derive(Debug)]
 pub struct Claim<D: SessionDriver> {
     session: Arc<Session<D>>,

@@ -27,6 +27,48 @@ use crate::{
 /// # For implementors
 /// Every call must end: give all input and output a timeout well below the TTL. No future of the
 /// driver is dropped before it completes, unless its runtime shuts down.
+///
+/// ```
+/// use leasehold_core::{
+///     Deadline, Result,
+///     backend::async_trait,
+///     session::{Opened, Owned, SessionClock, SessionDriver},
+/// };
+///
+/// /// A server that keeps every session.
+/// #[derive(Debug)]
+/// struct Server;
+///
+/// #[async_trait]
+/// impl SessionDriver for Server {
+///     type Handle = u64;
+///     type Claim = String;
+///
+///     async fn open(&self, clock: &SessionClock) -> Result<Opened<u64>> {
+///         let sent = clock.now();
+///         // Ask the server to open a session with this TTL, and return its id.
+///         Ok(Opened { handle: 4711, deadline: clock.deadline_from(sent) })
+///     }
+///
+///     async fn renew(&self, _handle: &u64, clock: &SessionClock) -> Result<Deadline> {
+///         let sent = clock.now();
+///         // Ask the server to keep the session for another TTL.
+///         Ok(clock.deadline_from(sent))
+///     }
+///
+///     async fn list_owned(&self, _handle: &u64) -> Result<Owned<String>> {
+///         Ok(Owned::default())
+///     }
+///
+///     async fn delete_orphans(&self, _handle: &u64, _orphans: Vec<String>) -> Result<()> {
+///         Ok(())
+///     }
+///
+///     async fn close(&self, _handle: &u64) -> Result<()> {
+///         Ok(())
+///     }
+/// }
+/// ```
 #[async_trait]
 pub trait SessionDriver: Debug + Send + Sync + 'static {
     /// The driver's handle of a session, such as a lease id or a connection.
@@ -105,6 +147,8 @@ pub trait SessionDriver: Debug + Send + Sync + 'static {
 }
 
 /// A session on the server, shared by all locks of one TTL.
+///
+/// See [`Sessions`](super::Sessions) for an example.
 pub struct Session<D: SessionDriver> {
     id: SessionId,
     driver: Arc<D>,
