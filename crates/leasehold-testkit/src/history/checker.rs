@@ -8,6 +8,31 @@ use super::{
 };
 
 /// The order in which two grants are known to have been made.
+///
+/// ```
+/// use leasehold_testkit::history::{Event, Op, Order, Phase, tokens};
+///
+/// let step = |proc: &str, t_ns, phase, token| Event {
+///     t_ns,
+///     proc: proc.to_owned(),
+///     attempt: 1,
+///     key: "item/42".to_owned(),
+///     op: Op::Acquire,
+///     phase,
+///     shared: false,
+///     token,
+///     deadline: None,
+/// };
+/// // Both requests began before the first grant, so either may have been granted first.
+/// let events = [
+///     step("a", 0, Phase::Invoke, None),
+///     step("b", 1, Phase::Invoke, None),
+///     step("b", 2, Phase::Ok, Some(5)),
+///     step("a", 3, Phase::Ok, Some(4)),
+/// ];
+/// assert!(tokens(&events, Order::RealTime).is_empty());
+/// assert_eq!(tokens(&events, Order::AsReported).len(), 1);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Grants were made in the order in which they were reported. This is true for a server that

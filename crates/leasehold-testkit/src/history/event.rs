@@ -1,6 +1,8 @@
 //! The records of a history: the steps of processes, and the accesses of a register.
 
 /// The operation that a step belongs to.
+///
+/// See [`Event`] for an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -22,6 +24,8 @@ pub enum Op {
 }
 
 /// The phase of an operation that a step records.
+///
+/// See [`Event`] for an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -39,7 +43,25 @@ pub enum Phase {
     Info,
 }
 
-/// One step of one process. See [`history`](crate::history) for an example.
+/// One step of one process.
+///
+/// ```
+/// use leasehold_testkit::history::{Event, Op, Phase, overlaps};
+///
+/// let grant = |proc: &str, t_ns, deadline| Event {
+///     t_ns,
+///     proc: proc.to_owned(),
+///     attempt: 1,
+///     key: "item/42".to_owned(),
+///     op: Op::Acquire,
+///     phase: Phase::Ok,
+///     shared: false,
+///     token: None,
+///     deadline: Some(deadline),
+/// };
+/// assert!(overlaps(&[grant("a", 0, 10), grant("b", 10, 20)]).is_empty());
+/// assert_eq!(overlaps(&[grant("a", 0, 10), grant("b", 5, 20)]).len(), 1);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Event {
@@ -102,6 +124,18 @@ pub struct RegisterLine {
 }
 
 /// An accepted write.
+///
+/// ```
+/// use leasehold_testkit::history::{RegisterLine, Write, register};
+///
+/// // Process `b` wrote without having read the value 1 that `a` wrote.
+/// let write = |proc: &str, token, read| RegisterLine {
+///     token,
+///     value: token,
+///     write: Some(Write { proc: proc.to_owned(), read }),
+/// };
+/// assert_eq!(register(&[write("a", 1, 0), write("b", 2, 0)]).len(), 1);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Write {
