@@ -22,8 +22,20 @@ use super::{
     node_bug::NodeBug,
 };
 
-/// The client of one simulated node, created by [`Network::connect`]. See [`sim`](crate::sim) for
-/// an example.
+/// The client of one simulated node, created by [`Network::connect`].
+///
+/// ```
+/// use leasehold_core::LockClient;
+/// use leasehold_testkit::sim::{Network, SimClock, SimNode};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> leasehold_core::Result<()> {
+/// let node = SimNode::new(SimClock::new());
+/// let client = LockClient::new(Network::new(42).connect(&node));
+/// let guard = client.mutex("item/42").lock().await?;
+/// assert!(node.holds());
+/// # guard.release().await?; Ok(()) }
+/// ```
 pub struct SimBackend {
     link: Link,
     /// The connection on which the node has voted last.

@@ -42,8 +42,19 @@ impl NetworkConditions {
     };
 }
 
-/// The network of a simulation, with the random numbers of its seed. See [`sim`](crate::sim) for
-/// an example.
+/// The network of a simulation, with the random numbers of its seed.
+///
+/// ```
+/// use leasehold_core::LockClient;
+/// use leasehold_testkit::sim::{Network, NetworkConditions, SimClock, SimNode};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let network = Network::new(42);
+/// let client = LockClient::new(network.connect(&SimNode::new(SimClock::new())));
+/// network.set_conditions(NetworkConditions { lost_permille: 1000, ..NetworkConditions::FAIR });
+/// assert!(client.inspect("item/42").await.is_err());
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Network {
     rng: Mutex<fastrand::Rng>,

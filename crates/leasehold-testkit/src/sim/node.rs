@@ -45,7 +45,19 @@ pub enum DataLoss {
 }
 
 /// A simulated server with a clock of its own. It answers requests, one at a time, while it is up
-/// and not paused. See [`sim`](crate::sim) for an example.
+/// and not paused.
+///
+/// ```
+/// use leasehold_testkit::sim::{DataLoss, SimClock, SimNode};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let node = SimNode::new(SimClock::new());
+/// node.set_durable(true);
+/// node.crash(DataLoss::None);
+/// node.start();
+/// assert!(node.is_up() && !node.holds());
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct SimNode {
     /// The number of this node within the process.
