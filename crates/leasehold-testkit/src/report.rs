@@ -7,6 +7,16 @@ use futures_util::FutureExt;
 use crate::{backend_fixture::BackendFixture, case::Case, cases};
 
 /// The outcome of one case.
+///
+/// ```
+/// use leasehold_testkit::{Outcome, cases, mutants::ModelFixture, run_case};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let fixture = ModelFixture::healthy();
+/// let case = &cases::all()[0];
+/// assert_eq!(run_case(&fixture, case).await, Outcome::Passed);
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The property holds.
@@ -18,6 +28,18 @@ pub enum Outcome {
 }
 
 /// A case and its outcome.
+///
+/// ```
+/// use leasehold_testkit::{Outcome, mutants::ModelFixture, run_all};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let fixture = ModelFixture::healthy();
+/// let report = run_all(&fixture, |case| case.concept == "fencing").await;
+/// for case in report.cases {
+///     assert_eq!(case.outcome, Outcome::Passed, "{}", case.case);
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaseReport {
     /// The name of the case.

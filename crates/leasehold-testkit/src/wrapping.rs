@@ -100,8 +100,17 @@ impl<B: LockBackend + ?Sized> LockBackend for Forwarding<B> {
     }
 }
 
-/// A fixture that opens the handles of another fixture in a given [`Wrapping`], which has an
-/// example.
+/// A fixture that opens the handles of another fixture in a given [`Wrapping`].
+///
+/// ```
+/// use leasehold_testkit::{BackendFixture, Wrapped, Wrapping, mutants::ModelFixture};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// let fixture = ModelFixture::healthy();
+/// let wrapped = Wrapped::new(&fixture, Wrapping::Forwarding);
+/// assert_eq!(wrapped.open().await.to_string(), fixture.open().await.to_string());
+/// # }
+/// ```
 pub struct Wrapped<'a> {
     fixture: &'a dyn BackendFixture,
     wrapping: Wrapping,
