@@ -19,6 +19,19 @@ use super::{
 ///
 /// The kernel has no deadline for file locks: the lock is held until it is released, its last
 /// [`Arc`] is dropped, or the process ends.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_local::Result<()> {
+/// use std::sync::Arc;
+/// use leasehold_core::{LockKey, Released, backend::{LockBackend, Request}};
+/// use leasehold_local::FileBackend;
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// let backend = Arc::new(FileBackend::open(folder.path())?);
+/// let lease = backend.acquire(Request::new(LockKey::new("item/42")?)).await?;
+/// assert_eq!(lease.release().await?, Released::Freed);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct FileLease {
     request: Request,

@@ -10,6 +10,18 @@ use leasehold_core::{
 use super::{error::lost, grant::Grant, lock_entry::LockEntry, state::State};
 
 /// A lease of the [`MemoryBackend`](super::MemoryBackend).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_local::Result<()> {
+/// use std::sync::Arc;
+/// use leasehold_core::{LockKey, Released, backend::{LockBackend, Request}};
+/// use leasehold_local::MemoryBackend;
+///
+/// let backend = Arc::new(MemoryBackend::new());
+/// let lease = backend.acquire(Request::new(LockKey::new("item/42")?)).await?;
+/// assert_eq!(lease.release().await?, Released::Freed);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct MemoryLease {
     state: Arc<State>,
