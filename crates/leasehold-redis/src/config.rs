@@ -8,6 +8,12 @@ use redis::{Client, io::tcp::TcpSettings};
 use crate::error;
 
 /// How waiters learn that a lock is free.
+///
+/// ```
+/// use leasehold_redis::{NotificationMode, RedisConfig};
+///
+/// let config = RedisConfig::new().with_notifications(NotificationMode::Polled);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NotificationMode {
