@@ -8,6 +8,15 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use crate::{error, keys::KeyScheme};
 
 /// Options of the backend.
+///
+/// ```
+/// use std::time::Duration;
+/// use leasehold_postgres::PostgresConfig;
+///
+/// let config = PostgresConfig::default()
+///     .with_prefix("shop:")
+///     .with_timeout(Duration::from_secs(1));
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PostgresConfig {

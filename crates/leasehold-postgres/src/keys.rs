@@ -31,6 +31,15 @@ const MAX_PERMITS: u32 = 10_000;
 
 /// The key of an advisory lock, in one of the two spaces that the server has. The spaces never
 /// touch.
+///
+/// ```
+/// use leasehold_postgres::{AdvisoryKey, KeyScheme};
+///
+/// let key = KeyScheme::Int32Pair.key_of(b"4,2")?;
+/// assert_eq!(key, AdvisoryKey::Int32Pair(4, 2));
+/// assert_eq!(key.to_string(), "4,2");
+/// # Ok::<(), leasehold_postgres::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum AdvisoryKey {
     /// `pg_advisory_lock(bigint)`
@@ -123,6 +132,14 @@ impl fmt::Display for AdvisoryKey {
 
 /// How a lock's name becomes the key of an advisory lock. All programs that share locks must agree
 /// on it.
+///
+/// ```
+/// use leasehold_postgres::{AdvisoryKey, KeyScheme, PostgresConfig};
+///
+/// assert_eq!(KeyScheme::Int64.key_of(b"42")?, AdvisoryKey::Int64(42));
+/// let config = PostgresConfig::default().with_keys(KeyScheme::Int64);
+/// # Ok::<(), leasehold_postgres::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyScheme {
