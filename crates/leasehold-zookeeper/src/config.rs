@@ -16,6 +16,15 @@ const DEFAULT_PORT: u16 = 2181;
 pub(crate) const MAX_ROOT: usize = 2048;
 
 /// Options of the backend.
+///
+/// ```
+/// use std::time::Duration;
+/// use leasehold_zookeeper::ZookeeperConfig;
+///
+/// let config = ZookeeperConfig::default()
+///     .with_root("/shop/locks")
+///     .with_tick(Duration::from_secs(2));
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ZookeeperConfig {
@@ -46,6 +55,13 @@ pub struct ZookeeperConfig {
 /// each other.
 ///
 /// Either way, Leasehold respects the nodes of both classes.
+///
+/// ```
+/// use leasehold_zookeeper::{ExclusiveNodes, ZookeeperConfig};
+///
+/// // A write lock of Curator's `InterProcessReadWriteLock`:
+/// let config = ZookeeperConfig::default().with_exclusive(ExclusiveNodes::ReadWrite);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExclusiveNodes {
@@ -59,6 +75,12 @@ pub enum ExclusiveNodes {
 }
 
 /// The access to the nodes of Leasehold.
+///
+/// ```
+/// use leasehold_zookeeper::{Access, ZookeeperConfig};
+///
+/// let config = ZookeeperConfig::default().with_access(Access::Creator);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Access {
