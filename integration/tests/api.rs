@@ -1,4 +1,5 @@
-//! The public API of each published crate is what `docs/api/CRATE.txt` says.
+//! The public API of each published crate is what `docs/api/CRATE.txt` says, and each of its types
+//! has an example.
 //!
 //! The lists are read from the sources, so that no nightly toolchain is needed. A change of the API
 //! shows as a difference in review. To renew the lists:
@@ -15,7 +16,7 @@ use std::{
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use quote::ToTokens;
-use syn::{Attribute, Fields, ImplItem, Item, TraitItem, Visibility};
+use syn::{Attribute, Expr, ExprLit, Fields, ImplItem, Item, Lit, Meta, TraitItem, Visibility};
 
 const CRATES: [&str; 8] = [
     "leasehold",
@@ -53,12 +54,93 @@ fn public_api_is_what_its_snapshot_says() {
     );
 }
 
+#[test]
+fn each_public_type_has_an_example() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut without = Vec::new();
+    for name in CRATES {
+        let documented = Crate::read(&root.join("crates").join(name).join("src")).documented;
+        assert!(!documented.is_empty(), "{name} has no public type");
+        without.extend(
+            without_example(&documented)
+                .into_iter()
+                .map(|of| format!("{name}: {of}")),
+        );
+    }
+    assert!(
+        without.is_empty(),
+        "these types need an example in their docs, or a sentence `See [`OTHER`] for an example`:\n{}",
+        without.join("\n")
+    );
+}
+
+#[test]
+fn type_without_an_example_is_found() {
+    let types = [
+        ("Shown", "A type.\n\n```\nlet a = 1;\n```"),
+        (
+            "Linked",
+            "A type. See\n[`Shown`](super::Shown) for an example.",
+        ),
+        ("NotCompiled", "A type.\n\n```text\nlet a = 1;\n```"),
+        ("Mentions", "A type like [`Shown`]."),
+        ("LinkedToNone", "A type. See [`Mentions`] for an example."),
+    ];
+    let types = types.map(|(name, docs)| (name.to_owned(), docs.to_owned()));
+    assert_eq!(
+        without_example(&types),
+        ["NotCompiled", "Mentions", "LinkedToNone"]
+    );
+}
+
+/// Returns the types whose docs have neither a compiled code block nor a sentence that refers to
+/// such docs of another type.
+fn without_example(documented: &[(String, String)]) -> Vec<&str> {
+    let shown: BTreeSet<_> = documented
+        .iter()
+        .filter(|(_, docs)| has_example(docs))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    documented
+        .iter()
+        .filter(|(name, docs)| {
+            !shown.contains(name.as_str())
+                && !referred_to(docs).is_some_and(|other| shown.contains(other.as_str()))
+        })
+        .map(|(name, _)| name.as_str())
+        .collect()
+}
+
+fn has_example(docs: &str) -> bool {
+    let mut fences = docs
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("```"));
+    // Each opening fence is followed by a closing one.
+    while let Some(info) = fences.next() {
+        if ["", "no_run", "rust", "should_panic"].contains(&info) {
+            return true;
+        }
+        fences.next();
+    }
+    false
+}
+
+/// Returns the type `T` of a sentence "See [`T`] for an example."
+fn referred_to(docs: &str) -> Option<String> {
+    let docs = docs.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (before, _) = docs.split_once(" for an example")?;
+    let (_, link) = before.rsplit_once("See [`")?;
+    link.split('`').next().map(str::to_owned)
+}
+
 /// The lines of one crate. A `pub` item of a private module counts: the lint `unreachable_pub` sees
 /// to it that it is reachable.
 #[derive(Default)]
 struct Crate {
     lines: BTreeSet<String>,
     types: BTreeSet<String>,
+    /// The name and the documentation of each public type, except those in hidden modules.
+    documented: Vec<(String, String)>,
     /// Implementations of traits, and the types that they are for.
     traits: Vec<(String, String)>,
 }
@@ -98,6 +180,7 @@ impl Crate {
         match item {
             Item::Mod(module) if !is_for_tests(&module.attrs) => {
                 let name = module.ident.to_string();
+                let documented = self.documented.len();
                 let path = match &module.vis {
                     Visibility::Public(_) => {
                         self.add(path, &module.attrs, &format!("pub mod {name}"));
@@ -115,6 +198,9 @@ impl Crate {
                             self.file(file, &inner, &path);
                         }
                     }
+                }
+                if is_hidden(&module.attrs) {
+                    self.documented.truncate(documented);
                 }
             }
             Item::Use(import) if is_public(&import.vis) => {
@@ -146,6 +232,7 @@ impl Crate {
             }
             Item::Struct(structure) if is_public(&structure.vis) => {
                 let name = structure.ident.to_string();
+                self.document(&name, &structure.attrs);
                 self.add(
                     path,
                     &structure.attrs,
@@ -156,6 +243,7 @@ impl Crate {
             }
             Item::Enum(enumeration) if is_public(&enumeration.vis) => {
                 let name = enumeration.ident.to_string();
+                self.document(&name, &enumeration.attrs);
                 self.add(
                     path,
                     &enumeration.attrs,
@@ -173,6 +261,7 @@ impl Crate {
             }
             Item::Trait(contract) if is_public(&contract.vis) => {
                 let name = contract.ident.to_string();
+                self.document(&name, &contract.attrs);
                 let bounds = shown(&contract.supertraits);
                 self.add(
                     path,
@@ -271,6 +360,25 @@ impl Crate {
         }
     }
 
+    fn document(&mut self, name: &str, attributes: &[Attribute]) {
+        if is_hidden(attributes) || is_for_tests(attributes) {
+            return;
+        }
+        let lines = attributes.iter().filter_map(|attribute| {
+            let Meta::NameValue(pair) = &attribute.meta else {
+                return None;
+            };
+            match &pair.value {
+                Expr::Lit(ExprLit {
+                    lit: Lit::Str(text),
+                    ..
+                }) if pair.path.is_ident("doc") => Some(text.value() + "\n"),
+                _ => None,
+            }
+        });
+        self.documented.push((name.to_owned(), lines.collect()));
+    }
+
     /// Adds a line, after the attributes that users depend on.
     fn add(&mut self, path: &str, attributes: &[Attribute], text: &str) {
         let kept = attributes.iter().filter(|attribute| {
@@ -287,6 +395,12 @@ impl Crate {
 
 fn is_public(visibility: &Visibility) -> bool {
     matches!(visibility, Visibility::Public(_))
+}
+
+fn is_hidden(attributes: &[Attribute]) -> bool {
+    attributes
+        .iter()
+        .any(|attribute| attribute.path().is_ident("doc") && shown(attribute).contains("(hidden)"))
 }
 
 fn is_for_tests(attributes: &[Attribute]) -> bool {
