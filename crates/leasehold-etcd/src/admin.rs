@@ -34,7 +34,7 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
                 _ => queue_key == 0,
             };
             writer_ahead |= !owner.shared;
-            let label = if owner.ours {
+            let label = if owner.is_leasehold {
                 label_of(kv.value())
             } else {
                 String::new()
@@ -67,7 +67,7 @@ async fn list(cluster: &Cluster, lock_prefix: &LockPrefix) -> Result<Vec<KeyValu
 }
 
 fn mode_of(owner: &KeyOwner, permits: bool) -> Option<Mode> {
-    if !owner.ours {
+    if !owner.is_leasehold {
         return None;
     }
     match (permits, owner.of.and_then(|of| of.try_into().ok())) {
@@ -82,12 +82,12 @@ fn mode_of(owner: &KeyOwner, permits: bool) -> Option<Mode> {
 async fn expires_in(
     cluster: &Cluster,
     id: i64,
-    known: &mut HashMap<i64, Option<Duration>>,
+    cache: &mut HashMap<i64, Option<Duration>>,
 ) -> Option<Duration> {
-    if let Some(known) = known.get(&id) {
-        return *known;
+    if let Some(cached) = cache.get(&id) {
+        return *cached;
     }
-    let asked = cluster.call(
+    let response = cluster.call(
         "inspect",
         SideEffect::None,
         cluster.config.timeout,
@@ -96,13 +96,13 @@ async fn expires_in(
             async move { lease.time_to_live(id, None).await }
         },
     );
-    let left = asked
+    let remaining = response
         .await
         .ok()
         .and_then(|answer| u64::try_from(answer.ttl()).ok())
         .map(Duration::from_secs);
-    known.insert(id, left);
-    left
+    cache.insert(id, remaining);
+    remaining
 }
 
 /// Returns the id of one grant: its create revision and its key.
@@ -154,7 +154,7 @@ pub(crate) async fn revoke(
             RevokeOutcome::AlreadyGone
         });
     }
-    if !lock_prefix.read(key.as_bytes()).ours {
+    if !lock_prefix.read(key.as_bytes()).is_leasehold {
         return Err(error::plain(
             ErrorKind::Unsupported,
             "revoke",

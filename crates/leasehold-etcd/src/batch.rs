@@ -71,7 +71,7 @@ impl BatchExecutor {
         }
         let txns = || jobs.iter().map(|job| TxnOp::txn(job.txn())).collect();
         let operations = jobs.iter().map(|job| job.operation);
-        let told = |error: Error| {
+        let fail_all = |error: Error| {
             operations
                 .clone()
                 .map(|name| Err(error.clone().with_operation(name)))
@@ -93,12 +93,12 @@ impl BatchExecutor {
                 }
                 Ok((None, false)) => return None,
                 // Another member, with a higher limit, may have executed them.
-                Ok((None, true)) => told(error::plain(
+                Ok((None, true)) => fail_all(error::plain(
                     ErrorKind::Indeterminate,
                     "batch",
                     "the reply of a member was lost",
                 )),
-                Err(error) => told(error),
+                Err(error) => fail_all(error),
             },
         )
     }

@@ -131,7 +131,7 @@ impl fmt::Debug for ParsedUrl {
 impl ParsedUrl {
     /// Parses `url`. Options that it does not set are those of `config`.
     pub(crate) fn parse(url: &str, mut config: EtcdConfig) -> Result<Self> {
-        let mut url = BackendUrl::parse(url).map_err(ours)?;
+        let mut url = BackendUrl::parse(url).map_err(with_context)?;
         let tls = match url.scheme() {
             "etcd" => false,
             "etcds" => true,
@@ -154,7 +154,7 @@ impl ParsedUrl {
                 ));
             }
         };
-        let mut take = |option| url.take(option).map_err(ours);
+        let mut take = |option| url.take(option).map_err(with_context);
         if let Some(prefix) = take("prefix")? {
             config.prefix = prefix.into_bytes().into();
         }
@@ -182,7 +182,10 @@ impl ParsedUrl {
             ("connect-timeout", &mut config.connect_timeout),
             ("fallback-poll-interval", &mut config.fallback_poll_interval),
         ] {
-            *target = url.take_duration(option).map_err(ours)?.unwrap_or(*target);
+            *target = url
+                .take_duration(option)
+                .map_err(with_context)?
+                .unwrap_or(*target);
         }
         let connector = Connector {
             tls,
@@ -193,7 +196,7 @@ impl ParsedUrl {
         let endpoints = hosts
             .map(|host| connector.endpoint(&host))
             .collect::<Result<Vec<_>>>()?;
-        url.finish().map_err(ours)?;
+        url.finish().map_err(with_context)?;
         Ok(Self {
             endpoints,
             connector,
@@ -207,7 +210,7 @@ fn invalid(message: impl Into<String>) -> Error {
     error::plain(ErrorKind::InvalidInput, "connect", message)
 }
 
-fn ours(error: Error) -> Error {
+fn with_context(error: Error) -> Error {
     error::named(error, "connect")
 }
 

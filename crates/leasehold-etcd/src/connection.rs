@@ -185,7 +185,7 @@ impl Cluster {
         F: Future<Output = Result<T, Driver>>,
     {
         let first = self.current.load(Ordering::Relaxed);
-        let mut doubt: Option<Error> = None;
+        let mut uncertain: Option<Error> = None;
         let mut failure: Option<Error> = None;
         for attempt in 0..self.members.len().max(2) {
             let index = (first + attempt) % self.members.len();
@@ -204,12 +204,12 @@ impl Cluster {
                     if index != first {
                         self.move_from(first, index);
                     }
-                    return Ok((answer, doubt.is_some()));
+                    return Ok((answer, uncertain.is_some()));
                 }
                 Err(failed) => failed,
             };
             if failed.kind() == ErrorKind::Indeterminate {
-                doubt = Some(failed.clone());
+                uncertain = Some(failed.clone());
             }
             failure = Some(failed);
             if !try_next || attempt + 1 == self.members.len() && self.members.len() > 1 {
@@ -217,7 +217,7 @@ impl Cluster {
             }
         }
         // The refusal of one member does not undo what another may have done.
-        Err(doubt
+        Err(uncertain
             .or(failure)
             .unwrap_or_else(|| error::protocol(operation)))
     }

@@ -120,12 +120,12 @@ pub(crate) fn is_lease_taken(error: &Driver) -> bool {
 /// Returns whether a request has more operations than the server's `--max-txn-ops`, or more bytes
 /// than its `--max-request-bytes`.
 pub(crate) fn is_too_large(error: &Driver) -> bool {
-    const SIGNS: [&str; 3] = [
+    const MESSAGES: [&str; 3] = [
         "too many operations in txn",
         "request is too large",
         "received message larger than max",
     ];
-    matches!(error, Driver::GRpcStatus(status) if SIGNS.iter().any(|sign| status.message().contains(sign)))
+    matches!(error, Driver::GRpcStatus(status) if MESSAGES.iter().any(|text| status.message().contains(text)))
 }
 
 /// Returns whether the server rejects the token of a request, or requires one. A new token may
@@ -141,13 +141,13 @@ pub(crate) fn is_token_refused(error: &Driver) -> bool {
 pub(crate) fn is_about_token(message: &str) -> bool {
     // The token is expired or unknown; is older than a change of users and roles (3.5 and 3.4); or
     // is missing.
-    const SIGNS: [&str; 4] = [
+    const MESSAGES: [&str; 4] = [
         "invalid auth token",
         "revision of auth store is old",
         "revision in header is old",
         "user name is empty",
     ];
-    SIGNS.iter().any(|sign| message.contains(sign))
+    MESSAGES.iter().any(|text| message.contains(text))
 }
 
 /// Returns whether authentication is disabled on the server.
@@ -204,7 +204,7 @@ pub(crate) fn from_driver(
             Some((_, answered)) => of_web_server(answered, effect, endpoint),
             None => of_status(i32::from(status.code()), status.message(), &cause, operation, effect, endpoint),
         },
-        Driver::TransportError(_) | Driver::IoError(_) => broken(&cause, operation, effect, endpoint),
+        Driver::TransportError(_) | Driver::IoError(_) => connection_error(&cause, operation, effect, endpoint),
         Driver::WatchError(_) | Driver::LeaseKeepAliveError(_) => {
             (lost_answer(effect), format!("the stream with {endpoint} ended: {cause}"))
         }
@@ -269,7 +269,7 @@ fn of_status(
             format!("the server gave up: {message}"),
         ),
         CANCELLED | UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE => {
-            broken(cause, operation, effect, endpoint)
+            connection_error(cause, operation, effect, endpoint)
         }
         UNIMPLEMENTED => (
             ErrorKind::Unsupported,
@@ -300,7 +300,12 @@ fn of_web_server(status: &str, effect: SideEffect, endpoint: &str) -> (ErrorKind
     (kind, message)
 }
 
-fn broken(cause: &str, operation: &str, effect: SideEffect, endpoint: &str) -> (ErrorKind, String) {
+fn connection_error(
+    cause: &str,
+    operation: &str,
+    effect: SideEffect,
+    endpoint: &str,
+) -> (ErrorKind, String) {
     // Without a connection, nothing was sent.
     let connecting = [
         "tcp connect error",
@@ -308,7 +313,7 @@ fn broken(cause: &str, operation: &str, effect: SideEffect, endpoint: &str) -> (
         "dns error",
         "failed to lookup",
     ];
-    if connecting.iter().any(|sign| cause.contains(sign)) {
+    if connecting.iter().any(|text| cause.contains(text)) {
         let remedy = if cause.contains("deadline has elapsed") {
             "nobody answered within the option `connect-timeout`, 1 s unless set; check the address, and firewalls"
         } else {
@@ -353,7 +358,7 @@ const ALERT: &str = "received fatal alert";
 fn is_certificate(cause: &str) -> bool {
     ["certificate", "Certificate", "UnknownIssuer", "UnknownCA"]
         .iter()
-        .any(|sign| cause.contains(sign))
+        .any(|text| cause.contains(text))
 }
 
 fn lost_answer(effect: SideEffect) -> ErrorKind {
@@ -366,21 +371,23 @@ fn lost_answer(effect: SideEffect) -> ErrorKind {
 /// Returns the messages of an error and its causes. The driver's own message shows the causes with
 /// `Debug`.
 fn cause(error: &Driver) -> String {
-    let (says, mut next) = match error {
+    let (message, mut next) = match error {
         Driver::GRpcStatus(status) => (
             status.message().to_owned(),
             std::error::Error::source(status),
         ),
         Driver::TransportError(error) => (error.to_string(), std::error::Error::source(error)),
         Driver::IoError(error) => (error.to_string(), None),
-        Driver::WatchError(says) | Driver::LeaseKeepAliveError(says) => (says.clone(), None),
+        Driver::WatchError(message) | Driver::LeaseKeepAliveError(message) => {
+            (message.clone(), None)
+        }
         other => (other.to_string(), None),
     };
-    let mut parts = vec![says];
+    let mut parts = vec![message];
     while let Some(cause) = next {
-        let says = cause.to_string();
-        if !parts.iter().any(|part| part.contains(&says)) {
-            parts.push(says);
+        let message = cause.to_string();
+        if !parts.iter().any(|part| part.contains(&message)) {
+            parts.push(message);
         }
         next = cause.source();
     }
@@ -435,7 +442,7 @@ mod tests {
     /// The messages of the server are from `api/v3rpc/rpctypes/error.go`.
     #[test]
     fn messages_of_the_server_are_mapped_to_kinds() {
-        for (code, message, kind, says) in [
+        for (code, message, kind, expected) in [
             // Refused before it was proposed: the request had no effect and may be repeated.
             (
                 Code::ResourceExhausted,
@@ -542,7 +549,7 @@ mod tests {
         ] {
             let error = mapped(code, message, SideEffect::Writes);
             assert_eq!(error.kind(), kind, "{message}: {error}");
-            assert!(error.to_string().contains(says), "{message}: {error}");
+            assert!(error.to_string().contains(expected), "{message}: {error}");
             assert!(
                 std::error::Error::source(&error).is_some(),
                 "{message}: the driver's error is kept"
@@ -553,9 +560,9 @@ mod tests {
     /// A Redis server, whose response may arrive before it closes the connection.
     #[test]
     fn other_protocols_are_named_in_the_error() {
-        let says =
+        let message =
             "h2 protocol error: http2 error: connection error detected: frame with invalid size";
-        let error = mapped(Code::Internal, says, SideEffect::None);
+        let error = mapped(Code::Internal, message, SideEffect::None);
         assert_eq!(
             error.message(),
             "what etcd://h:2379 answered is not HTTP/2, which etcd speaks."

@@ -50,7 +50,7 @@ impl Handshake {
         address: &str,
     ) -> Result<(), MemberError> {
         let (watch, cluster) = self
-            .ask(channel)
+            .request(channel)
             .await
             .map_err(|error| MemberError::from_driver(error, operation, address))?;
         if watch.is_some_and(|id| id != ID) {
@@ -70,7 +70,7 @@ impl Handshake {
     }
 
     /// Returns the id of a watch, unless the watch was refused, and the id of the cluster.
-    async fn ask(&self, channel: &Channel) -> Result<(Option<i64>, Option<u64>), Driver> {
+    async fn request(&self, channel: &Channel) -> Result<(Option<i64>, Option<u64>), Driver> {
         let mut watches = channel.watch.clone();
         let mut stream = watches
             .watch(

@@ -99,7 +99,7 @@ impl LockPrefix {
             None => (false, rest),
         };
         let foreign = KeyOwner {
-            ours: false,
+            is_leasehold: false,
             shared: false,
             of: None,
         };
@@ -113,12 +113,12 @@ impl LockPrefix {
         });
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
             (Some(Some(_)), Some(Some(_)), None, None) => KeyOwner {
-                ours: true,
+                is_leasehold: true,
                 shared,
                 of: None,
             },
             (Some(Some(_)), Some(Some(_)), Some(Some(of)), None) => KeyOwner {
-                ours: true,
+                is_leasehold: true,
                 shared,
                 of: of.parse().ok(),
             },
@@ -139,7 +139,7 @@ impl LockPrefix {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct KeyOwner {
     /// Whether Leasehold wrote the key.
-    pub(crate) ours: bool,
+    pub(crate) is_leasehold: bool,
     pub(crate) shared: bool,
     pub(crate) of: Option<u32>,
 }
@@ -159,7 +159,7 @@ impl KeyLayout {
         if self.exact {
             if [PERMITS, SESSION, REVOKED]
                 .iter()
-                .any(|ours| contains(name, &ours[..ours.len() - 1]))
+                .any(|reserved| contains(name, &reserved[..reserved.len() - 1]))
             {
                 return Err(error::plain(
                     ErrorKind::InvalidInput,
@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(
             owner,
             KeyOwner {
-                ours: true,
+                is_leasehold: true,
                 shared: mode == Mode::Shared,
                 of
             }
@@ -343,7 +343,11 @@ mod tests {
             .lock_prefix(&LockKey::new("a").unwrap(), false)
             .unwrap();
         for key in ["694d1234", "r-1", "", "x-y-z", "1-2-3-4", "1-x"] {
-            assert!(!lock_prefix.read(format!("shop:a/{key}").as_bytes()).ours);
+            assert!(
+                !lock_prefix
+                    .read(format!("shop:a/{key}").as_bytes())
+                    .is_leasehold
+            );
         }
     }
 

@@ -86,13 +86,13 @@ impl Member {
         authenticator: &Authenticator,
         operation: &'static str,
     ) -> Result<(), MemberError> {
-        let asked = Instant::now();
+        let called = Instant::now();
         let mut failure = channel.authenticating.lock().await;
         if channel.token() != refused {
             return Ok(());
         }
         if let Some((begun, failed)) = &*failure
-            && *begun >= asked
+            && *begun >= called
         {
             return Err(failed.clone());
         }
@@ -117,13 +117,13 @@ impl Member {
     /// Makes the next request open a new connection. A connection to a member that was stopped may
     /// hang for a long time.
     pub(crate) fn discard(&self, channel: &Arc<Channel>) {
-        let mut known = self.lock();
+        let mut current = self.lock();
         if matches!(self.source, ChannelSource::Url(_))
-            && known
+            && current
                 .as_ref()
-                .is_some_and(|known| Arc::ptr_eq(known, channel))
+                .is_some_and(|current| Arc::ptr_eq(current, channel))
         {
-            *known = None;
+            *current = None;
         }
     }
 

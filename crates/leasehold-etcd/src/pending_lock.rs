@@ -187,7 +187,7 @@ impl PendingLock {
                     None
                 }
             };
-            let woken = async {
+            let notified = async {
                 match wait {
                     Some((deleted, interval)) => {
                         tokio::time::timeout(interval, deleted).await.is_ok()
@@ -199,7 +199,7 @@ impl PendingLock {
                 }
             };
             was_notified = tokio::select! {
-                notified = woken => notified,
+                result = notified => result,
                 () = self.ended() => return Err(lost_position()),
                 () = request.cancelled() => return Err(cancelled()),
             }

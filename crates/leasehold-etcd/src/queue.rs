@@ -100,7 +100,7 @@ impl QueueKey {
             self.value.clone(),
             Some(PutOptions::new().with_lease(lease)),
         );
-        let mine = TxnOp::get(self.key.to_vec(), None);
+        let own_key = TxnOp::get(self.key.to_vec(), None);
         Txn::new()
             .when([Compare::create_revision(
                 self.key.to_vec(),
@@ -108,7 +108,7 @@ impl QueueKey {
                 0,
             )])
             .and_then([vec![put], self.first_keys()].concat())
-            .or_else([vec![mine], self.first_keys()].concat())
+            .or_else([vec![own_key], self.first_keys()].concat())
     }
 
     /// Acquires the lock if it is free, in one transaction that compares the whole range, and
@@ -134,8 +134,8 @@ impl QueueKey {
         );
         // A copy that is sent after a lost reply finds its own key, which exists only if the lock
         // was free.
-        let mine = TxnOp::get(self.key.to_vec(), None);
-        Txn::new().when(compares).and_then([put]).or_else([mine])
+        let own_key = TxnOp::get(self.key.to_vec(), None);
+        Txn::new().when(compares).and_then([put]).or_else([own_key])
     }
 
     /// Moves the key of a new holder from the lease of waiters to the lease of its session. Its
@@ -183,7 +183,7 @@ impl QueueKey {
     }
 
     fn position_ops(&self, revision: i64) -> Vec<TxnOp> {
-        let mine = TxnOp::get(self.key.to_vec(), Some(GetOptions::new().with_keys_only()));
+        let own_key = TxnOp::get(self.key.to_vec(), Some(GetOptions::new().with_keys_only()));
         let ahead = |(start, end): (Vec<u8>, Vec<u8>), limit| {
             let options = GetOptions::new()
                 .with_range(end)
@@ -197,7 +197,7 @@ impl QueueKey {
             .ranges()
             .into_iter()
             .map(|range| ahead(range, self.max_holders()));
-        std::iter::once(mine).chain(ranges).collect()
+        std::iter::once(own_key).chain(ranges).collect()
     }
 
     /// Returns whether a transaction that is sent alone is a plain delete of the key. This costs
@@ -240,7 +240,7 @@ impl QueueKey {
             Some(TxnOpResponse::Put(put)) => {
                 put.header().map(etcd_client::ResponseHeader::revision)
             }
-            Some(TxnOpResponse::Get(mine)) => self.own_revision(&mine)?,
+            Some(TxnOpResponse::Get(own_key)) => self.own_revision(&own_key)?,
             _ => None,
         };
         let revision = revision
@@ -286,8 +286,8 @@ impl QueueKey {
                     .map(QueuePosition::Holds)
                     .ok_or_else(|| error::protocol("acquire"))
             }
-            Some(TxnOpResponse::Get(mine)) => Ok(self
-                .own_revision(&mine)?
+            Some(TxnOpResponse::Get(own_key)) => Ok(self
+                .own_revision(&own_key)?
                 .map_or(QueuePosition::Absent, QueuePosition::Holds)),
             _ => Err(error::protocol("acquire")),
         }
@@ -302,8 +302,8 @@ impl QueueKey {
         answer: &TxnResponse,
     ) -> Result<(QueuePosition, Vec<EtcdKey>)> {
         let mut parts = answer.op_responses().into_iter().map(as_range);
-        let mine = parts.next().ok_or_else(|| error::protocol("acquire"))??;
-        if mine
+        let own_key = parts.next().ok_or_else(|| error::protocol("acquire"))??;
+        if own_key
             .kvs()
             .first()
             .is_none_or(|kv| kv.create_revision() != revision)
@@ -378,18 +378,18 @@ impl QueueKey {
         }
     }
 
-    fn check_permits(&self, name: &LockKey, ours: u32, found: &[GetResponse]) -> Result<()> {
+    fn check_permits(&self, name: &LockKey, requested: u32, found: &[GetResponse]) -> Result<()> {
         let counts = found
             .iter()
             .flat_map(GetResponse::kvs)
             .map(|kv| self.lock_prefix.read(kv.key()).of);
-        match counts.flatten().find(|of| *of != ours) {
+        match counts.flatten().find(|of| *of != requested) {
             None => Ok(()),
-            Some(theirs) => Err(error::plain(
+            Some(existing) => Err(error::plain(
                 ErrorKind::Conflict,
                 "acquire",
                 format!(
-                    "`{name}` is in use as a semaphore of {theirs} permits, but {ours} were requested; use the same number \
+                    "`{name}` is in use as a semaphore of {existing} permits, but {requested} were requested; use the same number \
                      for every semaphore of this name"
                 ),
             )),

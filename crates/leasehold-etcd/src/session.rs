@@ -171,11 +171,11 @@ impl EtcdSessions {
         let Some((keeper, answers)) = stream.as_mut() else {
             return Err(error::protocol("renew"));
         };
-        let asked = tokio::time::timeout(timeout, async {
+        let replied = tokio::time::timeout(timeout, async {
             keeper.keep_alive().await?;
             answers.message().await
         });
-        let answer = match asked.await {
+        let answer = match replied.await {
             Ok(Ok(Some(answer))) => answer,
             // A late reply must not be matched with a later request, so the stream is not used
             // again.
@@ -238,8 +238,8 @@ impl EtcdSessions {
             .map(etcd_client::ResponseHeader::raft_term)
             .ok_or_else(|| error::protocol("renew"))?;
         // If another program has written the key since, the key may outlive the lease.
-        let stands = read.kvs().first().map(KeyValue::lease) == Some(handle.lease);
-        Ok(stands.then_some(term))
+        let exists = read.kvs().first().map(KeyValue::lease) == Some(handle.lease);
+        Ok(exists.then_some(term))
     }
 
     async fn try_renew(&self, handle: &Handle, time: &SessionClock) -> Result<Option<Deadline>> {
@@ -398,10 +398,10 @@ impl SessionDriver for EtcdSessions {
     async fn delete_orphans(&self, handle: &Handle, orphans: Vec<EtcdKey>) -> Result<()> {
         // If the waiter was granted the lock in the meantime, its key belongs to another lease.
         let delete = |key: &EtcdKey| {
-            let ours = Compare::lease(key.to_vec(), CompareOp::Equal, handle.lease);
+            let belongs = Compare::lease(key.to_vec(), CompareOp::Equal, handle.lease);
             TxnOp::txn(
                 Txn::new()
-                    .when([ours])
+                    .when([belongs])
                     .and_then([TxnOp::delete(key.to_vec(), None)]),
             )
         };

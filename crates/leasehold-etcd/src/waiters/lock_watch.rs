@@ -69,7 +69,7 @@ impl LockWatch {
     /// Handles the end of the watch: no deletion is reported any more, so all waiters are notified
     /// and check for themselves.
     pub(super) fn on_lost(&self) {
-        let woken = {
+        let waiters = {
             let mut state = self.lock();
             state.is_established = false;
             self.generation.fetch_add(1, Ordering::AcqRel);
@@ -81,20 +81,20 @@ impl LockWatch {
                 .chain(any)
                 .collect::<Vec<_>>()
         };
-        for (_, notify) in woken {
+        for (_, notify) in waiters {
             notify.notify_one();
         }
     }
 
     pub(super) fn deleted(&self, key: &[u8]) {
-        let woken = {
+        let waiters = {
             let mut state = self.lock();
             self.generation.fetch_add(1, Ordering::AcqRel);
             let by_key = state.by_key.remove(&EtcdKey::from(key)).unwrap_or_default();
             let any = std::mem::take(&mut state.any);
             by_key.into_iter().chain(any).collect::<Vec<_>>()
         };
-        for (_, notify) in woken {
+        for (_, notify) in waiters {
             notify.notify_one();
         }
     }

@@ -89,35 +89,35 @@ mod platform {
         .union(OFlags::CLOEXEC);
 
     pub(in super::super) fn open_writable(path: &Path) -> io::Result<File> {
-        open_file(&Place::of(path, false)?, OFlags::RDWR)
+        open_file(&Location::of(path, false)?, OFlags::RDWR)
     }
 
     pub(in super::super) fn open_readable(path: &Path) -> io::Result<File> {
-        open_file(&Place::of(path, false)?, OFlags::RDONLY)
+        open_file(&Location::of(path, false)?, OFlags::RDONLY)
     }
 
     /// Creates a file that every user who may write its directory can open.
     pub(in super::super) fn create(path: &Path) -> io::Result<File> {
-        let place = Place::of(path, false)?;
-        let file = open_file(&place, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
-        share(&file, 0o6, &place.metadata()?)?;
+        let location = Location::of(path, false)?;
+        let file = open_file(&location, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
+        share(&file, 0o6, &location.metadata()?)?;
         Ok(file)
     }
 
     /// Creates the directories of a long name.
     pub(in super::super) fn create_parents(path: &Path) -> io::Result<()> {
-        Place::of(path, true).map(drop)
+        Location::of(path, true).map(drop)
     }
 
     /// The location of a file. The directories of a long name, which end in `~`, are opened one by
     /// one, and none of them may be a symbolic link. The backend has resolved its own directory
     /// before.
-    struct Place<'a> {
+    struct Location<'a> {
         dir: Option<OwnedFd>,
         path: &'a Path,
     }
 
-    impl<'a> Place<'a> {
+    impl<'a> Location<'a> {
         fn of(path: &'a Path, create: bool) -> io::Result<Self> {
             let is_chunk = |dir: &&Path| {
                 dir.file_name()
@@ -173,12 +173,18 @@ mod platform {
         }
     }
 
-    fn open_file(place: &Place<'_>, flags: OFlags) -> io::Result<File> {
+    fn open_file(location: &Location<'_>, flags: OFlags) -> io::Result<File> {
         let unusable = |what: &'static str| io::Error::new(io::ErrorKind::InvalidInput, what);
         // A pipe at this path must not block the process.
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let opened =
-            retry_on_intr(|| openat(place.dir(), place.path, flags, Mode::RUSR | Mode::WUSR));
+        let opened = retry_on_intr(|| {
+            openat(
+                location.dir(),
+                location.path,
+                flags,
+                Mode::RUSR | Mode::WUSR,
+            )
+        });
         let file = File::from(opened.map_err(|errno| match errno {
             Errno::LOOP => unusable("the path is a symbolic link"),
             Errno::ISDIR | Errno::NXIO | Errno::NODEV => unusable("the path is not a regular file"),
@@ -212,19 +218,19 @@ mod platform {
         if !group_writes && !others_write {
             return Ok(());
         }
-        let ours = created.metadata()?;
-        let mut mode = ours.mode() & 0o7777;
+        let metadata = created.metadata()?;
+        let mut mode = metadata.mode() & 0o7777;
         if others_write {
             mode |= access;
         }
         if group_writes && takes_group_of(created, dir)? {
             mode |= access << 3;
         }
-        if ours.is_dir() {
+        if metadata.is_dir() {
             // The sticky bit prevents users from removing the files of others.
             mode |= dir.mode() & 0o1000;
         }
-        if mode == ours.mode() & 0o7777 {
+        if mode == metadata.mode() & 0o7777 {
             Ok(())
         } else {
             created.set_permissions(Permissions::from_mode(mode))

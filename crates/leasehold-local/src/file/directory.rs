@@ -154,11 +154,13 @@ pub(super) fn check(dir: &Path, shared: bool) -> Result<()> {
     let mut rest = VecDeque::from(words(&absolute));
     let mut links = 0;
     loop {
-        if !shared && let Some(trouble) = trouble(&metadata, &trusted, rest.is_empty()) {
+        if !shared
+            && let Some(untrusted_reason) = untrusted_reason(&metadata, &trusted, rest.is_empty())
+        {
             return Err(refused(
                 ErrorKind::Denied,
                 format!(
-                    "{} {trouble}, so other users could change the locks in {}; choose another directory, or, if it is \
+                    "{} {untrusted_reason}, so other users could change the locks in {}; choose another directory, or, if it is \
                      shared on purpose, use file:DIR?shared=true (`FileConfig::with_shared`)",
                     at.display(),
                     dir.display()
@@ -229,7 +231,7 @@ pub(super) fn check(_: &Path, _: bool) -> Result<()> {
 
 /// Returns which other users can change the contents of a directory.
 #[cfg(unix)]
-fn trouble(directory: &fs::Metadata, trusted: &[u32], is_last: bool) -> Option<String> {
+fn untrusted_reason(directory: &fs::Metadata, trusted: &[u32], is_last: bool) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
     if !trusted.contains(&directory.uid()) {
         return Some(format!("belongs to user {}", directory.uid()));
