@@ -2,8 +2,8 @@
 //!
 //! Before 3.5.13, and before 3.4.31, a leader that was paused and deposed revokes live leases when
 //! it resumes, because it does not check whether it still leads (etcd issue 15247). A client cannot
-//! prevent that, and can only report it. Later versions check first. The remaining risk is a leader
-//! that is paused between that check and its next step.
+//! prevent that, and can only report it. Later versions check first, but only if the member has
+//! missed its ticks. A leader whose ticker runs first after the pause still revokes them.
 
 use std::{
     collections::{HashMap, HashSet},
