@@ -1,4 +1,4 @@
-//! Certificates for TLS tests, made afresh for each.
+//! Certificates for TLS tests. Each instance has new ones.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use rcgen::{
 
 use crate::{HarnessError, Result};
 
-/// A certificate authority of its own and a server certificate for `localhost` and `127.0.0.1` that
-/// it signed, as PEM files in one folder. Trusting the authority of another instance is how a test
-/// gets a wrong certificate.
+/// A certificate authority and a server certificate for `localhost` and `127.0.0.1` signed by it,
+/// as PEM files in one folder. A test gets an untrusted certificate by trusting the authority of
+/// another instance.
 #[derive(Debug, Clone)]
 pub struct Certificates {
     folder: PathBuf,
 }
 
 impl Certificates {
-    /// Makes them and writes them to `folder`, which stays the caller's.
+    /// Generates the certificates and writes them to `folder`, which the caller owns.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -27,8 +27,7 @@ impl Certificates {
         Self::generate_for(folder, &["localhost", "127.0.0.1"])
     }
 
-    /// The same for other host names or addresses: a certificate that is in order, but not for this
-    /// server.
+    /// Generates a valid server certificate for other host names or addresses.
     ///
     /// # Errors
     /// The folder cannot be written, or a name is not one.
@@ -36,7 +35,8 @@ impl Certificates {
         Self::write(folder, names, None)
     }
 
-    /// The same as [`generate`](Self::generate), but the server's certificate has expired.
+    /// Generates a server certificate that has expired, otherwise like
+    /// [`generate`](Self::generate).
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -62,17 +62,17 @@ impl Certificates {
         Ok(certificates)
     }
 
-    /// The authority's certificate: what a client must trust.
+    /// Returns the path of the authority's certificate, which a client must trust.
     pub fn ca(&self) -> PathBuf {
         self.folder.join("ca.pem")
     }
 
-    /// The server's certificate.
+    /// Returns the path of the server's certificate.
     pub fn certificate(&self) -> PathBuf {
         self.folder.join("server.pem")
     }
 
-    /// The server's private key.
+    /// Returns the path of the server's private key.
     pub fn key(&self) -> PathBuf {
         self.folder.join("server-key.pem")
     }
@@ -84,10 +84,10 @@ struct Pems {
     key: String,
 }
 
-/// The year in which a certificate has expired that [has expired](Certificates::generate_expired).
+/// The year in which the certificate of [`Certificates::generate_expired`] expires.
 const LONG_AGO: i32 = 2001;
 
-/// `until`: the year in which the server's certificate expires.
+/// Generates the PEM texts. The server's certificate expires in the year `until`, if set.
 fn make(names: &[&str], until: Option<i32>) -> Result<Pems, rcgen::Error> {
     let mut authority = CertificateParams::default();
     authority

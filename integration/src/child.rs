@@ -1,4 +1,4 @@
-//! A child process with signals.
+//! A child process that can be paused, resumed and killed.
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
@@ -11,26 +11,25 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{HarnessError, Result, spawner};
 
-/// How often the state of a process is looked at while waiting for it to change.
+/// The interval at which the state of a process is polled.
 const GLANCE: Duration = Duration::from_millis(2);
 
-/// A stop, a continuation or a death by SIGKILL takes effect within microseconds; more than this is
-/// a defect.
+/// The limit for a signal to take effect. It takes microseconds, so more than this is a defect.
 const OBEDIENCE: Duration = Duration::from_secs(10);
 
-/// A process that this one started and owns: it is killed and reaped on drop, and killed by the
-/// kernel if this process dies first. Signals go to its pid alone, which cannot be another's before
-/// it is reaped here.
+/// A child process owned by this one. It is killed and reaped on drop, and the kernel kills it if
+/// this process dies first. Signals are sent to its pid only while it is not reaped, so they cannot
+/// reach another process.
 #[derive(Debug)]
 #[must_use = "dropping it kills the process"]
 pub struct OwnedChild {
     child: Child,
-    /// Set once reaped: from then on the pid may be another's.
+    /// Set once the child is reaped. The pid may be reused from then on.
     exit: Option<ExitStatus>,
 }
 
 impl OwnedChild {
-    /// Starts `program` with what `configure` adds to its command: arguments, environment, streams.
+    /// Starts `program`. `configure` can set arguments, environment and streams of the command.
     ///
     /// # Errors
     /// `program` is not there, or cannot be started.
@@ -38,7 +37,7 @@ impl OwnedChild {
         Self::spawn_as(None, program, configure)
     }
 
-    /// The same as another user, which only root can; as this one for `None`.
+    /// Starts `program` as another user, which requires root; `None` means the current user.
     ///
     /// # Errors
     /// As [`spawn`](Self::spawn).
@@ -48,13 +47,13 @@ impl OwnedChild {
         configure: impl FnOnce(&mut Command),
     ) -> Result<Self> {
         let program = find_program(program)?;
-        // setpriv(1) replaces itself by the program, so the pid is the program's own.
+        // setpriv(1) replaces itself with the program, so the pid is the program's.
         let mut command = Command::new(find_program("setpriv")?);
         if let Some(user) = user {
             command.args(["--reuid", user, "--regid", user, "--init-groups"]);
         }
         command.args(["--pdeathsig", "KILL", "--"]).arg(&program);
-        // A Ctrl-C at the terminal is for the test run, whose death then takes its children along.
+        // Keeps Ctrl-C at the terminal for the test run. Its death ends the children.
         command.process_group(0);
         configure(&mut command);
         let child = spawner::spawn(command).map_err(|error| {
@@ -63,53 +62,53 @@ impl OwnedChild {
         Ok(Self { child, exit: None })
     }
 
-    /// Its process id. After its death, the id that it had.
+    /// Returns the process id. It stays the same after the process has ended.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Whether it has not ended, paused or not.
+    /// Returns whether the process has not ended. A paused process is running.
     pub fn is_running(&mut self) -> bool {
         self.try_wait().is_none()
     }
 
-    /// SIGSTOP. Returns when it has taken effect: from then on the process does nothing until
+    /// Sends SIGSTOP and returns when it has taken effect. The process does nothing until
     /// [`resume`](Self::resume).
     ///
     /// # Errors
-    /// It has ended.
+    /// The process has ended.
     pub fn pause(&mut self) -> Result<()> {
         self.signal(Signal::STOP)?;
         self.wait_until("pause", |state| state == 'T')
     }
 
-    /// SIGCONT. Returns when it has taken effect.
+    /// Sends SIGCONT and returns when it has taken effect.
     ///
     /// # Errors
-    /// It has ended.
+    /// The process has ended.
     pub fn resume(&mut self) -> Result<()> {
         self.signal(Signal::CONT)?;
         self.wait_until("resume", |state| state != 'T')
     }
 
-    /// SIGKILL, and reaps it. Does nothing if it has ended already.
+    /// Sends SIGKILL and reaps the process. Does nothing if it has already ended.
     pub fn kill(&mut self) {
         if self.try_wait().is_none() {
-            // Both fail only when it is gone, which is what was asked for.
+            // Both calls fail only if the process has already ended.
             drop(self.child.kill());
             self.exit = self.child.wait().ok();
         }
     }
 
-    /// SIGTERM, and waits for its end; a paused process is resumed so that it can.
+    /// Sends SIGTERM and waits for the end of the process. A paused process is resumed first.
     ///
     /// # Errors
-    /// It has not ended after `patience`. It is left running.
+    /// The process has not ended within `patience`. It is left running.
     pub fn terminate(&mut self, patience: Duration) -> Result<ExitStatus> {
         self.end_by(Signal::TERM, patience)
     }
 
-    /// The same by another signal that it is known to end by.
+    /// Sends another signal that ends the program, and waits for its end.
     pub(crate) fn end_by(&mut self, signal: Signal, patience: Duration) -> Result<ExitStatus> {
         if let Some(exit) = self.try_wait() {
             return Ok(exit);
@@ -119,10 +118,10 @@ impl OwnedChild {
         self.wait(patience)
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     ///
     /// # Errors
-    /// It has not ended after `patience`. It is left running.
+    /// The process has not ended within `patience`. It is left running.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
         let end = Instant::now() + patience;
         loop {
@@ -139,7 +138,7 @@ impl OwnedChild {
         }
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status if the process has ended.
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
         if self.exit.is_none() {
             self.exit = self.child.try_wait().ok().flatten();
@@ -147,7 +146,7 @@ impl OwnedChild {
         self.exit
     }
 
-    /// The pipes to it, where `configure` asked for some.
+    /// Returns the child, with the pipes that `configure` set up.
     pub(crate) fn child_mut(&mut self) -> &mut Child {
         &mut self.child
     }
@@ -183,10 +182,10 @@ impl Drop for OwnedChild {
     }
 }
 
-/// Where `program` is: a path as it is, a bare name as found in `PATH`.
+/// Returns the path of `program`: a path is returned unchanged, a name is looked up in `PATH`.
 ///
 /// # Errors
-/// It is not there; the error names `integration/setup.sh`, which installs what the tests need.
+/// The program is not installed. The error names `integration/setup.sh`, which installs it.
 pub fn find_program(program: impl AsRef<OsStr>) -> Result<PathBuf> {
     let program = Path::new(program.as_ref());
     let found = if program.components().count() > 1 {
@@ -205,9 +204,9 @@ pub fn find_program(program: impl AsRef<OsStr>) -> Result<PathBuf> {
     })
 }
 
-/// The state letter of proc(5): `R` running, `S` sleeping, `T` stopped, `Z` dead and not reaped.
+/// Returns the state letter of proc(5): `R` running, `S` sleeping, `T` stopped, `Z` zombie.
 pub(crate) fn process_state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in parentheses and may hold any character, so the state follows the last one.
+    // The name is in parentheses and may contain any character, so the last one counts.
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }

@@ -1,18 +1,18 @@
 use std::error::Error;
 use std::fmt;
 
-/// What the harness returns.
+/// The result type of the harness.
 pub type Result<T, E = HarnessError> = std::result::Result<T, E>;
 
-/// The harness itself failed: a server did not start, a process did not obey. The message is for
-/// the person who reads the failed test, and names the remedy where there is one.
+/// A failure of the harness itself, such as a server that does not start. The message is for the
+/// reader of the failed test and names a remedy if there is one.
 pub struct HarnessError {
     message: String,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl HarnessError {
-    /// An error that says `message`.
+    /// Creates an error with this message.
     pub fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -20,7 +20,7 @@ impl HarnessError {
         }
     }
 
-    /// An error that says `message` and was caused by `source`.
+    /// Creates an error with this message and this source.
     pub fn caused_by(
         message: impl Into<String>,
         source: impl Into<Box<dyn Error + Send + Sync>>,
@@ -38,7 +38,7 @@ impl fmt::Display for HarnessError {
     }
 }
 
-/// As a test's `unwrap` and `main` print it: in full and readable, line breaks included.
+/// Prints the whole error with line breaks, because `unwrap` and `main` print with `Debug`.
 impl fmt::Debug for HarnessError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;

@@ -1,4 +1,4 @@
-//! [`Foreign`]: a lock client of another language.
+//! [`Foreign`]: a lock client in another language.
 
 use std::{
     ffi::OsString,
@@ -14,7 +14,7 @@ use crate::{
     server::{classpath, jvm},
 };
 
-/// Debian's jars of Curator and what it needs.
+/// The jars of Curator and its dependencies, as Debian names them.
 const CURATOR: [&str; 6] = [
     "curator-recipes",
     "curator-framework",
@@ -24,19 +24,19 @@ const CURATOR: [&str; 6] = [
     "slf4j-nop",
 ];
 
-/// For what must happen at all.
+/// The timeout of operations that must succeed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A program of `integration/interop` with another project's lock client in it, for one lock.
-/// Dropping it kills it.
+/// A program of `integration/interop` that uses another project's lock client for one lock.
+/// Dropping it kills the program.
 #[derive(Debug)]
 pub struct Foreign(Peer);
 
 impl Foreign {
-    /// redis-py's `Lock`.
+    /// Starts a program with redis-py's `Lock`.
     ///
     /// # Errors
-    /// It is not installed, or cannot reach the server.
+    /// The client is not installed, or cannot reach the server.
     pub async fn redis_py(url: &str, name: &str, ttl: Duration) -> Result<Self> {
         let script = sources().join("python/redis_lock.py");
         let arguments = [
@@ -48,10 +48,10 @@ impl Foreign {
         Self::start(installed("python/bin/python")?, arguments.into()).await
     }
 
-    /// node-redlock over the Redis servers on these ports.
+    /// Starts a program with node-redlock over the Redis servers on these ports.
     ///
     /// # Errors
-    /// It is not installed.
+    /// The client is not installed.
     pub async fn node_redlock(ports: &[u16], name: &str, ttl: Duration) -> Result<Self> {
         let script = sources().join("node/redlock.mjs");
         let packages = installed("node/package.json")?
@@ -68,11 +68,11 @@ impl Foreign {
         Self::start(installed("node/node")?, arguments).await
     }
 
-    /// Curator's `InterProcessMutex` (`mutex`), or one side of its `InterProcessReadWriteLock`
-    /// (`read`, `write`).
+    /// Starts a program with Curator's `InterProcessMutex` (`mutex`), or one side of its
+    /// `InterProcessReadWriteLock` (`read`, `write`).
     ///
     /// # Errors
-    /// It is not installed, or cannot reach the server.
+    /// The client is not installed, or cannot reach the server.
     pub async fn curator(server: SocketAddr, kind: &str, path: &str) -> Result<Self> {
         let classes = installed("java/CuratorLock.class")?
             .parent()
@@ -94,10 +94,11 @@ impl Foreign {
         Self::start(find_program("java")?, arguments).await
     }
 
-    /// kazoo's `Lock`, which is to respect nodes with these patterns in their names too.
+    /// Starts a program with kazoo's `Lock`, configured to respect nodes whose names contain one of
+    /// these patterns.
     ///
     /// # Errors
-    /// It is not installed, or cannot reach the server.
+    /// The client is not installed, or cannot reach the server.
     pub async fn kazoo(server: SocketAddr, path: &str, patterns: &[&str]) -> Result<Self> {
         let script = sources().join("python/kazoo_lock.py");
         let mut arguments: Vec<OsString> =
@@ -106,35 +107,35 @@ impl Foreign {
         Self::start(installed("python/bin/python")?, arguments).await
     }
 
-    /// `flock(1)` on this file.
+    /// Starts a program with `flock(1)` on this file.
     ///
     /// # Errors
-    /// The file is not there.
+    /// The file does not exist.
     pub async fn flock(file: &Path) -> Result<Self> {
         Self::start(sources().join("shell/flock.sh"), vec![file.into()]).await
     }
 
-    /// Locks, and waits for it.
+    /// Acquires the lock, and waits until it is held.
     ///
     /// # Errors
-    /// It does not hold the lock within 20 s.
+    /// The lock is not held within 20 s.
     pub async fn lock(&mut self) -> Result<()> {
         self.begin_lock()?;
         self.holds().await
     }
 
-    /// Begins to lock: [`holds`](Self::holds) waits for it.
+    /// Starts to acquire the lock without waiting; see [`holds`](Self::holds).
     ///
     /// # Errors
-    /// It has ended.
+    /// The process has ended.
     pub fn begin_lock(&mut self) -> Result<()> {
         self.0.say("lock")
     }
 
-    /// Waits until it holds what it began to lock.
+    /// Waits until a lock started by [`begin_lock`](Self::begin_lock) is held.
     ///
     /// # Errors
-    /// It does not hold the lock within 20 s.
+    /// The lock is not held within 20 s.
     pub async fn holds(&mut self) -> Result<()> {
         match self.hear().await?.as_str() {
             "held" => Ok(()),
@@ -144,25 +145,25 @@ impl Foreign {
         }
     }
 
-    /// Tries to lock, without waiting. Whether it holds the lock now.
+    /// Tries to acquire the lock without waiting. Returns whether it is held.
     ///
     /// # Errors
-    /// It has ended.
+    /// The process has ended.
     pub async fn try_lock(&mut self) -> Result<bool> {
         self.0.say("try")?;
         Ok(self.hear().await? == "held")
     }
 
-    /// Releases. Whether the lock was its own until then.
+    /// Releases the lock. Returns whether it was still held.
     ///
     /// # Errors
-    /// It has ended.
+    /// The process has ended.
     pub async fn release(&mut self) -> Result<bool> {
         self.0.say("release")?;
         Ok(self.hear().await? == "released")
     }
 
-    /// `program` with these arguments, in which a client waits for orders.
+    /// Starts `program`, which waits for commands.
     async fn start(program: PathBuf, arguments: Vec<OsString>) -> Result<Self> {
         let mut foreign = Self(Peer::spawn(program, arguments)?);
         match foreign.hear().await?.as_str() {
@@ -178,16 +179,16 @@ impl Foreign {
     }
 }
 
-/// The programs that use the clients.
+/// Returns the folder with the sources of the programs.
 fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("interop")
 }
 
-/// What `integration/interop/setup.sh` has installed.
+/// Returns the path of a program that `integration/interop/setup.sh` has installed.
 fn installed(path: &str) -> Result<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/interop");
-    // Node wants an absolute path without `..`; Python finds its packages beside the path that it
-    // is started by.
+    // Node requires an absolute path without `..`; Python finds its packages relative to the path
+    // by which it is started.
     let folder = folder.canonicalize().unwrap_or(folder);
     let path = folder.join(path);
     if path.exists() {

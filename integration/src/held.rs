@@ -1,15 +1,15 @@
-//! [`Held`]: what a test holds, whatever the mode.
+//! [`Held`]: a held lock of any mode.
 
 use std::time::Duration;
 
 use leasehold_core::{FencingToken, LockGuard, Released, Result, SemaphorePermit};
 
-/// A lock or a permit.
+/// A guard of a lock or a semaphore permit.
 #[derive(Debug)]
 pub enum Held {
-    /// Of a mutex or a read-write lock.
+    /// A guard of a mutex or a read-write lock.
     Lock(LockGuard),
-    /// Of a semaphore.
+    /// A permit of a semaphore.
     Permit(SemaphorePermit),
 }
 

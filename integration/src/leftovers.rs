@@ -14,10 +14,10 @@ use crate::{
     server::{PostgresServer, RedisServer},
 };
 
-/// How often a leftovers that finds something is taken again.
+/// The interval between two checks.
 const AGAIN: Duration = Duration::from_millis(10);
 
-/// What outlives the locks: counters of tokens, and what the node of a quorum keeps.
+/// Key parts of data that outlives the locks: token counters, and the state of a quorum node.
 const LASTING: [&[u8]; 5] = [
     b":token",
     b":fence",
@@ -26,7 +26,7 @@ const LASTING: [&[u8]; 5] = [
     b":lh4:top",
 ];
 
-/// The keys of all locks that are held or waited for.
+/// Returns the keys of all locks that are held or waited for.
 ///
 /// # Errors
 /// The server does not answer.
@@ -43,8 +43,8 @@ pub fn redis(server: &RedisServer) -> Result<BTreeSet<String>> {
         .into_iter()
         .filter(|key| !LASTING.iter().any(|lasting| key.ends_with(lasting)))
     {
-        // A set of waiters stays a while after its last member has left or expired: only members
-        // that live count.
+        // The set of waiters may outlive its last member, so only members that have not expired
+        // count.
         let kind: String = redis::cmd("TYPE")
             .arg(&key)
             .query(&mut connection)
@@ -67,7 +67,7 @@ pub fn redis(server: &RedisServer) -> Result<BTreeSet<String>> {
     Ok(found)
 }
 
-/// The advisory locks that are held or waited for: who, which key, how.
+/// Returns the advisory locks that are held or waited for, with process, key and mode.
 ///
 /// # Errors
 /// The server does not answer.
@@ -79,15 +79,15 @@ pub fn postgres(server: &PostgresServer) -> Result<BTreeSet<String>> {
     Ok(locks.lines().map(str::to_owned).collect())
 }
 
-/// The files under `folder` that any process has locked: holders, and the signs of waiters.
+/// Returns the files under `folder` that any process has locked, held locks and waiters' markers.
 ///
 /// # Errors
 /// The folder or `/proc/locks` cannot be read.
 pub fn files(folder: &Path) -> Result<BTreeSet<String>> {
     let unreadable = |error| HarnessError::caused_by("cannot take the leftovers", error);
     let locks = fs::read_to_string("/proc/locks").map_err(unreadable)?;
-    // proc(5): `1: FLOCK ADVISORY WRITE 593 08:01:1048602 0 EOF`, and `1: -> …` for who waits for
-    // it.
+    // proc(5): `1: FLOCK ADVISORY WRITE 593 08:01:1048602 0 EOF`. A waiter's line begins with `1:
+    // -> …`.
     let locked: BTreeSet<u64> = locks
         .lines()
         .filter_map(|line| {
@@ -109,10 +109,10 @@ pub fn files(folder: &Path) -> Result<BTreeSet<String>> {
     Ok(found)
 }
 
-/// Takes a leftovers again and again until it finds nothing.
+/// Repeats a check until it finds nothing.
 ///
 /// # Errors
-/// It still finds something after `patience`, or cannot be taken.
+/// The check still finds something after `patience`, or fails.
 pub fn nothing_left(
     patience: Duration,
     mut leftovers: impl FnMut() -> Result<BTreeSet<String>>,

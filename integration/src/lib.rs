@@ -1,22 +1,21 @@
-//! What the tests of Leasehold break things with: real servers that are started, paused, killed and
-//! restarted, a proxy that cuts and swallows connections at exact points, and processes that play
+//! The harness of Leasehold's integration tests: real servers that can be paused, killed and
+//! restarted, a proxy that injects network faults at exact points, and child processes that act as
 //! other programs.
 //!
-//! Nothing here is asynchronous and nothing runs on the caller's runtime, so a test may pause its
-//! clock, block its thread or shut its runtime down and the faults still happen when they are asked
-//! for. Everything started here dies with its handle, and also with the test process, however that
-//! ends.
+//! The harness does not use the caller's runtime, so a test may pause its clock, block its thread
+//! or shut its runtime down, and faults still happen on time. Everything started by the harness
+//! ends when its handle is dropped, and also when the test process ends for any reason.
 //!
-//! | module | what it gives |
+//! | module | content |
 //! |---|---|
-//! | [`server`] | [`RedisServer`](server::RedisServer) and others, and what they are built from |
-//! | [`proxy`] | [`Proxy`](proxy::Proxy): cut, swallow, hold, delay, count |
-//! | [`peer`] | [`Peer`](peer::Peer): another process of a test, spoken to line by line |
+//! | [`server`] | [`RedisServer`](server::RedisServer) and the other servers |
+//! | [`proxy`] | [`Proxy`](proxy::Proxy): cuts, swallows, holds back, delays and counts |
+//! | [`peer`] | [`Peer`](peer::Peer): another process of a test, controlled by lines of text |
 //! | [`child`] | [`OwnedChild`](child::OwnedChild): a process with signals that is reaped on drop |
-//! | [`foreign`] | [`Foreign`](foreign::Foreign): a lock client of another language |
+//! | [`foreign`] | [`Foreign`](foreign::Foreign): a lock client in another language |
 //! | [`held`] | [`Held`](held::Held): a lock or a permit |
-//! | [`worker`] | processes that lock on command, and write down what they believe |
-//! | [`checker`], [`leftovers`] | judges of what the processes believed, and of what is left over |
+//! | [`worker`] | processes that lock on command and log when they consider the lock held |
+//! | [`checker`], [`leftovers`] | checks of these logs, and of what remains on the servers |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
 
 pub mod bench;

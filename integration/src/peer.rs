@@ -1,4 +1,4 @@
-//! Another process of a test.
+//! A child process that takes part in a test.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
@@ -10,18 +10,18 @@ use std::{env, thread};
 use crate::child::OwnedChild;
 use crate::{HarnessError, Result};
 
-/// What a line must begin with to be heard; all else that a peer prints (a test harness's own
-/// lines) is passed over.
+/// The prefix of each line that a peer sends. All other output, such as a test runner's, is
+/// ignored.
 const MARK: &str = "peer> ";
 
-/// Set in a peer that is this test again: the role that it plays.
+/// The environment variable with the role of a peer that runs the same test program.
 const ROLE: &str = "LEASEHOLD_PEER_ROLE";
 
-/// How often a test with a runtime looks whether its peer has said something.
+/// The interval at which [`Peer::heard`] polls for a line.
 const GLANCE: Duration = Duration::from_millis(2);
 
-/// Another process of a test: it is told lines on its standard input, and heard on its standard
-/// output. Its standard error is the test's. Dropping it kills it.
+/// A child process that reads lines from the test on its standard input and writes lines to it on
+/// its standard output. Its standard error is the test's. Dropping it kills it.
 #[derive(Debug)]
 pub struct Peer {
     child: OwnedChild,
@@ -30,10 +30,11 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts `program`, in tests `env!("CARGO_BIN_EXE_worker")` and the like, with `arguments`.
+    /// Starts `program` with `arguments`. In tests the program is `env!("CARGO_BIN_EXE_worker")` or
+    /// similar.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The program cannot be started.
     pub fn spawn<A: AsRef<OsStr>>(
         program: impl AsRef<OsStr>,
         arguments: impl IntoIterator<Item = A>,
@@ -41,26 +42,26 @@ impl Peer {
         Self::spawn_with(program, arguments, &[])
     }
 
-    /// Starts this test program again, to run the test named `test` alone (its full path, as the
-    /// test runner prints it) in the given `role`; see [`role`].
+    /// Starts this test program again in the given `role`, to run only the test named `test` (its
+    /// full path, as the test runner prints it). See [`role`].
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The program cannot be started.
     pub fn this_test(test: &str, role: &str) -> Result<Self> {
         let program = env::current_exe()
             .map_err(|error| HarnessError::caused_by("cannot tell which program this is", error))?;
         Self::spawn_with(program, [test, "--exact", "--nocapture"], &[(ROLE, role)])
     }
 
-    /// The process, for its pid and for signals.
+    /// Returns the process, for its pid and for signals.
     pub fn process(&mut self) -> &mut OwnedChild {
         &mut self.child
     }
 
-    /// Sends it a line.
+    /// Sends a line to the process.
     ///
     /// # Errors
-    /// It no longer reads.
+    /// The process no longer reads.
     pub fn say(&mut self, line: &str) -> Result<()> {
         writeln!(self.input, "{line}")
             .and_then(|()| self.input.flush())
@@ -69,10 +70,10 @@ impl Peer {
             })
     }
 
-    /// The next line that it [`tell`]s.
+    /// Returns the next line that the process sends with [`tell`].
     ///
     /// # Errors
-    /// It said nothing within `patience`, or has ended.
+    /// The process sent nothing within `patience`, or has ended.
     pub fn hear(&mut self, patience: Duration) -> Result<String> {
         let end = Instant::now() + patience;
         loop {
@@ -80,8 +81,7 @@ impl Peer {
                 .lines
                 .recv_timeout(end.saturating_duration_since(Instant::now()))
             {
-                // Not at the start of a line where a test runner has announced the test on the same
-                // one.
+                // The mark may follow a test runner's announcement on the same line.
                 Ok(line) => {
                     if let Some((_, told)) = line.split_once(MARK) {
                         return Ok(told.to_owned());
@@ -93,11 +93,11 @@ impl Peer {
         }
     }
 
-    /// As [`hear`](Self::hear), for a test that has a runtime to go on. May be dropped and called
-    /// again.
+    /// Returns the next line like [`hear`](Self::hear), without blocking the runtime. Cancel safe:
+    /// no line is lost if the future is dropped.
     ///
     /// # Errors
-    /// It said nothing within `patience`, or has ended.
+    /// The process sent nothing within `patience`, or has ended.
     pub async fn heard(&mut self, patience: Duration) -> Result<String> {
         let end = Instant::now() + patience;
         loop {
@@ -116,10 +116,10 @@ impl Peer {
         }
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     ///
     /// # Errors
-    /// It has not ended after `patience`.
+    /// The process has not ended within `patience`.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
         self.child.wait(patience)
     }
@@ -141,7 +141,7 @@ impl Peer {
             return Err(HarnessError::new("the peer has no pipes"));
         };
         let (heard, lines) = mpsc::channel();
-        // Ends with the peer's output, at the latest when the peer is killed.
+        // The thread ends when the peer closes its output, at the latest when it is killed.
         thread::spawn(move || {
             for line in BufReader::new(output)
                 .lines()
@@ -168,12 +168,12 @@ fn mute() -> HarnessError {
     HarnessError::new("the peer has closed its output without saying what was awaited")
 }
 
-/// In a peer: says a line to the test that started it.
+/// Sends a line to the test that started this peer.
 pub fn tell(line: impl std::fmt::Display) {
     println!("{MARK}{line}");
 }
 
-/// In a peer: waits for a line from the test that started it. `None` when that test is gone.
+/// Waits for a line from the test that started this peer. Returns `None` when that test has ended.
 pub fn listen() -> Option<String> {
     let mut line = String::new();
     match std::io::stdin().read_line(&mut line) {
@@ -182,8 +182,8 @@ pub fn listen() -> Option<String> {
     }
 }
 
-/// The role that this process plays as a peer; `None` in the test itself. A test that uses
-/// [`Peer::this_test`] begins by asking.
+/// Returns the role of this process as a peer, or `None` in the test itself. A test that uses
+/// [`Peer::this_test`] starts by calling it.
 pub fn role() -> Option<String> {
     env::var(ROLE).ok()
 }

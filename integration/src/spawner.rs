@@ -1,9 +1,9 @@
-//! One thread that starts every child process of the harness.
+//! A thread that starts all child processes of the harness.
 //!
-//! A child asks the kernel to be killed when its parent dies, so that a test run that is killed
-//! leaves no servers behind. Linux ties that to the *thread* that started it (prctl(2),
-//! `PR_SET_PDEATHSIG`), and the threads of tests and runtimes come and go: so a thread that lives
-//! as long as the process starts them all.
+//! A child asks the kernel to be killed when its parent dies, so that a killed test run leaves no
+//! servers behind. Linux ties this to the *thread* that started the child (prctl(2),
+//! `PR_SET_PDEATHSIG`), and threads of tests and runtimes end early. A thread that lives as long as
+//! the process therefore starts all children.
 
 use std::io;
 use std::process::{Child, Command};
@@ -19,7 +19,7 @@ static NURSERY: LazyLock<Mutex<Sender<Order>>> = LazyLock::new(|| {
         .name("spawner".to_owned())
         .spawn(move || {
             for (mut command, reply) in inbox {
-                // The asker waits for the reply, so it is there.
+                // The caller waits for the reply, so the receiver exists.
                 drop(reply.send(command.spawn()));
             }
         })
@@ -27,7 +27,7 @@ static NURSERY: LazyLock<Mutex<Sender<Order>>> = LazyLock::new(|| {
     Mutex::new(orders)
 });
 
-/// Starts `command` from the thread that lives as long as this process.
+/// Starts `command` on the thread that lives as long as this process.
 pub(crate) fn spawn(command: Command) -> io::Result<Child> {
     let (reply, answer) = mpsc::channel();
     let orders = NURSERY

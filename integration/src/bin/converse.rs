@@ -1,8 +1,8 @@
-//! Makes every call of the library once to each server that is named, on one thread.
+//! Calls every function of the library once on each given server, on one thread.
 //!
-//! `converse URL...` prints a line for each call that has ended, `panic` for each panic, and last
-//! how much memory all of it took. `converse --impatient URL` gives connecting less time than the
-//! library does, and prints what came of it.
+//! `converse URL...` prints one line for each completed call, `panic` for each panic, and finally
+//! the peak memory use. `converse --impatient URL` connects with a shorter timeout than the
+//! library's and prints the result.
 
 use std::{
     env,
@@ -16,7 +16,7 @@ use std::{
 use leasehold::Ttl;
 use tokio::{task::JoinSet, time::timeout};
 
-/// Longer than all time-outs of the library together: a call that has not ended by then never will.
+/// Longer than the sum of all timeouts in the library: a call that is still pending then is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
 const IMPATIENCE: Duration = Duration::from_millis(200);
 
@@ -24,11 +24,11 @@ static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    // A parent that has gone needs no answer.
+    // If the parent has exited, nobody reads the line.
     drop(writeln!(out, "{line}").and_then(|()| out.flush()));
 }
 
-/// Kibibytes, of a line of proc(5)'s `status`.
+/// Parses the number of kibibytes in a line of `/proc/self/status`, see proc(5).
 fn memory(line: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let value = status
@@ -139,6 +139,6 @@ async fn main() {
         "memory: {} KiB",
         memory("VmHWM").saturating_sub(before)
     ));
-    // Nothing is waited for that a server still keeps busy.
+    // Exits without waiting for tasks that a server keeps busy.
     process::exit(0);
 }

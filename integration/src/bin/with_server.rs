@@ -1,5 +1,6 @@
-//! `with_server etcd COMMAND…`: starts a server, runs the command with `{url}` replaced by where
-//! the server is, and ends as the command does. So what is not a test runs on a real server too.
+//! `with_server etcd COMMAND…` starts a server, runs the command with `{url}` replaced by the
+//! server's URL, and exits with the command's status. Programs that are not tests can run on a real
+//! server this way.
 
 use std::process::{Command, ExitCode};
 

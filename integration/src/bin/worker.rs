@@ -1,10 +1,10 @@
-//! A process that a test drives: see [`leasehold_integration::worker`].
+//! A process that a test controls, see [`leasehold_integration::worker`].
 
 use leasehold_integration::{HarnessError, Result, worker};
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // A panic in any task or thread ends the process, which the test notices.
+    // A panic in any task or thread ends the process, so that the test notices it.
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         default(info);

@@ -1,28 +1,28 @@
 use super::direction::Way;
 
-/// What a proxy has seen.
+/// Statistics of a proxy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Connections that it has taken.
+    /// The number of accepted connections.
     pub connections: u64,
-    /// Those of them that are open.
+    /// The number of open connections.
     pub open: u64,
-    /// Trip-wires that have gone off.
+    /// The number of trip-wires that have triggered.
     pub trips: u64,
-    /// From the clients to the server.
+    /// Traffic from the clients to the server.
     pub client_to_server: Traffic,
-    /// From the server to the clients.
+    /// Traffic from the server to the clients.
     pub server_to_client: Traffic,
 }
 
-/// What has gone one way.
+/// Statistics of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Chunks that were passed on, a shortened one included.
+    /// The number of forwarded chunks, including truncated ones.
     pub chunks: u64,
-    /// Bytes that were passed on.
+    /// The number of forwarded bytes.
     pub bytes: u64,
-    /// Bytes that a black hole has swallowed.
+    /// The number of bytes swallowed by a black hole.
     pub swallowed: u64,
 }
 

@@ -1,16 +1,16 @@
-/// Which way bytes go.
+/// A direction of traffic, as seen by a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// What the client sends.
+    /// Bytes sent by the client.
     ClientToServer,
-    /// What the server sends.
+    /// Bytes sent by the server.
     ServerToClient,
-    /// Either way.
+    /// Both directions.
     Both,
 }
 
 impl Direction {
-    /// Whether it covers what goes `way`.
+    /// Returns whether `way` is part of this direction.
     pub(crate) fn covers(self, way: Way) -> bool {
         match self {
             Self::ClientToServer => way == Way::Up,
@@ -20,7 +20,7 @@ impl Direction {
     }
 }
 
-/// The way of one pump: never both.
+/// The direction of one pump, never both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     /// To the server.

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::direction::Way;
 
-/// What becomes of bytes.
+/// The treatment of bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Flow {
     #[default]
@@ -12,14 +12,14 @@ pub(crate) enum Flow {
     Swallow,
 }
 
-/// A line in one direction.
+/// The state of one direction.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Line {
     pub(crate) flow: Flow,
     pub(crate) delay: Duration,
 }
 
-/// Both directions.
+/// The state of both directions.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Lines {
     up: Line,

@@ -1,8 +1,7 @@
-//! A TCP proxy before any server, that cuts, swallows, holds and delays.
+//! A TCP proxy that cuts, swallows, holds back and delays traffic to any server.
 //!
-//! It answers the handshake and the acknowledgements of TCP itself, whatever it does to the bytes:
-//! a client's `TCP_USER_TIMEOUT` does not notice a black hole here, as it does where packets are
-//! dropped.
+//! The proxy's kernel still completes TCP handshakes and acknowledges data. Unlike with dropped
+//! packets, a client's `TCP_USER_TIMEOUT` therefore does not notice a black hole.
 
 mod counters;
 mod direction;
@@ -27,17 +26,17 @@ use tripwire::{Tripwire, Unit};
 
 use crate::{HarnessError, Result};
 
-/// Its own thread carries out an order within microseconds; more than this is a defect.
+/// The limit for an order to take effect. It takes microseconds, so more than this is a defect.
 const OBEDIENCE: Duration = Duration::from_secs(10);
 
-/// A picked port can be taken by another test before the proxy has it.
+/// Another test may take a chosen port before the proxy binds it.
 const PORTS_TRIED: usize = 5;
 
-/// Stands before a server at an address of its own. Runs on its own thread, so that it works while
-/// a test blocks or ends its own runtime. Dropping it closes everything.
+/// A TCP proxy with an address of its own. It runs on its own thread, so it keeps working while a
+/// test blocks or shuts down its runtime. Dropping it closes everything.
 ///
-/// A *chunk* is what arrives in one piece: on the loopback, what the sender wrote at once, up to 64
-/// KiB.
+/// A *chunk* is the data of one read: on the loopback, usually what the sender wrote at once, up to
+/// 64 KiB.
 #[derive(Debug)]
 #[must_use = "dropping it closes all connections"]
 pub struct Proxy {
@@ -48,11 +47,11 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one before `target`, which need not be there yet: while it is not, connections are
-    /// taken and closed.
+    /// Starts a proxy for `target`. While the target is not reachable, connections are accepted and
+    /// closed.
     ///
     /// # Errors
-    /// It cannot listen.
+    /// No port can be bound.
     pub fn start(target: SocketAddr) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let (orders, inbox) = unbounded_channel();
@@ -70,7 +69,7 @@ impl Proxy {
                     .build();
                 let outcome = runtime.and_then(|runtime| {
                     let listener = runtime.block_on(listen_somewhere())?;
-                    // The asker waits for the report, so it is there.
+                    // The caller waits for the report, so the receiver exists.
                     drop(report.send(listener.local_addr()));
                     runtime.block_on(relay.run(listener));
                     Ok(())
@@ -93,70 +92,68 @@ impl Proxy {
         })
     }
 
-    /// Where clients connect. The same after a cut.
+    /// Returns the address for clients. It stays the same after a cut.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Closes all connections, in both directions, and refuses new ones. In effect when this
-    /// returns.
+    /// Closes all connections in both directions and refuses new ones. In effect when this returns.
     pub fn cut(&self) {
         self.order(|done| Order::Cut { done });
     }
 
-    /// Closes all connections, in both directions, and takes new ones. In effect when this returns.
+    /// Closes all connections in both directions and accepts new ones. In effect when this returns.
     pub fn disconnect(&self) {
         self.order(|done| Order::Disconnect { done });
     }
 
-    /// Undoes all of the faults: listens again, lets everything through at once, and takes down a
-    /// trip-wire. Connections that have lost bytes to a black hole are closed, for nothing good
-    /// could follow on them.
+    /// Removes all faults: listens again, forwards everything immediately, and removes a trip-wire.
+    /// Connections that have lost bytes to a black hole are closed, because their streams are
+    /// broken.
     ///
     /// # Panics
-    /// After a cut, if another program has taken the port in between.
+    /// Panics if another program has taken the port after a cut.
     pub fn heal(&self) {
         self.order(|done| Order::Heal { done });
     }
 
-    /// From now on swallows what is sent that way, and says nothing: also not that one end has
-    /// closed. New connections are taken and treated the same.
+    /// Swallows everything sent in this direction from now on, including the end of a connection.
+    /// New connections are accepted and treated the same.
     pub fn blackhole(&self, direction: Direction) {
         self.shared.set_flow(direction, Flow::Swallow);
     }
 
-    /// From now on keeps back what is sent that way, until [`heal`](Self::heal) delivers it, late
-    /// and in order.
+    /// Holds back everything sent in this direction until [`heal`](Self::heal) delivers it in
+    /// order.
     pub fn hold(&self, direction: Direction) {
         self.shared.set_flow(direction, Flow::Hold);
     }
 
-    /// From now on what is sent that way arrives so much later. Pieces do not wait for each other,
-    /// as on a long line.
+    /// Delays everything sent in this direction from now on. Chunks do not wait for each other, as
+    /// on a long-distance line.
     pub fn delay(&self, direction: Direction, by: Duration) {
         self.shared.set_delay(direction, by);
     }
 
-    /// Lets `bytes` more through that way, over all connections, then closes all connections; new
-    /// ones are taken. With 0 they are closed when the next byte arrives, which is not passed on.
-    /// Replaces an earlier trip-wire.
+    /// Forwards `bytes` more in this direction, over all connections, then closes all connections
+    /// and accepts new ones. With 0, connections are closed when the next byte arrives, which is
+    /// not forwarded. Replaces an earlier trip-wire.
     pub fn cut_after_bytes(&self, direction: Direction, bytes: u64) {
         self.shared
             .set_tripwire(Tripwire::new(direction, Unit::Bytes, bytes));
     }
 
-    /// Lets `chunks` more through that way, over all connections, then closes all connections; new
-    /// ones are taken. With 0 they are closed when the next chunk arrives, which is not passed on.
-    /// Replaces an earlier trip-wire.
+    /// Forwards `chunks` more in this direction, over all connections, then closes all connections
+    /// and accepts new ones. With 0, connections are closed when the next chunk arrives, which is
+    /// not forwarded. Replaces an earlier trip-wire.
     ///
-    /// From the client to the server, 0 is a request that never arrives and 1 is a reply that never
-    /// does.
+    /// From the client to the server, 0 loses a request and 1 loses its reply.
     pub fn cut_after_chunks(&self, direction: Direction, chunks: u64) {
         self.shared
             .set_tripwire(Tripwire::new(direction, Unit::Chunks, chunks));
     }
 
-    /// What has happened so far.
+    /// Returns the statistics up to now.
     pub fn counters(&self) -> Counters {
         self.shared.counters()
     }
@@ -179,7 +176,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // Both fail only when the thread has panicked, and it said so then.
+        // Both calls fail only if the thread has panicked, which printed a message.
         drop(self.orders.send(Order::End));
         drop(self.thread.take().map(JoinHandle::join));
     }

@@ -20,11 +20,10 @@ use super::tripwire::{Tripwire, Verdict};
 
 const CHUNK: usize = 64 * 1024;
 
-/// Chunks on their way in one direction of one connection, before the reading waits: enough for any
-/// delay of a test.
+/// The capacity, in chunks, of one direction of a connection. Large enough for any delay in a test.
 const IN_FLIGHT: usize = 1024;
 
-/// What the handle asks of the proxy's thread. `done` is told when it is in effect.
+/// An order to the proxy's thread. `done` is notified when it is in effect.
 #[derive(Debug)]
 pub(crate) enum Order {
     Cut { done: Sender<()> },
@@ -33,7 +32,7 @@ pub(crate) enum Order {
     End,
 }
 
-/// What the handle and the proxy's thread both touch.
+/// State shared by the handle and the proxy's thread.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     lines: watch::Sender<Lines>,
@@ -72,7 +71,8 @@ impl Shared {
         count(&mut lock(&self.counters));
     }
 
-    /// Asks the trip-wire about a chunk, and takes it down if that was its last.
+    /// Returns the verdict of the trip-wire on a chunk, and removes the trip-wire if it has
+    /// triggered.
     fn judge(&self, way: Way, chunk: usize) -> Verdict {
         let mut tripwire = lock(&self.tripwire);
         let verdict = tripwire
@@ -85,7 +85,7 @@ impl Shared {
     }
 }
 
-/// The proxy's thread.
+/// The state of the proxy's thread.
 #[derive(Debug)]
 pub(crate) struct Relay {
     pub(crate) target: SocketAddr,
@@ -102,7 +102,7 @@ impl Relay {
         let mut links = JoinSet::new();
         let shared = Arc::clone(&self.shared);
         loop {
-            // In this order: what was asked for comes before what happens by itself.
+            // Orders are handled before connections that arrive at the same time.
             tokio::select! {
                 biased;
                 order = self.orders.recv() => {
@@ -127,13 +127,13 @@ impl Relay {
                         }
                         Some(Order::End) | None => return,
                     };
-                    // Not awaited any more only if the handle's patience has ended, and then it has
-                    // said so.
+                    // The receiver is gone only if the handle has timed out, which it reported
+                    // itself.
                     done.send(()).ok();
                 }
                 () = shared.tripped.notified() => links.shutdown().await,
                 accepted = accept(listener.as_ref()) => {
-                    // A client that has gone again before it was taken.
+                    // The client disconnected before it was accepted.
                     let Ok(client) = accepted else { continue };
                     links.spawn(Link::new(&shared).run(client, self.target));
                 }
@@ -150,10 +150,10 @@ async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
     }
 }
 
-/// One client's connection and its own one to the server.
+/// A client's connection and the matching connection to the server.
 struct Link {
     shared: Arc<Shared>,
-    /// Whether a black hole has taken something from it.
+    /// Whether a black hole has swallowed bytes of this link.
     lossy: AtomicBool,
 }
 
@@ -173,7 +173,7 @@ impl Link {
         let Ok(server) = TcpStream::connect(target).await else {
             return;
         };
-        // Small pieces go on as they came.
+        // Small chunks are forwarded as they arrived.
         if client
             .set_nodelay(true)
             .and_then(|()| server.set_nodelay(true))
@@ -186,13 +186,13 @@ impl Link {
         let up = self.pump(Way::Up, client_says, to_server);
         let down = self.pump(Way::Down, server_says, to_client);
         tokio::select! {
-            // Both directions have ended in order, or the first that broke takes the other along.
+            // Both directions have ended normally, or the first that broke ends the other.
             _ = async { tokio::try_join!(up, down) } => {}
             () = self.healed_after_loss() => {}
         }
     }
 
-    /// Passes on what comes, as the lines and the trip-wire allow.
+    /// Forwards data as the lines and the trip-wire allow.
     async fn pump(
         &self,
         way: Way,
@@ -202,7 +202,7 @@ impl Link {
         let (sender, mut on_the_way) = mpsc::channel::<(Instant, Vec<u8>)>(IN_FLIGHT);
         let reading = async move {
             let mut buffer = vec![0; CHUNK];
-            // A connection that was reset has said all that it will, as one that was closed.
+            // A reset connection is treated like a closed one.
             while let Ok(read @ 1..) = from.read(&mut buffer).await {
                 if sender
                     .send((Instant::now(), buffer[..read].to_vec()))
@@ -227,7 +227,7 @@ impl Link {
                     Verdict::Pass => chunk.len(),
                     Verdict::CutAfter(bytes) => bytes,
                 };
-                // Before it can be answered, so that who has the answer finds it counted.
+                // Counted before it is sent, so that a test that has the answer sees the count.
                 if passing > 0 {
                     self.shared.count(|counters| {
                         let traffic = counters.traffic(way);
@@ -242,15 +242,15 @@ impl Link {
                     return Err(Broken);
                 }
                 if written.is_err() {
-                    // The other end has gone; this end hears of it only if what that one says gets
-                    // through.
+                    // The other end has gone. This end notices only if the opposite direction is
+                    // let through.
                     if !self.let_through(way.back(), Instant::now()).await {
                         std::future::pending::<()>().await;
                     }
                     return Err(Broken);
                 }
             }
-            // The end of the stream is told as any byte is: late, or not at all.
+            // The end of the stream is delayed or swallowed like any byte.
             if self.let_through(way, Instant::now()).await {
                 to.shutdown().await.map_err(|_| Broken)
             } else {
@@ -261,7 +261,8 @@ impl Link {
         outcome.map(|()| (from, to))
     }
 
-    /// Waits until what came at `came` may go on; `false` if it is swallowed.
+    /// Waits until data that arrived at `came` may be forwarded; returns `false` if it is
+    /// swallowed.
     async fn let_through(&self, way: Way, came: Instant) -> bool {
         let mut lines = self.shared.lines.subscribe();
         loop {
@@ -273,7 +274,7 @@ impl Link {
                     return false;
                 }
                 Flow::Pass if due <= Instant::now() => return true,
-                // The sender of changes is in `self`, so there is always a next one to wait for.
+                // The sender is in `self`, so the channel cannot be closed.
                 Flow::Pass => tokio::select! {
                     () = sleep_until(due) => {}
                     _ = lines.changed() => {}
@@ -283,7 +284,7 @@ impl Link {
         }
     }
 
-    /// Returns when nothing is swallowed any more, if something was.
+    /// Waits until swallowing has stopped; never returns if nothing was swallowed.
     async fn healed_after_loss(&self) {
         let mut lines = self.shared.lines.subscribe();
         loop {
@@ -307,10 +308,10 @@ impl Drop for Link {
     }
 }
 
-/// Kept until the link ends: dropping either would tell whoever is there.
+/// The halves stay open until the link ends, because dropping one would notify its peer.
 type Ends = (OwnedReadHalf, OwnedWriteHalf);
 
-/// A direction of a link has ended out of order.
+/// One direction of a link has failed.
 struct Broken;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

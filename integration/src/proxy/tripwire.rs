@@ -1,13 +1,13 @@
 use super::direction::{Direction, Way};
 
-/// What a trip-wire counts.
+/// The unit that a trip-wire counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
     Bytes,
     Chunks,
 }
 
-/// Cuts after an exact amount of traffic.
+/// Cuts all connections after an exact amount of traffic.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tripwire {
     direction: Direction,
@@ -15,11 +15,11 @@ pub(crate) struct Tripwire {
     left: u64,
 }
 
-/// What a trip-wire says to a chunk.
+/// The decision of a trip-wire on a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Pass,
-    /// The first so many bytes pass, then all connections are closed.
+    /// The given number of bytes is forwarded, then all connections are closed.
     CutAfter(usize),
 }
 
@@ -45,7 +45,7 @@ impl Tripwire {
             return Verdict::Pass;
         }
         Verdict::CutAfter(match self.unit {
-            // No more than the chunk, which has a length in memory.
+            // Not more than the length of the chunk, which fits.
             Unit::Bytes => self.left as usize,
             Unit::Chunks if self.left == 0 => 0,
             Unit::Chunks => chunk,

@@ -12,20 +12,20 @@ use super::links::PeerLinks;
 use crate::certificates::Certificates;
 use crate::{HarnessError, Result};
 
-/// It takes 0.1 s; a machine that builds something else beside may take a hundred times that.
+/// A start takes 0.1 s; a busy machine may take a hundred times as long.
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
-/// A question of the harness itself to a server that runs.
+/// The timeout of the harness's own requests to a running server.
 const ASK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// In containers there is often but little.
+/// The free memory required for data in memory. Containers often have little.
 const MEMORY_ROOM: u64 = 1 << 30;
 
-/// A picked port can be taken by another test before the server has it.
+/// Another test may take a chosen port before the server binds it.
 const PORTS_TRIED: usize = 5;
 
 /// A real etcd cluster of one or more members on free loopback ports, in temporary folders.
-/// Dropping it kills them.
+/// Dropping it kills all members.
 #[derive(Debug)]
 #[must_use = "dropping it kills the servers"]
 pub struct EtcdCluster {
@@ -33,7 +33,7 @@ pub struct EtcdCluster {
     links: Option<PeerLinks>,
 }
 
-/// What is to be started.
+/// Options of a cluster.
 #[derive(Debug, Clone)]
 #[must_use = "nothing is started yet"]
 pub struct EtcdBuilder {
@@ -46,48 +46,47 @@ pub struct EtcdBuilder {
 }
 
 impl EtcdBuilder {
-    /// So many members; one unless set.
+    /// Sets the number of members. The default is 1.
     pub fn members(mut self, count: usize) -> Self {
         self.members = count;
         self
     }
 
-    /// With its data in memory, if the machine has such a folder with room in it: then it waits for
-    /// no disk.
+    /// Keeps data in memory, if the machine has a suitable folder with enough space, so that the
+    /// cluster does not wait for a disk.
     pub fn in_memory(mut self) -> Self {
         self.in_memory = true;
         self
     }
 
-    /// With relays between the members, so that some can be cut off from the others.
+    /// Puts relays between the members, so that some can be cut off from the rest.
     pub fn linked(mut self) -> Self {
         self.linked = true;
         self
     }
 
-    /// Of the later release that `integration/setup.sh` installs beside the machine's own: see
-    /// [`later_etcd`].
+    /// Uses the later release that `integration/setup.sh` installs, see [`later_etcd`].
     pub fn later_release(mut self) -> Self {
         self.later_release = true;
         self
     }
 
-    /// With this option of `etcd`, such as `--auth-token-ttl`.
+    /// Sets an option of `etcd`, such as `--auth-token-ttl`.
     pub fn option(mut self, name: &str, value: &str) -> Self {
         self.options.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Spoken to by TLS alone, and only by clients with a certificate of the same authority.
+    /// Accepts only TLS clients with a certificate of the same authority.
     pub fn tls(mut self, certificates: &Certificates) -> Self {
         self.certificates = Some(certificates.clone());
         self
     }
 
-    /// Starts it.
+    /// Starts the cluster.
     ///
     /// # Errors
-    /// As [`EtcdCluster::start`].
+    /// See [`EtcdCluster::start`].
     pub fn start(&self) -> Result<EtcdCluster> {
         let mut tries = 0;
         loop {
@@ -102,26 +101,26 @@ impl EtcdBuilder {
     }
 }
 
-/// One member.
+/// One member of a cluster.
 #[derive(Debug)]
 #[must_use = "dropping it kills the server"]
 pub struct EtcdMember {
     process: Process,
     port: u16,
     peer_port: u16,
-    /// Where it says how it is, without TLS.
+    /// The port for health checks and metrics, without TLS.
     asked_port: u16,
     certificates: Option<Certificates>,
 }
 
-/// How a member sees itself and its cluster.
+/// A member's own view of its state and cluster.
 struct Status {
     member: u64,
     leader: u64,
 }
 
 impl EtcdCluster {
-    /// Starts one member. A TTL of 2 s is its shortest.
+    /// Starts a cluster with one member. Its shortest TTL is 2 s.
     ///
     /// # Errors
     /// `etcd` is not installed (`integration/setup.sh` installs it), or does not start; the error
@@ -130,7 +129,7 @@ impl EtcdCluster {
         Self::start_members(1)
     }
 
-    /// Starts a cluster of `count`.
+    /// Starts a cluster of `count` members.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -138,7 +137,7 @@ impl EtcdCluster {
         Self::builder().members(count).start()
     }
 
-    /// Starts what is set.
+    /// Returns a builder for clusters with options.
     pub fn builder() -> EtcdBuilder {
         EtcdBuilder {
             members: 1,
@@ -190,7 +189,7 @@ impl EtcdCluster {
         for (at, member) in members.iter_mut().enumerate() {
             let arguments = member.arguments(&format!("m{at}"), &known(at), &peers, builder);
             member.process.set_arguments(arguments);
-            // A member is healthy only with a majority: do not wait for the first ones.
+            // A member is healthy only with a majority, so the first ones are not waited for.
             member.process.start(START_PATIENCE, || Ok(()))?;
         }
         let cluster = Self { members, links };
@@ -207,18 +206,18 @@ impl EtcdCluster {
         Ok(cluster)
     }
 
-    /// What its members speak to each other through, if it was built
+    /// Returns the relays between the members of a cluster built with
     /// [`linked`](EtcdBuilder::linked).
     ///
     /// # Errors
-    /// It was not.
+    /// The cluster was built without relays.
     pub fn links(&self) -> Result<&PeerLinks> {
         self.links
             .as_ref()
             .ok_or_else(|| HarnessError::new("the cluster was not built with links"))
     }
 
-    /// `etcd://` with all members.
+    /// Returns the `etcd://` URL of all members.
     pub fn url(&self) -> String {
         let addresses: Vec<_> = self
             .members
@@ -228,25 +227,25 @@ impl EtcdCluster {
         format!("etcd://{}/", addresses.join(","))
     }
 
-    /// The members.
+    /// Returns all members.
     pub fn members(&mut self) -> &mut [EtcdMember] {
         &mut self.members
     }
 
-    /// One member, to ask something of.
+    /// Returns one member, for requests.
     pub fn at(&self, at: usize) -> &EtcdMember {
         &self.members[at]
     }
 
-    /// One member.
+    /// Returns one member, to control it.
     pub fn member(&mut self, at: usize) -> &mut EtcdMember {
         &mut self.members[at]
     }
 
-    /// Which member leads.
+    /// Returns the index of the leader.
     ///
     /// # Errors
-    /// No member that answers knows.
+    /// No member that answers knows the leader.
     pub fn leader(&mut self) -> Result<usize> {
         let leads = |member: &mut EtcdMember| {
             member
@@ -275,8 +274,8 @@ impl EtcdMember {
             "http"
         };
         let client = format!("{scheme}://127.0.0.1:{}", self.port);
-        // Several members elect more slowly: they share the processors, and a busy machine must not
-        // depose their leader.
+        // Several members share the processors. Longer timeouts keep the leader from being deposed
+        // on a busy machine.
         let (heartbeat, election) = if builder.members == 1 {
             ("10", "50")
         } else {
@@ -338,10 +337,10 @@ impl EtcdMember {
         }
     }
 
-    /// The release that it runs, such as `3.4.23`.
+    /// Returns the release of the member, such as `3.4.23`.
     ///
     /// # Errors
-    /// It does not answer.
+    /// The server does not answer.
     pub fn version(&self) -> Result<String> {
         let output = self.ctl(&["endpoint", "status", "--write-out=json"])?;
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
@@ -349,59 +348,58 @@ impl EtcdMember {
         version.ok_or_else(|| HarnessError::new(format!("etcdctl says {status}")))
     }
 
-    /// `etcd://` with this member alone.
+    /// Returns the `etcd://` URL of this member alone.
     pub fn url(&self) -> String {
         format!("etcd://{}/", self.addr())
     }
 
-    /// Where it listens. The same after a restart.
+    /// Returns the client address. It stays the same after a restart.
     pub fn addr(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    /// The folder with its data and log.
+    /// Returns the folder with data and log.
     pub fn folder(&self) -> &Path {
         self.process.folder()
     }
 
-    /// Its process id while it runs, paused or not.
+    /// Returns the process id while the member is running or paused.
     pub fn pid(&mut self) -> Option<u32> {
         self.process.pid()
     }
 
-    /// SIGSTOP: connections stay open, but nothing is answered. In effect when this returns.
+    /// Sends SIGSTOP: connections stay open, but nothing is answered. In effect when this returns.
     ///
     /// # Errors
-    /// It does not run.
+    /// The server is not running.
     pub fn pause(&mut self) -> Result<()> {
         self.process.pause()
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     ///
     /// # Errors
-    /// It does not run.
+    /// The server is not running.
     pub fn resume(&mut self) -> Result<()> {
         self.process.resume()
     }
 
-    /// SIGKILL. What it had answered is on its disk.
+    /// Sends SIGKILL. Everything that was answered is on disk.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Starts it again with its data; stops it first if it runs.
+    /// Starts the member again with its data, stopping it first if it is running.
     ///
     /// # Errors
-    /// It does not stop or does not start.
+    /// The member does not stop or does not start.
     pub fn restart(&mut self) -> Result<()> {
         self.process.stop()?;
         self.process.start(START_PATIENCE, || Ok(()))?;
         self.wait_until_healthy()
     }
 
-    /// Stops it and starts it again, with its data, as the later release ([`later_etcd`]) or as the
-    /// machine's own.
+    /// Restarts the member with its data as the later release ([`later_etcd`]) or as the system's.
     ///
     /// # Errors
     /// The later release is not installed; the member does not stop or does not start.
@@ -414,10 +412,10 @@ impl EtcdMember {
         self.restart()
     }
 
-    /// Runs `etcdctl` against this member, to its end.
+    /// Runs `etcdctl` against this member and waits for its end.
     ///
     /// # Errors
-    /// It cannot be started, or fails; the error shows what it said.
+    /// The program cannot be started, or fails; the error shows its output.
     pub fn ctl(&self, arguments: &[&str]) -> Result<Output> {
         let output = self.ctl_command(arguments).output().map_err(|error| {
             HarnessError::caused_by(
@@ -434,7 +432,7 @@ impl EtcdMember {
         )))
     }
 
-    /// `etcdctl` against this member, not started.
+    /// Returns an `etcdctl` command for this member that is not started yet.
     pub fn ctl_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("etcdctl");
         command
@@ -452,7 +450,7 @@ impl EtcdMember {
         command
     }
 
-    /// All keys that start so.
+    /// Returns all keys with this prefix.
     ///
     /// # Errors
     /// As [`ctl`](Self::ctl).
@@ -482,10 +480,10 @@ impl EtcdMember {
         }
     }
 
-    /// What it counts, in the text format of Prometheus.
+    /// Returns the metrics in the text format of Prometheus.
     ///
     /// # Errors
-    /// It does not answer.
+    /// The server does not answer.
     pub fn metrics(&self) -> Result<String> {
         self.http("/metrics")
             .map_err(|error| HarnessError::caused_by("etcd does not show its metrics", error))
@@ -512,8 +510,8 @@ impl EtcdMember {
     }
 }
 
-/// An etcd without the fault that a deposed leader revokes live leases (etcd issue 15247): 3.5.13
-/// or later.
+/// Returns the path of an etcd, 3.5.13 or later, in which a deposed leader no longer revokes live
+/// leases (etcd issue 15247).
 ///
 /// # Errors
 /// `integration/setup.sh` has not installed it.
@@ -528,7 +526,7 @@ pub fn later_etcd() -> Result<PathBuf> {
     )))
 }
 
-/// Linux's folder in memory, or the usual one for temporary files.
+/// Returns Linux's in-memory folder, or the default one for temporary files.
 fn memory_folder() -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
     let room = rustix::fs::statvfs(&memory).map(|system| system.f_bavail * system.f_frsize);

@@ -8,13 +8,13 @@ use std::thread;
 use super::PostgresServer;
 use crate::{HarnessError, Result};
 
-/// A pooler in transaction mode whose every loan a test decides, and that carries prepared
-/// statements along, as `PgBouncer` does since 1.24: clients notice nothing of which backend they
-/// are lent. It is no real pooler; it shows what any of them may do.
+/// A pooler in transaction mode that lets a test choose the backend of each transaction. Prepared
+/// statements follow the client, as with `PgBouncer` since 1.24, so clients cannot see which
+/// backend they use. It models the freedom that any real pooler has.
 ///
-/// Backends are numbered from 0 and connected when they are first lent. A transaction, or a
-/// statement outside of one, waits for its backend until that is free. Dropping the pooler ends it;
-/// what clients have left in the backends stays until then.
+/// Backends are numbered from 0 and connected on first use. A transaction, or a statement outside
+/// of one, waits until its backend is free. Dropping the pooler ends it; state that clients have
+/// left in a backend remains until then.
 #[derive(Debug)]
 #[must_use = "dropping it closes all connections"]
 pub struct LendingPooler {
@@ -22,13 +22,13 @@ pub struct LendingPooler {
     shared: Arc<Shared>,
 }
 
-/// Who asks for a backend: clients are numbered from 0 in the order in which they come, and so is
-/// what each of them asks for.
+/// A request for a backend. Clients are numbered from 0 in the order in which they connect, and so
+/// are the transactions of each client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loan {
     /// The client.
     pub client: usize,
-    /// Its transactions before this one.
+    /// The number of the client's earlier transactions.
     pub earlier: usize,
 }
 
@@ -43,11 +43,10 @@ struct Shared {
 }
 
 impl LendingPooler {
-    /// Starts one before `server`. Each client has a backend of its own at first, as in session
-    /// mode.
+    /// Starts a pooler for `server`. Each client has its own backend at first, as in session mode.
     ///
     /// # Errors
-    /// It cannot listen.
+    /// No port can be bound.
     pub fn start(server: &PostgresServer) -> Result<Self> {
         let no_pooler = |error| HarnessError::caused_by("cannot start a pooler", error);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(no_pooler)?;
@@ -68,7 +67,8 @@ impl LendingPooler {
                 }
                 let shared = Arc::clone(&serving);
                 thread::spawn(move || {
-                    // A client or a backend that goes away ends the other's turn, too.
+                    // An error means that the client or the backend has disconnected, which ends
+                    // both.
                     drop(shared.serve(client));
                 });
             }
@@ -76,12 +76,12 @@ impl LendingPooler {
         Ok(Self { addr, shared })
     }
 
-    /// Decides from now on which backend each loan is given.
+    /// Sets the function that chooses the backend of each loan.
     pub fn lend(&self, lend: impl FnMut(Loan) -> usize + Send + 'static) {
         *lock(&self.shared.lend) = Box::new(lend);
     }
 
-    /// Resets a backend, as poolers may do after a transaction. Does nothing if it was never lent.
+    /// Resets a backend, as poolers may do after a transaction. Does nothing for an unused backend.
     ///
     /// # Errors
     /// The server does not answer.
@@ -93,12 +93,12 @@ impl LendingPooler {
             .map_err(|error| HarnessError::caused_by("cannot reset", error))
     }
 
-    /// How many clients have come until now: the number of the next one.
+    /// Returns the number of clients so far, which is the number of the next one.
     pub fn clients(&self) -> usize {
         self.shared.clients.load(Ordering::Acquire)
     }
 
-    /// `postgres://` through it.
+    /// Returns the `postgres://` URL of the pooler.
     pub fn url(&self) -> String {
         format!("postgres://postgres@{}/postgres", self.addr)
     }
@@ -107,7 +107,7 @@ impl LendingPooler {
 impl Drop for LendingPooler {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::Release);
-        // Wakes the one who listens.
+        // Wakes the listening thread.
         drop(TcpStream::connect(self.addr));
         for backend in lock(&self.shared.backends).drain(..) {
             if let Some(backend) = backend
@@ -124,12 +124,12 @@ impl Drop for LendingPooler {
 /// A connection to the server.
 struct Backend {
     stream: TcpStream,
-    /// What the server said when it was opened: the parameters.
+    /// The parameters that the server sent when the connection was opened.
     greeting: Vec<u8>,
     prepared: HashSet<Vec<u8>>,
 }
 
-/// A message: its type, and what follows the length.
+/// A message: its type, and the body after the length.
 type Message = (u8, Vec<u8>);
 
 impl Shared {
@@ -141,7 +141,7 @@ impl Shared {
                 .first_chunk::<4>()
                 .map(|code| u32::from_be_bytes(*code))
             {
-                // Neither TLS nor GSS.
+                // Refuses TLS and GSS encryption.
                 Some(80_877_103 | 80_877_104) => client.write_all(b"N")?,
                 Some(196_608) => break,
                 _ => return Ok(()),
@@ -166,7 +166,7 @@ impl Shared {
                 Some(backend) => backend,
                 None => Backend::connect(self.server)?,
             };
-            // Until the transaction is over. A fault drops the backend.
+            // Runs until the transaction ends. A failure drops the backend.
             while backend.run(number, turn, &mut statements, &mut client)? != b'I' {
                 turn = read_turn(&mut client)?;
             }
@@ -217,7 +217,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Sends what the client has asked and passes the answers on. The state of the transaction
+    /// Sends the client's messages and forwards the answers. Returns the transaction state
     /// afterwards.
     fn run(
         &mut self,
@@ -226,7 +226,7 @@ impl Backend {
         statements: &mut HashMap<Vec<u8>, Vec<u8>>,
         to: &mut TcpStream,
     ) -> io::Result<u8> {
-        // Each that the server is asked to prepare: its name, and whether the client asked for it.
+        // Statements that the server is asked to prepare, and whether the client asked for them.
         let mut preparing: VecDeque<(Vec<u8>, bool)> = VecDeque::new();
         let mut asked = Vec::new();
         let renamed = |name: &[u8]| [format!("{client} ").as_bytes(), name].concat();
@@ -241,7 +241,7 @@ impl Backend {
                     preparing.push_back((renamed, true));
                 }
                 b'P' => preparing.push_back((Vec::new(), true)),
-                // The portal comes before the statement.
+                // In a Bind message, the portal's name precedes the statement's.
                 b'B' | b'D' | b'C' if kind == b'B' || body[0] == b'S' => {
                     let before = if kind == b'B' {
                         split(&body).0.len() + 1
@@ -272,7 +272,7 @@ impl Backend {
             }
             answer.extend(message(kind, &body));
             if kind == b'Z' {
-                // After an error the rest was skipped.
+                // After an error the server skips the remaining messages.
                 self.prepared
                     .retain(|name| preparing.iter().all(|(skipped, _)| skipped != name));
                 to.write_all(&answer)?;
@@ -282,7 +282,7 @@ impl Backend {
     }
 }
 
-/// What a client asks before it waits for an answer: up to a Sync, or a simple query.
+/// Reads the client's messages up to a Sync or a simple query.
 fn read_turn(client: &mut TcpStream) -> io::Result<Vec<Message>> {
     let mut turn = Vec::new();
     loop {
@@ -291,7 +291,7 @@ fn read_turn(client: &mut TcpStream) -> io::Result<Vec<Message>> {
         turn.push(message);
         match kind {
             b'S' | b'Q' => return Ok(turn),
-            // It says goodbye.
+            // The client terminates the connection.
             b'X' => return Err(io::ErrorKind::UnexpectedEof.into()),
             _ => {}
         }
@@ -317,7 +317,7 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     [&[kind], &length[..], body].concat()
 }
 
-/// What stands before the first zero, and what follows it.
+/// Splits `text` at the first zero byte.
 fn split(text: &[u8]) -> (&[u8], &[u8]) {
     let end = text
         .iter()

@@ -1,4 +1,4 @@
-//! [`PeerLinks`]: what the members of an etcd cluster speak to each other through.
+//! [`PeerLinks`]: relays between the members of an etcd cluster.
 
 use std::{
     collections::HashSet,
@@ -14,15 +14,15 @@ use std::{
 
 use crate::{HarnessError, Result};
 
-/// How often a relay that has nothing to do looks whether it was cut.
+/// The interval at which an idle relay checks whether it was cut.
 const LOOK: Duration = Duration::from_millis(5);
-/// Who dials says so in the first request of a connection.
+/// The header with which the dialling member identifies itself in a connection's first request.
 const FROM: &[u8] = b"x-server-from: ";
-/// Longer than any head of a request.
+/// Longer than the head of any request.
 const HEAD: usize = 16 * 1024;
 
-/// One relay in front of each member's peer port, which knows who dials: so one member can be cut
-/// off from the others in both directions, while clients reach all of them.
+/// One relay in front of each member's peer port, which identifies the dialling member. One member
+/// can be cut off from the rest in both directions, while clients reach all of them.
 #[derive(Debug)]
 pub struct PeerLinks {
     shared: Arc<Shared>,
@@ -31,7 +31,7 @@ pub struct PeerLinks {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// The ids of members, in hexadecimal, and the places of those that are cut off.
+    /// Maps member ids (hexadecimal) to indices, and lists the members that are cut off.
     cut: Mutex<Cut>,
     ended: AtomicBool,
 }
@@ -43,7 +43,7 @@ struct Cut {
 }
 
 impl PeerLinks {
-    /// Relays to these peer ports.
+    /// Starts relays to these peer ports.
     ///
     /// # Errors
     /// No port is free.
@@ -55,7 +55,7 @@ impl PeerLinks {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
             listeners.push(listener.local_addr().map_err(failed)?);
             let shared = Arc::clone(&shared);
-            // Ends at the first connection after the end: drop makes one.
+            // The thread ends at the first connection after the end, which `drop` makes.
             thread::spawn(move || {
                 while let Ok((dialled, _)) = listener.accept() {
                     if shared.ended.load(Ordering::Acquire) {
@@ -69,7 +69,7 @@ impl PeerLinks {
         Ok(Self { shared, listeners })
     }
 
-    /// Where the members find each other.
+    /// Returns the port at which other members reach this one.
     pub(super) fn port(&self, at: usize) -> u16 {
         self.listeners[at].port()
     }
@@ -78,13 +78,13 @@ impl PeerLinks {
         self.shared.lock().ids = ids;
     }
 
-    /// Nothing passes between this member and the others from now on; connections stay open and
+    /// Blocks all traffic between this member and the rest from now on. Connections stay open and
     /// silent.
     pub fn cut_off(&self, member: usize) {
         self.shared.lock().off.insert(member);
     }
 
-    /// All is as it was.
+    /// Restores all traffic.
     pub fn heal(&self) {
         self.shared.lock().off.clear();
     }
@@ -115,7 +115,7 @@ impl Shared {
     }
 }
 
-/// Everything of one connection, in both directions.
+/// Relays both directions of one connection.
 fn relay(shared: &Arc<Shared>, mut dialled: TcpStream, to: usize, port: u16) {
     let Some((head, from)) = head(&mut dialled) else {
         return;
@@ -137,7 +137,7 @@ fn relay(shared: &Arc<Shared>, mut dialled: TcpStream, to: usize, port: u16) {
     let back = Arc::clone(&link);
     let backwards = thread::spawn(move || back.pass(back_from, back_to));
     link.pass(dialled, member);
-    // It ends with the other direction.
+    // The thread ends with the other direction.
     drop(backwards.join());
 }
 
@@ -174,12 +174,12 @@ impl Link {
                 break;
             }
         }
-        // Gone already is as good.
+        // An error means that the connection is already gone.
         drop(from.shutdown(Shutdown::Both));
         drop(to.shutdown(Shutdown::Both));
     }
 
-    /// Holds what was read back while the link is cut. `false` when all is over.
+    /// Holds back data while the link is cut. Returns `false` when the relays have ended.
     fn waits_until_open(&self) -> bool {
         while self.shared.is_cut(&self.from, self.to) {
             if self.shared.ended.load(Ordering::Acquire) {
@@ -191,7 +191,7 @@ impl Link {
     }
 }
 
-/// The first request's head, and who sends it.
+/// Returns the head of the first request, and the id of its sender.
 fn head(dialled: &mut TcpStream) -> Option<(Vec<u8>, String)> {
     let mut head = Vec::new();
     let mut buffer = [0; 4096];
@@ -209,6 +209,6 @@ fn head(dialled: &mut TcpStream) -> Option<(Vec<u8>, String)> {
             name.eq_ignore_ascii_case(FROM)
                 .then(|| String::from_utf8_lossy(value).trim().to_owned())
         });
-    // A question about versions names nobody.
+    // A request for the version has no sender.
     Some((head, from.unwrap_or_default()))
 }

@@ -1,7 +1,7 @@
-//! Real servers, each with a temporary folder and a free loopback port of its own.
+//! Real servers, each with its own temporary folder and free loopback port.
 //!
-//! A kind of server is a module here that describes its files, arguments and address, and leaves
-//! starting, waiting, signals and restarting to [`Process`].
+//! Each kind of server has a module that describes its files, arguments and address. [`Process`]
+//! starts, signals and restarts them.
 
 mod etcd;
 mod lender;
@@ -27,7 +27,7 @@ pub use zookeeper::{JARS, ZookeeperBuilder, ZookeeperEnsemble, ZookeeperServer, 
 
 use crate::{HarnessError, Result};
 
-/// A port for a server, which is this process's alone.
+/// Returns a free port that no other server of this process uses.
 fn free_port() -> Result<u16> {
     leasehold_testkit::free_port()
         .map_err(|error| HarnessError::caused_by("a server has no port", error))

@@ -10,20 +10,20 @@ use super::{PostgresServer, Process, Psql};
 use crate::child::find_program;
 use crate::{HarnessError, Result};
 
-/// It takes 20 ms; a machine that builds something else beside may take a hundred times that.
+/// A start takes 20 ms; a busy machine may take a hundred times as long.
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
-/// A picked port can be taken by another test before the pooler has it.
+/// Another test may take a chosen port before the pooler binds it.
 const PORTS_TRIED: usize = 5;
 
-/// How long a client keeps the connection to the server that it was given.
+/// The time for which a client keeps its server connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolMode {
-    /// As long as it stays.
+    /// Until the client disconnects.
     Session,
-    /// For a transaction.
+    /// For one transaction.
     Transaction,
-    /// For a statement.
+    /// For one statement.
     Statement,
 }
 
@@ -32,14 +32,14 @@ pub enum PoolMode {
 #[derive(Debug)]
 #[must_use = "dropping it kills the pooler"]
 pub struct PgBouncer {
-    // Keeps the pooler alive.
+    // Keeps the pooler running.
     _process: Process,
     port: u16,
 }
 
 impl PgBouncer {
-    /// Starts it with its own defaults besides the mode: up to 20 connections to the server.
-    /// Everybody is `postgres`.
+    /// Starts a PgBouncer with default settings apart from the mode: up to 20 server connections.
+    /// Every client is `postgres`.
     ///
     /// # Errors
     /// PgBouncer is not installed (`integration/setup.sh` installs it), or does not start; the
@@ -48,7 +48,7 @@ impl PgBouncer {
         Self::start_with(server, mode, &[])
     }
 
-    /// The same with further settings of pgbouncer.ini.
+    /// Starts a PgBouncer with further settings of pgbouncer.ini.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -88,21 +88,21 @@ impl PgBouncer {
         }
     }
 
-    /// Where it listens.
+    /// Returns the address of the pooler.
     pub fn addr(&self) -> SocketAddr {
         loopback(self.port)
     }
 
-    /// `postgres://` through it.
+    /// Returns the `postgres://` URL of the pooler.
     pub fn url(&self) -> String {
         format!("postgres://postgres@{}/postgres", self.addr())
     }
 
-    /// Keeps connections for this long from now on, also those that clients have: each is taken
-    /// away when what is under way on it ends.
+    /// Changes the mode, also for connected clients, which lose their server connection at the end
+    /// of the current session, transaction or statement.
     ///
     /// # Errors
-    /// It does not take the order.
+    /// The pooler rejects the command.
     pub fn set_mode(&self, mode: PoolMode) -> Result<()> {
         let mut console = Psql::connect(&format!("postgres://postgres@{}/pgbouncer", self.addr()))?;
         console
@@ -142,7 +142,7 @@ fn configuration(
     config
 }
 
-/// Debian has it where only root's `PATH` goes.
+/// Returns the path of the program. Debian installs it in a folder that is only in root's `PATH`.
 fn program() -> Result<PathBuf> {
     find_program("pgbouncer")
         .or_else(|missing| find_program("/usr/sbin/pgbouncer").map_err(|_| missing))

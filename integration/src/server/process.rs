@@ -11,23 +11,22 @@ use tempfile::TempDir;
 use crate::child::OwnedChild;
 use crate::{HarnessError, Result};
 
-/// How often a starting server is asked whether it is ready.
+/// The interval at which a starting server is checked for readiness.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 
-/// How long a server may take to end after SIGTERM.
+/// The timeout for a server to end after SIGTERM.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 
-/// How much of the log a failed start shows.
+/// The number of log lines shown when a start fails.
 const TAIL_LINES: usize = 30;
 
-/// What every server has: a program with its arguments, a temporary folder that it runs in and
-/// keeps its data in, a log there, and a process that comes and goes. The folder goes with the
-/// value.
+/// The process of a server: a program with arguments, a temporary folder for data and log, and the
+/// running child if there is one. Dropping it removes the folder.
 #[derive(Debug)]
 #[must_use = "dropping it kills the server"]
 pub struct Process {
-    // Before the folder: fields are dropped in order, and the server ends before its folder is
-    // removed.
+    // Declared before the folder: fields are dropped in order, so the server ends before its folder
+    // is removed.
     child: Option<OwnedChild>,
     folder: TempDir,
     program: PathBuf,
@@ -36,15 +35,15 @@ pub struct Process {
 }
 
 impl Process {
-    /// A server that is not started yet. `name` shows in the folder's.
+    /// Creates a server that is not started. The name of its folder contains `name`.
     ///
     /// # Errors
-    /// No temporary folder can be made.
+    /// The temporary folder cannot be created.
     pub fn new(name: &str, program: impl Into<PathBuf>) -> Result<Self> {
         Self::new_in(&env::temp_dir(), name, program)
     }
 
-    /// As [`new`](Self::new), with its folder in this one.
+    /// Creates a server like [`new`](Self::new), with its folder in `parent`.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -62,33 +61,33 @@ impl Process {
         })
     }
 
-    /// Another program, from the next start on.
+    /// Sets the program, effective from the next start.
     pub fn set_program(&mut self, program: impl Into<PathBuf>) {
         self.program = program.into();
     }
 
-    /// The folder that it runs in.
+    /// Returns the working folder of the server.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The arguments of the next start.
+    /// Sets the arguments, effective from the next start.
     pub fn set_arguments<A: Into<OsString>>(&mut self, arguments: impl IntoIterator<Item = A>) {
         self.arguments = arguments.into_iter().map(Into::into).collect();
     }
 
-    /// Runs it as another user from the next start on, which only root can. The folder stays this
-    /// one's.
+    /// Runs the server as another user from the next start on, which requires root. The folder
+    /// keeps its owner.
     pub fn run_as(&mut self, user: Option<&'static str>) {
         self.user = user;
     }
 
-    /// Starts it, and returns once `ready` says so. `ready` is asked again and again, and says why
-    /// not.
+    /// Starts the server and returns once `ready` succeeds. `ready` is polled, and its error says
+    /// what is missing.
     ///
     /// # Errors
-    /// It is already running, cannot be started, ends by itself, or is not ready within `patience`;
-    /// the error shows the end of its log, and it is not left running.
+    /// The server is already running, cannot be started, exits, or is not ready within `patience`.
+    /// The error shows the end of the log, and the server is not left running.
     pub fn start(
         &mut self,
         patience: Duration,
@@ -129,50 +128,50 @@ impl Process {
         )))
     }
 
-    /// Its process id while it runs, paused or not.
+    /// Returns the process id while the server is running or paused.
     pub fn pid(&mut self) -> Option<u32> {
         self.child
             .as_mut()
             .and_then(|child| child.is_running().then(|| child.pid()))
     }
 
-    /// SIGSTOP: alive, but silent. In effect when this returns.
+    /// Sends SIGSTOP: the process lives but does nothing. In effect when this returns.
     ///
     /// # Errors
-    /// It does not run.
+    /// The server is not running.
     pub fn pause(&mut self) -> Result<()> {
         self.running()?.pause()
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     ///
     /// # Errors
-    /// It does not run.
+    /// The server is not running.
     pub fn resume(&mut self) -> Result<()> {
         self.running()?.resume()
     }
 
-    /// SIGKILL, paused or not. Does nothing if it does not run.
+    /// Sends SIGKILL, also to a paused server. Does nothing if the server is not running.
     pub fn kill(&mut self) {
         self.child = None;
     }
 
-    /// SIGTERM, and waits for its end. Does nothing if it does not run.
+    /// Sends SIGTERM and waits for the end. Does nothing if the server is not running.
     ///
     /// # Errors
-    /// It does not end; then it is killed.
+    /// The server does not end in time. It is then killed.
     pub fn stop(&mut self) -> Result<()> {
         self.stop_by(Signal::TERM)
     }
 
-    /// The same by another signal that it is known to end by.
+    /// Stops the server with another signal that ends the program.
     pub(crate) fn stop_by(&mut self, signal: Signal) -> Result<()> {
         self.child.take().map_or(Ok(()), |mut child| {
             child.end_by(signal, STOP_PATIENCE).map(drop)
         })
     }
 
-    /// The end of its log, over all its starts.
+    /// Returns the end of the log, which covers all starts.
     pub fn log_tail(&self) -> String {
         let log = fs::read(self.log_path()).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);

@@ -13,28 +13,28 @@ use super::free_port;
 use crate::certificates::Certificates;
 use crate::{HarnessError, Result};
 
-/// It takes 20 ms; a machine that builds something else beside may take a hundred times that.
+/// A start takes 20 ms; a busy machine may take a hundred times as long.
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
-/// A picked port can be taken by another test before the server has it.
+/// Another test may take a chosen port before the server binds it.
 const PORTS_TRIED: usize = 5;
 
-/// A command of the harness itself to a server that runs.
+/// The timeout of the harness's own commands to a running server.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a Redis keeps through a restart.
+/// The data that a Redis server keeps across restarts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Persistence {
-    /// Nothing: it comes back empty.
+    /// No data: the server restarts empty.
     #[default]
     None,
-    /// What it had at the last `SAVE`, `BGSAVE` or SIGTERM; SIGKILL loses what came later.
+    /// The data of the last `SAVE`, `BGSAVE` or SIGTERM. SIGKILL loses later writes.
     Snapshot,
-    /// Everything that it has answered (`appendfsync always`).
+    /// Every confirmed write (`appendfsync always`).
     EveryWrite,
 }
 
-/// How a [`RedisServer`] is to be.
+/// Options of a [`RedisServer`].
 #[derive(Debug, Clone)]
 #[must_use = "nothing is started until `start`"]
 pub struct RedisBuilder {
@@ -47,47 +47,47 @@ pub struct RedisBuilder {
 }
 
 impl RedisBuilder {
-    /// What it keeps through a restart.
+    /// Sets the data that the server keeps across restarts.
     pub fn persistence(mut self, persistence: Persistence) -> Self {
         self.persistence = persistence;
         self
     }
 
-    /// The password of the default user (`requirepass`), also in [`RedisServer::url`].
+    /// Sets the password of the default user (`requirepass`), which [`RedisServer::url`] contains.
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
         self
     }
 
-    /// One more user, with the given access rules, such as `~shop:* &* +@all`.
+    /// Adds a user with the given access rules, such as `~shop:* &* +@all`.
     pub fn user(mut self, name: &str, password: &str, rules: &str) -> Self {
         self.users
             .push((name.to_owned(), password.to_owned(), rules.to_owned()));
         self
     }
 
-    /// Speaks TLS on its port, and only that, with a certificate of [`RedisServer::certificates`].
+    /// Accepts only TLS on the port, with a certificate of [`RedisServer::certificates`].
     pub fn tls(mut self) -> Self {
         self.tls = true;
         self
     }
 
-    /// A further argument, such as `--maxmemory-policy` and then its value.
+    /// Adds an argument, such as `--maxmemory-policy`, followed by its value in another call.
     pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
         self
     }
 
-    /// Another program than `redis-server`, such as `valkey-server`.
+    /// Sets another program than `redis-server`, such as `valkey-server`.
     pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
         self.program = program.into();
         self
     }
 
-    /// Starts it, and returns once it answers.
+    /// Starts the server and returns once it answers.
     ///
     /// # Errors
-    /// The program is not installed, or it does not start; the error shows its log.
+    /// The program is not installed, or does not start; the error shows its log.
     pub fn start(self) -> Result<RedisServer> {
         let mut process = Process::new("redis", &self.program)?;
         let certificates = if self.tls {
@@ -134,7 +134,7 @@ impl RedisBuilder {
         };
         let (port, path) = (port.to_string(), |path: PathBuf| path.display().to_string());
         line(&["bind", "127.0.0.1"]);
-        // The harness itself always speaks over the socket: without TLS, and past any proxy.
+        // The harness connects over the socket, without TLS and without a proxy.
         line(&["unixsocket", &path(socket.to_owned())]);
         match certificates {
             None => line(&["port", &port]),
@@ -149,7 +149,7 @@ impl RedisBuilder {
         }
         match self.persistence {
             Persistence::None => line(&["save", ""]),
-            // Any schedule makes SIGTERM save; this one is too slow to save by itself in a test.
+            // Any schedule makes SIGTERM save; this one never saves by itself during a test.
             Persistence::Snapshot => line(&["save", "86400", "1"]),
             Persistence::EveryWrite => {
                 line(&["save", ""]);
@@ -185,7 +185,7 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Without password, TLS and persistence until told otherwise.
+    /// Returns a builder. The defaults are no password, no TLS and no persistence.
     pub fn builder() -> RedisBuilder {
         RedisBuilder {
             program: "redis-server".into(),
@@ -197,20 +197,20 @@ impl RedisServer {
         }
     }
 
-    /// Starts a plain one.
+    /// Starts a server with the defaults.
     ///
     /// # Errors
-    /// As [`RedisBuilder::start`].
+    /// See [`RedisBuilder::start`].
     pub fn start() -> Result<Self> {
         Self::builder().start()
     }
 
-    /// `redis://` or `rediss://`, with the default user's password if there is one.
+    /// Returns the `redis://` or `rediss://` URL, with the default user's password if there is one.
     pub fn url(&self) -> String {
         self.url_at(self.addr())
     }
 
-    /// The same through another address, such as a proxy's.
+    /// Returns the same URL with another address, such as a proxy's.
     pub fn url_at(&self, addr: SocketAddr) -> String {
         let password = self
             .password
@@ -219,7 +219,7 @@ impl RedisServer {
         format!("{}://{password}{addr}/", self.scheme())
     }
 
-    /// The same as another user.
+    /// Returns the same URL for another user.
     pub fn url_as(&self, user: &str, password: &str) -> String {
         format!(
             "{}://{}:{}@{}/",
@@ -230,51 +230,51 @@ impl RedisServer {
         )
     }
 
-    /// `redis+unix://`, with the default user's password if there is one.
+    /// Returns the `redis+unix://` URL, with the default user's password if there is one.
     pub fn unix_url(&self) -> String {
         socket_url(&self.socket, self.password.as_deref())
     }
 
-    /// Where it listens. The same after a restart.
+    /// Returns the address. It stays the same after a restart.
     pub fn addr(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    /// The port that it listens on. The same after a restart.
+    /// Returns the port. It stays the same after a restart.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The unix socket that it listens on too, without TLS even where the port speaks it.
+    /// Returns the path of the unix socket, which never uses TLS.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// What it was started with, if it speaks TLS: its `ca()` is what a client must trust.
+    /// Returns the certificates of a TLS server. Clients must trust `ca()`.
     pub fn certificates(&self) -> Option<&Certificates> {
         self.certificates.as_ref()
     }
 
-    /// The folder with its data, configuration and log.
+    /// Returns the folder with data, configuration and log.
     pub fn folder(&self) -> &Path {
         self.process.folder()
     }
 
-    /// The end of its log, over all its starts.
+    /// Returns the end of the log, which covers all starts.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }
 
-    /// Its process id while it runs, paused or not.
+    /// Returns the process id while the server is running or paused.
     pub fn pid(&mut self) -> Option<u32> {
         self.process.pid()
     }
 
-    /// A connection of the harness's own as the default user, over the unix socket: not through any
-    /// proxy.
+    /// Opens a connection of the harness as the default user over the unix socket, so never through
+    /// a proxy.
     ///
     /// # Errors
-    /// It does not run, or does not answer.
+    /// The server is not running, or does not answer.
     pub fn connection(&self) -> Result<Connection> {
         let connect = || {
             let client = redis::Client::open(self.unix_url())?;
@@ -288,43 +288,44 @@ impl RedisServer {
         })
     }
 
-    /// SIGSTOP: connections stay open, and new ones are taken by the kernel, but nothing is
+    /// Sends SIGSTOP: connections stay open and the kernel accepts new ones, but nothing is
     /// answered. In effect when this returns.
     ///
     /// # Errors
-    /// It does not run.
+    /// The server is not running.
     pub fn pause(&mut self) -> Result<()> {
         self.process.pause()
     }
 
-    /// SIGCONT. What was sent in between is now carried out, and keys expire before that by the
-    /// time that has passed.
+    /// Sends SIGCONT. Keys that have meanwhile expired are removed before queued requests are
+    /// executed.
     ///
     /// # Errors
-    /// It does not run.
+    /// The server is not running.
     pub fn resume(&mut self) -> Result<()> {
         self.process.resume()
     }
 
-    /// SIGKILL: connections are reset, and nothing is saved. Does nothing if it does not run.
+    /// Sends SIGKILL: connections are reset and nothing is saved. Does nothing if the server is not
+    /// running.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// SIGTERM, and waits for its end: saves where [`Persistence::Snapshot`] says so. Does nothing
-    /// if it does not run.
+    /// Sends SIGTERM and waits for the end. Data is saved with [`Persistence::Snapshot`]. Does
+    /// nothing if the server is not running.
     ///
     /// # Errors
-    /// It does not end; then it is killed.
+    /// The server does not end in time. It is then killed.
     pub fn stop(&mut self) -> Result<()> {
         self.process.stop()
     }
 
-    /// Starts it again on the same port and folder, with whatever data it kept; stops it first if
-    /// it runs.
+    /// Starts the server again on the same port and folder, with the data it kept. Stops it first
+    /// if it is running.
     ///
     /// # Errors
-    /// It does not stop or does not start; the error shows its log.
+    /// The server does not stop or does not start; the error shows its log.
     pub fn restart(&mut self) -> Result<()> {
         self.process.stop()?;
         let (socket, password) = (&self.socket, self.password.as_deref());
@@ -332,11 +333,10 @@ impl RedisServer {
             .start(START_PATIENCE, || answers(socket, password))
     }
 
-    /// Kills it and removes all that it has saved. [`restart`](Self::restart) then brings it back
-    /// empty.
+    /// Kills the server and removes its data, so that [`restart`](Self::restart) starts it empty.
     ///
     /// # Errors
-    /// Its data cannot be removed.
+    /// The data cannot be removed.
     pub fn wipe(&mut self) -> Result<()> {
         self.process.kill();
         let folder = self.process.folder();
@@ -350,11 +350,12 @@ impl RedisServer {
         gone(fs::remove_dir_all(folder.join("appendonlydir")))
     }
 
-    /// Kills it and cuts `bytes` off the end of what [`Persistence::EveryWrite`] has written, as a
-    /// loss of power does on a disk that had confirmed more than it had.
+    /// Kills the server and removes the last `bytes` of the file written by
+    /// [`Persistence::EveryWrite`], as a power failure does on a disk that confirmed writes too
+    /// early.
     ///
     /// # Errors
-    /// It has written no such file, or less than that.
+    /// There is no such file, or it is shorter.
     pub fn cut_log_tail(&mut self, bytes: u64) -> Result<()> {
         self.process.kill();
         let cut = || {
@@ -379,8 +380,8 @@ impl RedisServer {
     }
 }
 
-/// Whether it takes commands: it listens before it has loaded its data, and answers with an error
-/// until then.
+/// Returns whether the server accepts commands. While it loads its data, it listens but answers
+/// with an error.
 fn answers(socket: &Path, password: Option<&str>) -> Result<(), String> {
     let ask = || {
         let client = redis::Client::open(socket_url(socket, password))?;
@@ -402,12 +403,12 @@ fn encoded(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
-/// As redis.conf takes any bytes.
+/// Returns `word` in quotes as redis.conf accepts any bytes.
 fn quoted(word: &str) -> String {
     format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-/// The file that is being appended to: increments are numbered, and the folder holds one except
+/// Returns the current append-only file. Increments are numbered, and there is only one except
 /// during a rewrite.
 fn newest_increment(folder: &Path) -> std::io::Result<PathBuf> {
     fs::read_dir(folder)?

@@ -7,19 +7,19 @@ use std::sync::Arc;
 use super::{Persistence, RedisServer};
 use crate::{HarnessError, Result};
 
-/// Independent Redis servers, which make a quorum.
+/// Independent Redis servers that form a quorum.
 #[derive(Debug)]
 #[must_use = "dropping it kills the servers"]
 pub struct RedlockServers {
-    /// Each of them, to be stopped and killed.
+    /// The servers, to be paused and killed one by one.
     pub servers: Vec<RedisServer>,
 }
 
 impl RedlockServers {
-    /// Starts so many, which keep that through a restart.
+    /// Starts `count` servers with this persistence.
     ///
     /// # Errors
-    /// One cannot be started.
+    /// A server cannot be started.
     pub fn start(count: usize, persistence: Persistence) -> Result<Self> {
         let servers = (0..count).map(|_| RedisServer::builder().persistence(persistence).start());
         Ok(Self {
@@ -27,7 +27,7 @@ impl RedlockServers {
         })
     }
 
-    /// `redlock://` with all of them.
+    /// Returns the `redlock://` URL of all servers.
     pub fn url(&self) -> String {
         let hosts: Vec<_> = self
             .servers
@@ -37,10 +37,10 @@ impl RedlockServers {
         format!("redlock://{}/", hosts.join(","))
     }
 
-    /// Attests them all, as nobody has used them yet, for locks of at most this TTL.
+    /// Provisions all servers as unused, for locks of at most this TTL.
     ///
     /// # Errors
-    /// One does not answer.
+    /// A server does not answer.
     pub async fn provision(&self, largest_ttl: Ttl) -> Result<Arc<QuorumBackend>> {
         let failed = |error| HarnessError::caused_by("cannot provision the quorum", error);
         let quorum = leasehold_redis::redlock(&self.url())

@@ -4,33 +4,33 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::RedisServer;
 use crate::Result;
 
-/// Names a Redis that is used where a test needs one and breaks nothing.
+/// The environment variable with the URL of a Redis server for tests that break nothing.
 const URL: &str = "LEASEHOLD_REDIS_URL";
 
 static RUNNING: Mutex<Weak<RedisServer>> = Mutex::new(Weak::new());
 
-/// A Redis that several tests use at a time: each takes names of its own, and none stops it or
-/// counts its commands.
+/// A Redis server used by several tests at a time. Each test uses its own names, and none stops the
+/// server or counts its commands.
 #[derive(Debug, Clone)]
 #[must_use = "the last one that is dropped kills the server"]
 pub struct SharedRedis {
     url: String,
-    /// `None` for one that somebody else runs.
+    /// `None` for a server that was not started here.
     _server: Option<Arc<RedisServer>>,
 }
 
 impl SharedRedis {
-    /// Where to connect.
+    /// Returns the URL.
     pub fn url(&self) -> &str {
         &self.url
     }
 }
 
-/// The Redis of `LEASEHOLD_REDIS_URL`; without it one that the tests of this process share, started
-/// by the first and gone with the last.
+/// Returns the Redis server of `LEASEHOLD_REDIS_URL`, or else a server shared by the tests of this
+/// process, which the first test starts and the last one stops.
 ///
 /// # Errors
-/// It cannot be started.
+/// The server cannot be started.
 pub fn shared_redis() -> Result<SharedRedis> {
     if let Ok(url) = env::var(URL) {
         return Ok(SharedRedis { url, _server: None });

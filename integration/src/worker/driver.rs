@@ -12,16 +12,15 @@ use super::{
 };
 use crate::{HarnessError, Result, peer::Peer};
 
-/// What any command may take on a machine that builds something else beside, where the test expects
-/// nothing sharper.
+/// The default timeout of a command, long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A command whose answer is still to come.
+/// A command whose answer is pending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use = "await its answer"]
 pub struct Ticket(u64);
 
-/// A worker process in a test's hand. Dropping it kills it.
+/// A worker process controlled by a test. Dropping it kills it.
 #[derive(Debug)]
 #[must_use = "dropping it kills the process"]
 pub struct Worker {
@@ -32,11 +31,10 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts `program` (in tests `env!("CARGO_BIN_EXE_worker")`), and returns once it is
-    /// connected.
+    /// Starts `program` (in tests `env!("CARGO_BIN_EXE_worker")`) and returns once it is connected.
     ///
     /// # Errors
-    /// It cannot be started, or cannot connect.
+    /// The process cannot be started, or cannot connect.
     pub fn spawn(program: impl AsRef<Path>, setup: Setup) -> Result<Self> {
         let argument = serde_json::to_string(&setup)
             .map_err(|error| HarnessError::caused_by("a bad setup", error))?;
@@ -56,16 +54,16 @@ impl Worker {
         }
     }
 
-    /// How it was started.
+    /// Returns the setup of the process.
     #[must_use]
     pub fn setup(&self) -> &Setup {
         &self.setup
     }
 
-    /// Sends a command and does not wait.
+    /// Sends a command without waiting for its answer.
     ///
     /// # Errors
-    /// It no longer reads.
+    /// The process no longer reads.
     pub fn send(&mut self, command: Command) -> Result<Ticket> {
         let id = self.next;
         self.next += 1;
@@ -75,10 +73,10 @@ impl Worker {
         Ok(Ticket(id))
     }
 
-    /// The answer to an earlier command.
+    /// Waits for the answer to an earlier command.
     ///
     /// # Errors
-    /// It did not come within `patience`, or the process has ended.
+    /// There is no answer within `patience`, or the process has ended.
     pub fn answer(&mut self, ticket: Ticket, patience: Duration) -> Result<Answer> {
         let end = Instant::now() + patience;
         loop {
@@ -104,7 +102,7 @@ impl Worker {
         self.answer(ticket, PATIENCE)
     }
 
-    /// Locks into `slot` and waits for the answer.
+    /// Acquires a lock into `slot` and waits for the answer.
     ///
     /// # Errors
     /// As [`ask`](Self::ask).
@@ -116,26 +114,26 @@ impl Worker {
         })
     }
 
-    /// SIGSTOP. In effect when this returns.
+    /// Sends SIGSTOP. In effect when this returns.
     ///
     /// # Errors
-    /// It has ended.
+    /// The process has ended.
     pub fn pause(&mut self) -> Result<()> {
         self.peer.process().pause()
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     ///
     /// # Errors
-    /// It has ended.
+    /// The process has ended.
     pub fn resume(&mut self) -> Result<()> {
         self.peer.process().resume()
     }
 
-    /// SIGKILL, and writes the fact into its event log.
+    /// Sends SIGKILL and records this in the event log of the process.
     ///
     /// # Errors
-    /// Its log cannot be opened.
+    /// The log cannot be opened.
     pub fn kill(&mut self) -> Result<()> {
         let log = EventLog::open(&self.setup.log, &self.setup.proc)?;
         log.write(0, "", (Op::Kill, Phase::Invoke), None, None);
@@ -144,7 +142,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Whether it has not ended.
+    /// Returns whether the process has not ended.
     pub fn is_running(&mut self) -> bool {
         self.peer.process().is_running()
     }

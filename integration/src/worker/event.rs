@@ -10,14 +10,14 @@ pub(super) use leasehold_testkit::history::{Event, Op, Phase};
 
 use crate::{HarnessError, Result};
 
-/// `CLOCK_BOOTTIME` in nanoseconds: the clock of the events, the deadlines and the tests.
+/// Returns `CLOCK_BOOTTIME` in nanoseconds: the clock of events, deadlines and tests.
 #[must_use]
 pub fn now_ns() -> u64 {
     SystemClock.now().as_nanos()
 }
 
-/// A process's events, a line each. A line is one `write` that has returned before the process goes
-/// on, so SIGKILL loses none.
+/// The event log of a process, with one line per event. A line is one `write` that returns before
+/// the process continues, so SIGKILL loses no event.
 #[derive(Debug)]
 pub struct EventLog {
     file: File,
@@ -26,7 +26,7 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// Opens or goes on with the log at `path`.
+    /// Opens the log at `path`, appending to an existing one.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -34,7 +34,7 @@ impl EventLog {
         let file = File::options().create(true).append(true).open(path);
         let file =
             file.map_err(|error| HarnessError::caused_by("cannot open the event log", error))?;
-        // A process that was killed and started again goes on with other numbers.
+        // A process that was killed and started again continues with other numbers.
         Ok(Self {
             file,
             proc: proc.to_owned(),
@@ -42,12 +42,12 @@ impl EventLog {
         })
     }
 
-    /// A number for an acquisition, another one each time.
+    /// Returns a new number for an acquisition.
     pub fn next_attempt(&self) -> u64 {
         self.attempts.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Writes a step of an exclusive acquisition, with the present as its time.
+    /// Writes an event of an exclusive acquisition, with the current time.
     pub fn write(
         &self,
         attempt: u64,
@@ -59,8 +59,7 @@ impl EventLog {
         self.write_as(false, attempt, key, step, token, deadline);
     }
 
-    /// Writes a step of an acquisition that is a reader's or a writer's, with the present as its
-    /// time.
+    /// Writes an event of an acquisition by a reader or a writer, with the current time.
     pub fn write_as(
         &self,
         shared: bool,
@@ -89,10 +88,10 @@ impl EventLog {
             .expect("the event log can be written");
     }
 
-    /// Reads the logs of several processes, in the order of time.
+    /// Reads the logs of several processes, ordered by time.
     ///
     /// # Errors
-    /// A file cannot be read, or holds something else.
+    /// A file cannot be read, or is not a log.
     pub fn merge(paths: &[PathBuf]) -> Result<Vec<Event>> {
         let mut events = Vec::new();
         for path in paths {

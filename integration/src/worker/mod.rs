@@ -1,9 +1,9 @@
-//! Worker processes: what other programs on the same lock do, one command at a time.
+//! Worker processes, which act as other programs that use the same locks.
 //!
-//! A test starts `worker` processes and drives them by lines on their standard streams: [`Worker`]
-//! is the test's end, [`serve`] the process's. Each process writes every step into an [`EventLog`]
-//! *before* it acts on it, so that what it believed is known however it ends; the
-//! [checker](leasehold_testkit::history) judges the merged logs.
+//! A test starts `worker` processes and sends them commands as lines on their standard streams:
+//! [`Worker`] is the test's end, [`serve`] the process's. Each process writes every event into an
+//! [`EventLog`] *before* it acts on it, so that the log is complete even if the process is killed.
+//! The [checker](leasehold_testkit::history) verifies the merged logs.
 
 mod connect;
 mod driver;

@@ -2,164 +2,165 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// How a worker starts: its only argument, as JSON.
+/// The setup of a worker: its only argument, as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Setup {
-    /// Its name in events and as a label.
+    /// The name in events and label.
     pub proc: String,
-    /// Where its locks live.
+    /// The URL of the backend.
     pub url: String,
     /// The TTL of its locks.
     pub ttl_ms: u64,
-    /// Its event log.
+    /// The path of its event log.
     pub log: PathBuf,
-    /// The resource that the locks protect.
+    /// The path of the resource that the locks protect.
     pub register: PathBuf,
 }
 
-/// How long an acquisition may queue.
+/// The maximum wait of an acquisition.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub enum Patience {
     /// One attempt.
     Try,
-    /// At most so many milliseconds.
+    /// At most this many milliseconds.
     Within(u64),
-    /// As long as it takes.
+    /// No limit.
     Forever,
 }
 
-/// What a worker is told. A guard stays in the *slot* that it was locked into.
+/// A command to a worker. A guard stays in the *slot* that it was locked into.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Command {
     /// Lock `key` into `slot`.
     Lock {
-        /// Names the guard from now on.
+        /// The slot of the guard.
         slot: u32,
-        /// What to lock.
+        /// The name of the lock.
         key: String,
-        /// How long to queue.
+        /// The maximum wait.
         patience: Patience,
     },
     /// Lock `key` into `slot` as a reader.
     Read {
-        /// Names the guard from now on.
+        /// The slot of the guard.
         slot: u32,
-        /// What to lock.
+        /// The name of the lock.
         key: String,
-        /// How long to queue.
+        /// The maximum wait.
         patience: Patience,
     },
     /// Release the guard in `slot`.
     Release {
-        /// The guard.
+        /// The slot of the guard.
         slot: u32,
     },
-    /// Whether the guard in `slot` is held, and for how long.
+    /// Report whether the guard in `slot` is held, and for how long.
     Check {
-        /// The guard.
+        /// The slot of the guard.
         slot: u32,
     },
-    /// Look at the guard in `slot` without a pause, on a thread that no runtime delays, until it is
-    /// not held.
+    /// Check the guard in `slot` continuously, on a thread that no runtime delays, until it is not
+    /// held.
     Watch {
-        /// The guard.
+        /// The slot of the guard.
         slot: u32,
     },
-    /// Write `value` to the register with the token of the guard in `slot`, without asking the
+    /// Write `value` to the register with the token of the guard in `slot`, without checking the
     /// guard first.
     Write {
-        /// The guard.
+        /// The slot of the guard.
         slot: u32,
-        /// What to write.
+        /// The value to write.
         value: u64,
-        /// Whether the register looks at the token.
+        /// Whether the register checks the token.
         fenced: bool,
     },
     /// Lock, read, write and release in many tasks until `Calm`.
     Storm(Storm),
-    /// End the storm, and tell what it did.
+    /// End the storm and report its results.
     Calm,
-    /// How often the lock was granted in the storm so far.
+    /// Report the number of grants in the storm so far.
     Count,
 }
 
-/// Many tasks that lock, change the register and release, again and again.
+/// Many tasks that repeatedly lock, change the register and release.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Storm {
-    /// How many tasks. Some of them may be readers.
+    /// The number of tasks, readers included.
     pub tasks: u32,
-    /// How many of the tasks lock to read, and write nothing.
+    /// The number of tasks that lock as readers and write nothing.
     pub readers: u32,
-    /// One of so many holds lasts until the lock is lost, or for one and a half TTLs. 0: none.
+    /// One in this many grants is held until the lock is lost, or for one and a half TTLs. 0 means
+    /// none.
     pub long_in: u32,
-    /// One of so many acquisitions is dropped before it is granted. 0: none.
+    /// One in this many acquisitions is dropped before it is granted. 0 means none.
     pub drop_in: u32,
-    /// What they all lock.
+    /// The name of the lock.
     pub key: String,
-    /// How long each queues before it starts again.
+    /// The timeout of each acquisition.
     pub within_ms: u64,
-    /// How long each holds.
+    /// The time for which a lock is held.
     pub hold_us: u64,
-    /// Whether they read and write the register.
+    /// Whether the tasks read and write the register.
     pub write: bool,
 }
 
-/// What a worker answers.
+/// An answer of a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Answer {
-    /// It is connected.
+    /// The worker is connected.
     Ready,
     /// The lock is held.
     Granted {
-        /// Its token.
+        /// The fencing token.
         token: Option<u64>,
-        /// When it must be believed over, on `CLOCK_BOOTTIME`.
+        /// The deadline, on `CLOCK_BOOTTIME`.
         deadline_ns: u64,
     },
     /// Another holds the lock.
     Refused,
-    /// A typed error.
+    /// An error of the library.
     Failed {
-        /// The kind, as `Debug` writes it.
+        /// The kind, as `Debug` prints it.
         kind: String,
-        /// The rest.
+        /// The message.
         message: String,
     },
-    /// The truth about a release, as `Debug` writes it.
+    /// The outcome of a release, as `Debug` prints it.
     Released(String),
-    /// What the guard says of itself.
+    /// The state of a guard.
     Checked {
         /// `is_held()`.
         held: bool,
         /// `remaining()`.
         remaining_ms: u64,
     },
-    /// What was seen until the guard said that it is not held.
+    /// The observations of [`Command::Watch`].
     Watched {
-        /// How often it said that it is held.
+        /// The number of checks that reported the lock as held.
         held: u64,
-        /// How often of these its deadline had passed before it was asked.
+        /// The number of these whose deadline had passed before the check.
         too_late: u64,
     },
-    /// What the register said.
+    /// The result of a write.
     Wrote {
-        /// Whether it took the write.
+        /// Whether the register accepted the write.
         accepted: bool,
     },
     /// The storm has begun.
     Storming,
-    /// What the storm did.
+    /// The results of the storm.
     Storm {
-        /// Grants.
+        /// The number of grants.
         granted: u64,
-        /// Acquisitions that timed out.
+        /// The number of acquisitions that timed out.
         timed_out: u64,
         /// Other errors, by kind.
         errors: Vec<(String, u64)>,
     },
 }
 
-/// A command or an answer under the number that brings them together.
+/// A command or an answer, with the number that relates them.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Numbered<T> {
     pub(super) id: u64,

@@ -6,28 +6,28 @@ use std::{
 
 pub(super) use leasehold_testkit::history::{RegisterLine, Write};
 
-/// No line is longer.
+/// The maximum length of a line.
 const TAIL: u64 = 1024;
 
-/// The resource that a lock protects: a number in a file. Where it is *fenced* it refuses reads and
-/// writes that show a smaller token than it has seen.
+/// The resource that a lock protects: a number in a file. A *fenced* access with a smaller token
+/// than the largest seen is refused.
 ///
-/// Each access is atomic by itself (a lock of the operating system on the file, one appended line),
-/// as any store's is. A read and a later write are not: that is what the distributed lock is for.
+/// Each access is atomic (a lock of the operating system on the file, one appended line), as in any
+/// store. A read followed by a write is not atomic, and needs the distributed lock.
 #[derive(Debug, Clone)]
 pub struct Register(PathBuf);
 
 impl Register {
-    /// The register at `path`; zero if there is no such file yet.
+    /// Returns the register at `path`. Its value is zero if the file does not exist.
     #[must_use]
     pub fn at(path: &Path) -> Self {
         Self(path.to_owned())
     }
 
-    /// Reads with `token`. `None`: refused.
+    /// Reads the value with `token`. Returns `None` if the access is refused.
     ///
     /// # Errors
-    /// The file cannot be used.
+    /// The file cannot be accessed.
     pub fn read(&self, token: u64) -> std::io::Result<Option<u64>> {
         let (file, last) = self.open()?;
         if token < last.token {
@@ -46,10 +46,10 @@ impl Register {
         Ok(Some(last.value))
     }
 
-    /// Writes with `token`. `false`: refused.
+    /// Writes the value with `token`. Returns `false` if the access is refused.
     ///
     /// # Errors
-    /// The file cannot be used.
+    /// The file cannot be accessed.
     pub fn write(&self, token: u64, value: u64, write: Write) -> std::io::Result<bool> {
         let (file, last) = self.open()?;
         if token < last.token {
@@ -66,10 +66,10 @@ impl Register {
         Ok(true)
     }
 
-    /// Writes and looks at no token, as most stores do.
+    /// Writes the value without checking the token, as most stores do.
     ///
     /// # Errors
-    /// The file cannot be used.
+    /// The file cannot be accessed.
     pub fn write_unfenced(&self, value: u64, write: Write) -> std::io::Result<()> {
         let (file, last) = self.open()?;
         append(
@@ -82,18 +82,18 @@ impl Register {
         )
     }
 
-    /// The value, whatever the token.
+    /// Returns the value without checking a token.
     ///
     /// # Errors
-    /// The file cannot be used.
+    /// The file cannot be accessed.
     pub fn value(&self) -> std::io::Result<u64> {
         Ok(self.open()?.1.value)
     }
 
-    /// All that it has taken.
+    /// Returns all accepted writes.
     ///
     /// # Errors
-    /// The file cannot be used.
+    /// The file cannot be accessed.
     pub fn history(&self) -> std::io::Result<Vec<RegisterLine>> {
         let (mut file, _) = self.open()?;
         file.rewind()?;

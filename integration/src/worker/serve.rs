@@ -18,8 +18,8 @@ use super::{
 };
 use crate::peer;
 
-/// The whole life of a worker process: connects, then does what it is told until the test that
-/// drives it is gone.
+/// Runs a worker process: connects, then executes commands until the test that controls it has
+/// ended.
 ///
 /// # Errors
 /// The event log cannot be opened.
@@ -94,7 +94,7 @@ pub async fn serve(setup: Setup) -> crate::Result<()> {
     Ok(())
 }
 
-/// What the commands work on.
+/// The state that commands operate on.
 #[derive(Debug)]
 struct Hand {
     client: LockClient,
@@ -222,7 +222,7 @@ impl Hand {
                     return Answer::Watched { held, too_late };
                 }
                 held += 1;
-                // Read last: no renewal moves a deadline that has passed.
+                // The deadline is read last: a renewal never moves a deadline that has passed.
                 too_late += u64::from(before >= guard.deadline().moment().as_nanos());
             }
         });
@@ -263,7 +263,7 @@ impl Hand {
     }
 }
 
-/// Token and deadline, as events have them.
+/// Returns token and deadline in the format of events.
 pub(super) fn terms(guard: &LockGuard) -> (Option<u64>, u64) {
     (
         guard.fencing_token().map(leasehold_core::FencingToken::get),

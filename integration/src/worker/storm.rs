@@ -20,17 +20,17 @@ use super::{
     serve::terms,
 };
 
-/// The pause of a task after an error, so that a server that is down is not hammered.
+/// The delay of a task after an error, so that a failing server is not overloaded.
 const AFTER_ERROR: Duration = Duration::from_millis(20);
 
-/// How often a task that holds for long looks at its guard.
+/// The interval at which a task with a long hold checks its guard.
 const LONG_HOLD_CHECK: Duration = Duration::from_millis(20);
 
 fn one_in(n: u32) -> bool {
     n > 0 && rand::rng().random_ratio(1, n)
 }
 
-/// A storm under way.
+/// A running storm.
 #[derive(Debug)]
 pub(super) struct Running {
     shared: Arc<Shared>,
@@ -187,14 +187,13 @@ impl Shared {
         self.write(shared, attempt, (Op::Release, phase), token, None);
     }
 
-    /// Holds until the lock is lost, or for one and a half TTLs, and writes down again and again
-    /// until when it believes.
+    /// Holds until the lock is lost, or for one and a half TTLs, and repeatedly logs its deadline.
     async fn hold_long(&self, shared: bool, attempt: u64, guard: &LockGuard) {
         let (ttl, mut held) = (guard.ttl().as_duration(), Duration::ZERO);
         while held < ttl * 3 / 2 && !self.over.load(Ordering::Relaxed) {
             tokio::time::sleep(LONG_HOLD_CHECK).await;
             held += LONG_HOLD_CHECK;
-            // The deadline first: no renewal moves it once it has passed.
+            // The deadline is read first: a renewal never moves one that has passed.
             let (token, deadline) = terms(guard);
             if !guard.is_held() {
                 self.write(shared, attempt, (Op::Check, Phase::Fail), token, None);
@@ -222,7 +221,7 @@ impl Shared {
             .write_as(shared, attempt, &self.plan.key, step, token, deadline);
     }
 
-    /// Reads the register, and writes one more, as a program that trusts its lock does.
+    /// Reads the register and writes the next value, as a program that trusts its lock does.
     async fn change(&self, attempt: u64, guard: &LockGuard) {
         let (token, _) = terms(guard);
         let shown = token.unwrap_or(0);
@@ -265,7 +264,8 @@ impl Shared {
             .write(attempt, &self.plan.key, (Op::Write, phase), token, None);
     }
 
-    /// A paused process may hold the register's own lock: that must not stop this one's renewals.
+    /// Runs `work` on a blocking thread. A paused process may hold the register's file lock, which
+    /// must not delay this process's renewals.
     async fn blocking<T: Send + 'static>(
         &self,
         access: impl FnOnce(&Register) -> std::io::Result<Option<T>> + Send + 'static,

@@ -12,16 +12,17 @@ use crate::server::Process;
 use crate::server::free_port;
 use crate::{HarnessError, Result};
 
-/// A server takes some 50 MB, and several run at a time.
+/// A server needs about 50 MB of memory for its files, and several run at a time.
 const MEMORY_WANTED: u64 = 2 << 30;
 
-/// A picked port can be taken by another test before the server has it.
+/// Another test may take a chosen port before the server binds it.
 const PORTS_TRIED: usize = 5;
 
-/// Small and quick rather than fast: many run at a time. What a test sets comes later and wins.
+/// Defaults for a server that starts quickly and is small, because many run at a time. Settings of
+/// a test override them.
 const SETTINGS: [(&str, &str); 9] = [
     ("listen_addresses", "127.0.0.1"),
-    // A crash of the server loses nothing by it, only one of the machine.
+    // Without it, only a crash of the machine loses data, not one of the server.
     ("fsync", "off"),
     ("full_page_writes", "off"),
     ("shared_buffers", "16MB"),
@@ -32,7 +33,7 @@ const SETTINGS: [(&str, &str); 9] = [
     ("log_line_prefix", "%m [%p] %a "),
 ];
 
-/// How a [`PostgresServer`] is to be.
+/// Options of a [`PostgresServer`].
 #[derive(Debug, Clone, Default)]
 #[must_use = "nothing is started until `start`"]
 pub struct PostgresBuilder {
@@ -43,46 +44,44 @@ pub struct PostgresBuilder {
 }
 
 impl PostgresBuilder {
-    /// A setting of postgresql.conf.
+    /// Sets a setting of postgresql.conf.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// What it confirms is durable, as in production. A kill of the server needs no disk for that,
-    /// only one of the machine.
+    /// Makes commits durable, as in production. Killing the server never needs this, because only a
+    /// crash of the machine loses unsynced data.
     pub fn durable(self) -> Self {
         self.setting("fsync", "on")
             .setting("full_page_writes", "on")
     }
 
-    /// Where temporary files are, even if there is room in memory: for measurements that are to
-    /// wait for a disk.
+    /// Puts the data on disk even if memory has room, for measurements that include the disk.
     pub fn on_disk(mut self) -> Self {
         self.on_disk = true;
         self
     }
 
-    /// A line of pg_hba.conf that comes before the one that trusts everybody on the loopback
-    /// address, such as `host all shop 127.0.0.1/32 scram-sha-256`.
+    /// Adds a line of pg_hba.conf before the one that trusts everybody on the loopback address,
+    /// such as `host all shop 127.0.0.1/32 scram-sha-256`.
     pub fn access(mut self, line: &str) -> Self {
         self.access.push(line.to_owned());
         self
     }
 
-    /// Speaks TLS on its port, and only that, with a certificate of
-    /// [`PostgresServer::certificates`].
+    /// Accepts only TLS on the port, with a certificate of [`PostgresServer::certificates`].
     pub fn tls(self) -> Self {
         self.tls_with(Certificates::generate)
     }
 
-    /// The same with the certificate that `generate` writes into the folder that it is given.
+    /// Accepts only TLS, with the certificate that `generate` writes to the given folder.
     pub fn tls_with(mut self, generate: fn(&Path) -> Result<Certificates>) -> Self {
         self.tls = Some(generate);
         self
     }
 
-    /// Starts it, and returns once it answers.
+    /// Starts the server and returns once it answers.
     ///
     /// # Errors
     /// PostgreSQL is not installed (`integration/setup.sh` installs it), or it does not start; the
@@ -93,7 +92,7 @@ impl PostgresBuilder {
         self.start_in(process)
     }
 
-    /// The same as a standby of `primary`.
+    /// Starts a standby of `primary`.
     pub(super) fn start_standby(self, primary: &PostgresServer) -> Result<PostgresServer> {
         let process = self.process()?;
         let mut backup = command("pg_basebackup", process.folder())?;
@@ -134,7 +133,7 @@ impl PostgresBuilder {
             .map(|generate| generate(process.folder()))
             .transpose()?;
         if let Some(certificates) = &certificates {
-            // It refuses a key that others can read.
+            // PostgreSQL rejects a key that others can read.
             fs::set_permissions(certificates.key(), Permissions::from_mode(0o600))
                 .map_err(unwritten)?;
         }
@@ -185,7 +184,7 @@ impl PostgresBuilder {
         for (name, value) in &self.settings {
             line(name, value);
         }
-        // The harness itself, and standbys, come over the socket.
+        // The harness and standbys connect over the socket.
         let mut access = vec!["local all all trust", "local replication all trust"];
         access.extend(self.access.iter().map(String::as_str));
         access.push(if self.tls.is_some() {
@@ -199,8 +198,8 @@ impl PostgresBuilder {
     }
 }
 
-/// In memory where there is room: a new database cluster is a thousand files, which some file
-/// systems take a second to make and to remove again.
+/// Returns a folder in memory if there is room: a new database cluster has a thousand files, and
+/// some file systems take a second to create or remove them.
 fn quick_folder() -> PathBuf {
     let has_room = |stat: rustix::fs::StatVfs| stat.f_bavail * stat.f_frsize >= MEMORY_WANTED;
     let memory = Path::new("/dev/shm");

@@ -1,4 +1,4 @@
-//! A real PostgreSQL.
+//! Real PostgreSQL servers.
 
 mod builder;
 mod data;

@@ -1,4 +1,4 @@
-//! Where the programs are, and as whom they run.
+//! Paths of PostgreSQL's programs, and the user that runs them.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,13 +8,13 @@ use std::process::Command;
 use crate::child::find_program;
 use crate::{HarnessError, Result};
 
-/// Debian keeps each major version's programs in a folder of its own, which is in nobody's `PATH`.
+/// Debian installs each major version's programs in a folder that is not in `PATH`.
 const DEBIAN: &str = "/usr/lib/postgresql";
 
-/// Debian's packages create it. PostgreSQL and PgBouncer refuse to run as root.
+/// Created by Debian's packages. PostgreSQL and PgBouncer refuse to run as root.
 const USER: &str = "postgres";
 
-/// A program of PostgreSQL: of the newest version of Debian's, or as found in `PATH`.
+/// Returns the path of a PostgreSQL program: Debian's newest version, or as found in `PATH`.
 pub(super) fn program(name: &str) -> Result<PathBuf> {
     let versions = fs::read_dir(DEBIAN).into_iter().flatten().flatten();
     let version = |path: &Path| {
@@ -32,12 +32,12 @@ pub(super) fn program(name: &str) -> Result<PathBuf> {
     )
 }
 
-/// The user to run as: root may not.
+/// Returns the user that runs the server, or `None` for the current one if it is not root.
 pub(in crate::server) fn unprivileged() -> Option<&'static str> {
     rustix::process::geteuid().is_root().then_some(USER)
 }
 
-/// Gives `path` and all in it to whom the server runs as.
+/// Gives `path` and its content to the user that runs the server.
 pub(in crate::server) fn give_to_owner(path: &Path) -> Result<()> {
     match unprivileged() {
         Some(user) => run(Command::new("chown")
@@ -49,7 +49,7 @@ pub(in crate::server) fn give_to_owner(path: &Path) -> Result<()> {
     }
 }
 
-/// `program` as [`unprivileged`], in a folder that it may be in.
+/// Returns a command for `program` as [`unprivileged`], in a folder that this user can access.
 pub(super) fn command(name: &str, folder: &Path) -> Result<Command> {
     let program = program(name)?;
     let mut command = match unprivileged() {
@@ -66,7 +66,7 @@ pub(super) fn command(name: &str, folder: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs it to its end. What it wrote.
+/// Runs a command to its end and returns its output.
 pub(super) fn run(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_owned();
     let named = |what: &str| format!("{} {what}", Path::new(&program).display());

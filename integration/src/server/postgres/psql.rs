@@ -9,28 +9,28 @@ use super::programs::program;
 use crate::child::OwnedChild;
 use crate::{HarnessError, Result};
 
-/// Bare rows, nothing of the user's own configuration, and an end at the first error.
+/// Prints bare rows, ignores the user's configuration, and stops at the first error.
 pub(super) const PSQL: [&str; 6] = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"];
 
-/// What no row begins with.
+/// A line that no row starts with.
 const END: &str = "-- end of the answer";
 
-/// A `psql` that stays connected: another program's session. Its errors go to the test's standard
-/// error, and end it. Dropping it kills it; its backend notices once it has nothing else to do.
+/// A `psql` that stays connected, as a session of another program. An error is printed to the
+/// test's standard error and ends it. Dropping it kills it; its backend notices once it is idle.
 #[derive(Debug)]
 #[must_use = "dropping it ends the session"]
 pub struct Psql {
-    // Named, so that it is kept.
+    // Kept alive as long as this.
     _child: OwnedChild,
     input: ChildStdin,
     lines: Receiver<String>,
 }
 
 impl Psql {
-    /// At any address, such as a pooler's.
+    /// Connects to any URL, such as a pooler's.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The program cannot be started.
     pub fn connect(url: &str) -> Result<Self> {
         Self::start(program("psql")?, |command| {
             command.args(PSQL).arg(url).env("PGCONNECT_TIMEOUT", "10");
@@ -47,7 +47,7 @@ impl Psql {
             return Err(HarnessError::new("psql has no pipes"));
         };
         let (heard, lines) = mpsc::channel();
-        // Ends with psql's output, at the latest when that is killed.
+        // The thread ends when psql closes its output, at the latest when it is killed.
         thread::spawn(move || {
             for line in BufReader::new(output)
                 .lines()
@@ -65,20 +65,20 @@ impl Psql {
         })
     }
 
-    /// Begins a statement, or several, without waiting for their end.
+    /// Sends one or more statements without waiting for their end.
     ///
     /// # Errors
-    /// It has ended.
+    /// The process has ended.
     pub fn send(&mut self, sql: &str) -> Result<()> {
         writeln!(self.input, "{sql};\n\\echo {END}")
             .and_then(|()| self.input.flush())
             .map_err(|error| HarnessError::caused_by(format!("cannot send {sql:?} to psql"), error))
     }
 
-    /// The rows of what was sent, line by line; of the first if several were sent.
+    /// Returns the rows of the first statement sent, line by line.
     ///
     /// # Errors
-    /// No answer within `patience`, or it has ended.
+    /// There is no answer within `patience`, or the program has ended.
     pub fn answer(&mut self, patience: Duration) -> Result<String> {
         let end = Instant::now() + patience;
         let mut rows = Vec::new();
@@ -101,7 +101,7 @@ impl Psql {
         }
     }
 
-    /// Sends it and waits for the answer.
+    /// Sends statements and waits for the answer.
     ///
     /// # Errors
     /// As [`send`](Self::send) and [`answer`](Self::answer).

@@ -16,13 +16,13 @@ use crate::child::process_state;
 use crate::server::Process;
 use crate::{HarnessError, Result};
 
-/// It takes 50 ms; a machine that builds something else beside may take a hundred times that.
+/// A start takes 50 ms; a busy machine may take a hundred times as long.
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often a condition is looked at.
+/// The interval at which conditions are polled.
 const GLANCE: Duration = Duration::from_millis(2);
 
-/// How long a statement of the harness may take, in seconds, as timeout(1) takes it.
+/// The timeout of the harness's own statements, in seconds, in the format of timeout(1).
 const STATEMENT_PATIENCE: &str = "60";
 
 /// A real PostgreSQL on a free loopback port, in a temporary folder, with a superuser `postgres`
@@ -38,23 +38,23 @@ pub struct PostgresServer {
 }
 
 impl PostgresServer {
-    /// With `fsync` off and without TLS until told otherwise.
+    /// Returns a builder. The defaults are `fsync` off and no TLS.
     pub fn builder() -> PostgresBuilder {
         PostgresBuilder::default()
     }
 
-    /// Starts a plain one.
+    /// Starts a server with the defaults.
     ///
     /// # Errors
-    /// As [`PostgresBuilder::start`].
+    /// See [`PostgresBuilder::start`].
     pub fn start() -> Result<Self> {
         Self::builder().start()
     }
 
-    /// Starts a hot standby of this one, with the same settings.
+    /// Starts a hot standby of this server with the same settings.
     ///
     /// # Errors
-    /// As [`PostgresBuilder::start`].
+    /// See [`PostgresBuilder::start`].
     pub fn start_standby(&self) -> Result<Self> {
         self.builder.clone().start_standby(self)
     }
@@ -77,12 +77,12 @@ impl PostgresServer {
         self.process.take().expect("it is there until now")
     }
 
-    /// `postgres://`, as the superuser. Over TLS if it speaks that, trusting its authority.
+    /// Returns the superuser's `postgres://` URL. It trusts the authority of a TLS server.
     pub fn url(&self) -> String {
         self.url_at(self.addr())
     }
 
-    /// The same through another address, such as a proxy's.
+    /// Returns the same URL with another address, such as a proxy's.
     pub fn url_at(&self, addr: SocketAddr) -> String {
         let tls = self
             .certificates
@@ -96,27 +96,27 @@ impl PostgresServer {
         format!("postgres://postgres@{addr}/postgres{tls}")
     }
 
-    /// The same as another role; `user` is `name` or `name:password`.
+    /// Returns the same URL for another role; `user` is `name` or `name:password`.
     pub fn url_as(&self, user: &str) -> String {
         self.url().replacen("postgres@", &format!("{user}@"), 1)
     }
 
-    /// Where it listens. The same after a restart.
+    /// Returns the address. It stays the same after a restart.
     pub fn addr(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    /// The port that it listens on. The same after a restart.
+    /// Returns the port. It stays the same after a restart.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// What it was started with, if it speaks TLS: its `ca()` is what a client must trust.
+    /// Returns the certificates of a TLS server. Clients must trust `ca()`.
     pub fn certificates(&self) -> Option<&Certificates> {
         self.certificates.as_ref()
     }
 
-    /// The folder with its socket, data and log.
+    /// Returns the folder with socket, data and log.
     pub fn folder(&self) -> &Path {
         self.process
             .as_ref()
@@ -124,23 +124,23 @@ impl PostgresServer {
             .folder()
     }
 
-    /// The end of its log, over all its starts.
+    /// Returns the end of the log, which covers all starts.
     pub fn log_tail(&self) -> String {
         self.process
             .as_ref()
             .map_or_else(String::new, Process::log_tail)
     }
 
-    /// The id of its first process, the postmaster, while it runs, paused or not.
+    /// Returns the process id of the postmaster while it is running or paused.
     pub fn pid(&mut self) -> Option<u32> {
         self.process().pid()
     }
 
-    /// Runs `sql` as the superuser, over the socket: not through any proxy. Its rows, fields
-    /// separated by `|`.
+    /// Runs `sql` as the superuser over the socket, so never through a proxy. Returns the rows with
+    /// fields separated by `|`.
     ///
     /// # Errors
-    /// It fails, or takes longer than a minute.
+    /// A statement fails, or takes longer than a minute.
     pub fn psql(&self, sql: &str) -> Result<String> {
         let mut command = Command::new("timeout");
         command.arg(STATEMENT_PATIENCE).arg(program("psql")?);
@@ -148,10 +148,10 @@ impl PostgresServer {
             .map(|rows| rows.trim_end().to_owned())
     }
 
-    /// A `psql` that stays, as the superuser, over the socket.
+    /// Starts a `psql` as the superuser over the socket that stays connected.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The program cannot be started.
     pub fn psql_session(&self) -> Result<Psql> {
         Psql::start(program("psql")?, |command| {
             self.psql_arguments(command);
@@ -168,64 +168,64 @@ impl PostgresServer {
             .env("PGCONNECT_TIMEOUT", "10")
     }
 
-    /// SIGSTOP to the postmaster: no new connections are served, those that there are go on.
+    /// Sends SIGSTOP to the postmaster: new connections are not served, existing ones still work.
     ///
     /// # Errors
-    /// It does not run.
+    /// The server is not running.
     pub fn pause(&mut self) -> Result<()> {
         self.process().pause()
     }
 
-    /// SIGCONT to the postmaster.
+    /// Sends SIGCONT to the postmaster.
     ///
     /// # Errors
-    /// It does not run.
+    /// The server is not running.
     pub fn resume(&mut self) -> Result<()> {
         self.process().resume()
     }
 
-    /// SIGSTOP to a backend: it answers nothing and keeps its locks.
+    /// Sends SIGSTOP to a backend: it answers nothing and keeps its locks.
     ///
     /// # Errors
-    /// No such backend is there.
+    /// There is no such backend.
     pub fn pause_backend(&mut self, backend: u32) -> Result<()> {
         self.signal(backend, Signal::STOP)
     }
 
-    /// SIGCONT to a backend.
+    /// Sends SIGCONT to a backend.
     ///
     /// # Errors
-    /// No such backend is there.
+    /// There is no such backend.
     pub fn resume_backend(&mut self, backend: u32) -> Result<()> {
         self.signal(backend, Signal::CONT)
     }
 
-    /// SIGKILL to a backend, as the kernel does where memory is short: the postmaster then ends all
-    /// others and recovers.
+    /// Sends SIGKILL to a backend, as the kernel does when memory is short. The postmaster then
+    /// ends all other backends and recovers.
     ///
     /// # Errors
-    /// No such backend is there.
+    /// There is no such backend.
     pub fn kill_backend(&mut self, backend: u32) -> Result<()> {
         self.signal(backend, Signal::KILL)
     }
 
-    /// SIGKILL to all its processes. Does nothing if it does not run.
+    /// Sends SIGKILL to all processes. Does nothing if the server is not running.
     pub fn kill(&mut self) {
         self.kill_children();
         self.process().kill();
     }
 
-    /// SIGKILL to all but the postmaster, which is stopped then.
+    /// Sends SIGKILL to all processes but the postmaster, which is paused.
     fn kill_children(&mut self) {
         let Some(postmaster) = self.pid() else { return };
-        // Stopped, it starts no more children and reaps none, so that no pid can become another's.
+        // A paused postmaster starts no children and reaps none, so that no pid can be reused.
         if self.process().pause().is_ok() {
             let children = children_of(postmaster);
             for &child in &children {
-                // Gone already is as good.
+                // An error means that the process is already gone.
                 kill_process(child, Signal::KILL).unwrap_or_default();
             }
-            // What still uses the shared memory would keep a new postmaster from starting.
+            // A new postmaster does not start while a process uses the shared memory.
             let end = Instant::now() + START_PATIENCE;
             while children.iter().any(|&child| is_alive(child)) && Instant::now() < end {
                 thread::sleep(GLANCE);
@@ -233,37 +233,38 @@ impl PostgresServer {
         }
     }
 
-    /// Ends it as `pg_ctl stop -m fast` does: clients are cut off, all is written. Does nothing if
-    /// it does not run.
+    /// Stops the server as `pg_ctl stop -m fast` does: clients are disconnected and all data is
+    /// written. Does nothing if the server is not running.
     ///
     /// # Errors
-    /// It does not end; then it is killed.
+    /// The server does not end in time. It is then killed.
     pub fn stop(&mut self) -> Result<()> {
         self.process().stop_by(Signal::INT)
     }
 
-    /// Ends it as `pg_ctl stop -m immediate` does: the next start recovers. Does nothing if it does
-    /// not run.
+    /// Stops the server as `pg_ctl stop -m immediate` does: the next start recovers. Does nothing
+    /// if the server is not running.
     ///
     /// # Errors
-    /// It does not end; then it is killed.
+    /// The server does not end in time. It is then killed.
     pub fn stop_at_once(&mut self) -> Result<()> {
         self.process().stop_by(Signal::QUIT)
     }
 
-    /// Starts it again on the same port, with its data; stops it first if it runs.
+    /// Starts the server again on the same port with its data. Stops it first if it is running.
     ///
     /// # Errors
-    /// It does not stop or does not start; the error shows its log.
+    /// The server does not stop or does not start; the error shows its log.
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
         self.start_process()
     }
 
-    /// Waits until it takes statements (again), such as after [`kill_backend`](Self::kill_backend).
+    /// Waits until the server executes statements, for example after
+    /// [`kill_backend`](Self::kill_backend).
     ///
     /// # Errors
-    /// It does not.
+    /// The server does not answer in time.
     pub fn wait_until_it_answers(&self) -> Result<()> {
         let end = Instant::now() + START_PATIENCE;
         loop {
@@ -277,7 +278,7 @@ impl PostgresServer {
 
     pub(super) fn start_process(&mut self) -> Result<()> {
         let file = self.folder().join("data/postmaster.pid");
-        // A killed one leaves its file, which says that it is ready.
+        // A killed server leaves its file, which still says `ready`.
         let stale = fs::read_to_string(&file).unwrap_or_default();
         self.process()
             .start(START_PATIENCE, || match fs::read_to_string(&file) {
@@ -309,14 +310,14 @@ impl Drop for PostgresServer {
     fn drop(&mut self) {
         if self.process.is_some() {
             self.kill_children();
-            // Killed, it would leave its shared memory, of which the system has few segments.
+            // A killed server would leave its shared memory segment, and the system has few.
             drop(self.stop_at_once());
         }
     }
 }
 
-/// The eighth line of postmaster.pid is what `pg_ctl` waits for: `ready`, on a hot standby
-/// `standby`.
+/// Returns whether this is a state that `pg_ctl` waits for: `ready`, or `standby` on a hot standby.
+/// It is the eighth line of postmaster.pid.
 fn says_ready(state: &str) -> bool {
     state
         .lines()
@@ -332,7 +333,7 @@ fn children_of(parent: u32) -> Vec<Pid> {
         .collect()
 }
 
-/// The second field after the name in proc(5)'s stat.
+/// Returns the second field after the name in proc(5)'s stat.
 fn parent_of(pid: i32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?

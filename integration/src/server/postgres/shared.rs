@@ -4,33 +4,33 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::PostgresServer;
 use crate::Result;
 
-/// Names a PostgreSQL that is used where a test needs one and breaks nothing.
+/// The environment variable with the URL of a PostgreSQL for tests that break nothing.
 const URL: &str = "LEASEHOLD_POSTGRES_URL";
 
 static RUNNING: Mutex<Weak<PostgresServer>> = Mutex::new(Weak::new());
 
-/// A PostgreSQL that several tests use at a time: each takes names of its own, and none stops it or
-/// counts its sessions.
+/// A PostgreSQL used by several tests at a time. Each test uses its own names, and none stops the
+/// server or counts its sessions.
 #[derive(Debug, Clone)]
 #[must_use = "the last one that is dropped kills the server"]
 pub struct SharedPostgres {
     url: String,
-    /// `None` for one that somebody else runs.
+    /// `None` for a server that was not started here.
     _server: Option<Arc<PostgresServer>>,
 }
 
 impl SharedPostgres {
-    /// Where to connect.
+    /// Returns the URL.
     pub fn url(&self) -> &str {
         &self.url
     }
 }
 
-/// The PostgreSQL of `LEASEHOLD_POSTGRES_URL`; without it one that the tests of this process share,
-/// started by the first and gone with the last.
+/// Returns the PostgreSQL of `LEASEHOLD_POSTGRES_URL`, or else a server shared by the tests of this
+/// process, which the first test starts and the last one stops.
 ///
 /// # Errors
-/// It cannot be started.
+/// The server cannot be started.
 pub fn shared_postgres() -> Result<SharedPostgres> {
     if let Ok(url) = env::var(URL) {
         return Ok(SharedPostgres { url, _server: None });

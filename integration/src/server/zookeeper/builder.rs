@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, time::Duration};
 use super::{ZookeeperEnsemble, ZookeeperServer, java};
 use crate::{HarnessError, Result, certificates::Certificates, server::Process};
 
-/// How a [`ZookeeperServer`], or every member of a [`ZookeeperEnsemble`], is to be.
+/// Options of a [`ZookeeperServer`], or of every member of a [`ZookeeperEnsemble`].
 #[derive(Debug, Clone)]
 #[must_use = "nothing is started until `start` or `start_members`"]
 pub struct ZookeeperBuilder {
@@ -21,15 +21,14 @@ impl Default for ZookeeperBuilder {
             ("admin.enableServer", "false"),
             ("4lw.commands.whitelist", "*"),
             ("maxClientCnxns", "0"),
-            // Sessions end at a whole number of ticks, and are no shorter than two.
+            // Sessions end at a whole number of ticks, and their shortest timeout is two ticks.
             ("tickTime", "500"),
             ("minSessionTimeout", "1000"),
-            // As with the default tick: our default TTL is within.
+            // The same as with the default tick, and more than our default TTL.
             ("maxSessionTimeout", "40000"),
             ("initLimit", "20"),
             ("syncLimit", "4"),
-            // Several servers share a few processors, and a snapshot is nothing that a test waits
-            // for.
+            // Several servers share a few processors, and no test depends on snapshots.
             ("snapCount", "1000000"),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -43,55 +42,53 @@ impl Default for ZookeeperBuilder {
 }
 
 impl ZookeeperBuilder {
-    /// Another or one more line of `zoo.cfg`.
+    /// Adds or replaces a line of `zoo.cfg`.
     pub fn setting(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.settings.insert(name.to_owned(), value.to_string());
         self
     }
 
-    /// A system property of its Java, for what `zoo.cfg` cannot say.
+    /// Sets a Java system property, for options that `zoo.cfg` does not have.
     pub fn property(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.properties.push(format!("-D{name}={value}"));
         self
     }
 
-    /// The tick, half a second unless told otherwise.
+    /// Sets the tick. The default is 500 ms.
     pub fn tick(self, tick: Duration) -> Self {
         self.setting("tickTime", tick.as_millis())
     }
 
-    /// After how many ticks of silence a follower and its leader give each other up; 4 unless told
-    /// otherwise. With more of them a follower that is cut off serves its clients for longer, in
-    /// good faith.
+    /// Sets the number of ticks after which a follower and its leader drop each other; the default
+    /// is 4. With a higher number, a follower that is cut off serves its clients for longer.
     pub fn sync_limit(self, ticks: u32) -> Self {
         self.setting("syncLimit", ticks)
     }
 
-    /// Speaks TLS on a port beside the plain one, with a certificate of
-    /// [`ZookeeperServer::certificates`].
+    /// Accepts TLS on a second port, with a certificate of [`ZookeeperServer::certificates`].
     pub fn tls(mut self) -> Self {
         self.tls = true;
         self
     }
 
-    /// Puts a proxy on every way from one member to another's quorum port, for
-    /// [`ZookeeperEnsemble::isolate`]. Votes go past it: who is cut off may hear who leads, but can
-    /// neither follow nor lead.
+    /// Puts a proxy between each member and every other's quorum port, for
+    /// [`ZookeeperEnsemble::isolate`]. Votes do not pass through it: an isolated member may learn
+    /// who leads, but can neither follow nor lead.
     pub fn links(mut self) -> Self {
         self.links = true;
         self
     }
 
-    /// Starts one server, and returns once it serves.
+    /// Starts one server and returns once it serves.
     ///
     /// # Errors
-    /// `java` or a jar is not installed (`integration/setup.sh` installs them), or it does not
-    /// start; the error shows its log.
+    /// `java` or a jar is not installed (`integration/setup.sh` installs them), or the server does
+    /// not start; the error shows its log.
     pub fn start(&self) -> Result<ZookeeperServer> {
         super::server::start_single(self)
     }
 
-    /// Starts an ensemble of so many, and returns once all of them serve.
+    /// Starts an ensemble of `count` members and returns once all of them serve.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -99,7 +96,7 @@ impl ZookeeperBuilder {
         super::ensemble::start_members(self, count)
     }
 
-    /// Makes a server's folder; `own` is what only this one has in its `zoo.cfg`.
+    /// Creates a server's folder; `own` are the lines of `zoo.cfg` that only this server has.
     pub(super) fn prepare(
         &self,
         main: &str,
@@ -117,7 +114,7 @@ impl ZookeeperBuilder {
             None
         };
         if let Some(certificates) = &certificates {
-            // Its kind of PEM has the key and the certificate in one file.
+            // ZooKeeper expects the key and the certificate in one PEM file.
             let read = |path| fs::read_to_string(path).map_err(failed);
             let both = read(certificates.key())? + &read(certificates.certificate())?;
             fs::write(folder.join("both.pem"), both).map_err(failed)?;

@@ -1,7 +1,7 @@
 use super::{ZookeeperBuilder, ZookeeperServer, java, links::Links, server::with_free_ports};
 use crate::{HarnessError, Result, server::free_port};
 
-/// Members that serve with a majority. Dropping it kills them.
+/// Members that serve while they have a majority. Dropping it kills them.
 #[derive(Debug)]
 #[must_use = "dropping it kills the servers"]
 pub struct ZookeeperEnsemble {
@@ -13,12 +13,12 @@ impl ZookeeperEnsemble {
     /// Starts three members.
     ///
     /// # Errors
-    /// As [`ZookeeperBuilder::start`].
+    /// See [`ZookeeperBuilder::start`].
     pub fn start() -> Result<Self> {
         ZookeeperServer::builder().start_members(3)
     }
 
-    /// `zookeeper://` with all members.
+    /// Returns the `zookeeper://` URL of all members.
     #[must_use]
     pub fn url(&self) -> String {
         let addresses: Vec<_> = self
@@ -29,20 +29,20 @@ impl ZookeeperEnsemble {
         format!("zookeeper://{}", addresses.join(","))
     }
 
-    /// The members.
+    /// Returns all members.
     pub fn members(&mut self) -> &mut [ZookeeperServer] {
         &mut self.members
     }
 
-    /// One member.
+    /// Returns one member.
     pub fn member(&mut self, at: usize) -> &mut ZookeeperServer {
         &mut self.members[at]
     }
 
-    /// Which member leads.
+    /// Returns the index of the leader.
     ///
     /// # Errors
-    /// None that answers does.
+    /// No member that answers leads.
     pub fn leader(&mut self) -> Result<usize> {
         self.with_mode("leader")
             .first()
@@ -50,27 +50,27 @@ impl ZookeeperEnsemble {
             .ok_or_else(|| HarnessError::new("no member leads"))
     }
 
-    /// Which members follow.
+    /// Returns the indices of the followers.
     pub fn followers(&mut self) -> Vec<usize> {
         self.with_mode("follower")
     }
 
-    /// Cuts a member off from all others, silently and both ways: clients still reach it. In effect
-    /// when this returns. Until it notices (see [`ZookeeperBuilder::sync_limit`]) it takes them for
-    /// served.
+    /// Cuts a member off from all other members, silently and in both directions, while clients
+    /// still reach it. In effect when this returns. Until the member notices (see
+    /// [`ZookeeperBuilder::sync_limit`]), it keeps serving.
     ///
     /// # Errors
-    /// There are no [links](ZookeeperBuilder::links).
+    /// The ensemble has no [links](ZookeeperBuilder::links).
     pub fn isolate(&self, at: usize) -> Result<()> {
         self.links()?.swallow(at);
         Ok(())
     }
 
-    /// Swallows what `follower` sends to `leader`, and nothing that `leader` sends to it. In effect
-    /// when this returns.
+    /// Swallows everything `follower` sends to `leader`, in this direction only. In effect when
+    /// this returns.
     ///
     /// # Errors
-    /// There are no [links](ZookeeperBuilder::links).
+    /// The ensemble has no [links](ZookeeperBuilder::links).
     pub fn mute(&self, follower: usize, leader: usize) -> Result<()> {
         self.links()?.mute(follower, leader);
         Ok(())
@@ -79,7 +79,7 @@ impl ZookeeperEnsemble {
     /// Undoes [`isolate`](Self::isolate) and [`mute`](Self::mute).
     ///
     /// # Errors
-    /// There are no [links](ZookeeperBuilder::links).
+    /// The ensemble has no [links](ZookeeperBuilder::links).
     pub fn rejoin(&self, at: usize) -> Result<()> {
         self.links()?.heal(at);
         Ok(())
@@ -88,7 +88,7 @@ impl ZookeeperEnsemble {
     /// Waits until all members serve.
     ///
     /// # Errors
-    /// One does not.
+    /// A member does not serve in time.
     pub fn wait_until_serving(&mut self) -> Result<()> {
         self.members
             .iter_mut()
@@ -124,7 +124,8 @@ pub(super) fn start_members(builder: &ZookeeperBuilder, count: usize) -> Result<
         };
         let mut members = Vec::with_capacity(count);
         for at in 0..count {
-            // Each has a view of its own, in which the others are behind the proxies.
+            // Each member has its own configuration, in which the other members are behind the
+            // proxies.
             let peers = ports.iter().enumerate().map(|(to, (quorum, election))| {
                 let quorum = links
                     .as_ref()

@@ -2,21 +2,20 @@ use std::path::Path;
 
 use crate::{HarnessError, Result, child::find_program};
 
-/// Where Debian puts its jars.
+/// The folder with Debian's jars.
 pub const JARS: &str = "/usr/share/java";
 
-/// What a server is made of. The manifest of the first one names most of what it needs, but not the
-/// TLS of netty.
+/// The jars of a server. The manifest of the first one names most dependencies, but not netty's
+/// TLS.
 const SERVER: [&str; 3] = ["zookeeper", "netty-codec", "slf4j-simple"];
 
-/// The main class of a server on its own.
+/// The main class of a standalone server.
 pub(super) const SINGLE: &str = "org.apache.zookeeper.server.ZooKeeperServerMain";
 
 /// The main class of a member of an ensemble.
 pub(super) const MEMBER: &str = "org.apache.zookeeper.server.quorum.QuorumPeerMain";
 
-/// Java programs here are small and live for seconds: the time that they take to start is what
-/// counts.
+/// Returns JVM options for small programs that run for seconds, so that the start-up time counts.
 #[must_use]
 pub fn jvm() -> [&'static str; 4] {
     [
@@ -27,10 +26,10 @@ pub fn jvm() -> [&'static str; 4] {
     ]
 }
 
-/// The class path of these jars of Debian's.
+/// Returns the class path of these Debian jars.
 ///
 /// # Errors
-/// One of them, or `java` itself, is not installed; the error names `integration/setup.sh`, which
+/// A jar, or `java` itself, is not installed. The error names `integration/setup.sh`, which
 /// installs it.
 pub fn classpath(jars: &[&str]) -> Result<String> {
     find_program("java")?;
@@ -44,10 +43,10 @@ pub fn classpath(jars: &[&str]) -> Result<String> {
     Ok(jars.iter().map(path).collect::<Result<Vec<_>>>()?.join(":"))
 }
 
-/// The arguments of `java` that run a server with `zoo.cfg` in its folder.
+/// Returns the arguments of `java` for a server with `zoo.cfg` in its folder.
 pub(super) fn server_arguments(main: &str) -> Result<Vec<String>> {
     let mut arguments: Vec<_> = jvm().iter().map(|&option| option.to_owned()).collect();
-    // Without it every transaction waits for the disk, and nothing here is about a loss of power.
+    // Otherwise every transaction waits for the disk, and no test is about a power failure.
     arguments.push("-Dzookeeper.forceSync=no".to_owned());
     arguments.push("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn".to_owned());
     arguments.extend([

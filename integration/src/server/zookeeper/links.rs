@@ -5,7 +5,7 @@ use crate::{
     proxy::{Direction, Proxy},
 };
 
-/// A proxy on every way from one member to another's quorum port.
+/// A proxy between each member and every other member's quorum port.
 #[derive(Debug, Default)]
 pub(super) struct Links(BTreeMap<(usize, usize), Proxy>);
 
@@ -23,7 +23,7 @@ impl Links {
         Ok(Self(links))
     }
 
-    /// Where a member finds another's quorum port, if not there itself.
+    /// Returns the port at which `from` finds the quorum port of `to`, if it is a proxy's.
     pub(super) fn port(&self, from: usize, to: usize) -> Option<u16> {
         self.0.get(&(from, to)).map(|link| link.addr().port())
     }
@@ -33,7 +33,7 @@ impl Links {
             .for_each(|link| link.blackhole(Direction::Both));
     }
 
-    /// Each follower opens the connection to its leader.
+    /// Swallows the traffic in one direction. Each follower opens the connection to its leader.
     pub(super) fn mute(&self, from: usize, to: usize) {
         if let Some(link) = self.0.get(&(from, to)) {
             link.blackhole(Direction::ClientToServer);

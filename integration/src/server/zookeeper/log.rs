@@ -1,21 +1,21 @@
-//! Writing a transaction log of ZooKeeper's.
+//! Writes a transaction log in ZooKeeper's format.
 
-/// What a file of the log begins with.
+/// The first bytes of a log file.
 const MAGIC: &[u8] = b"ZKLG";
 const VERSION: i32 = 2;
 
-/// The type of a creation.
+/// The type of a transaction that creates a node.
 const CREATE: i32 = 1;
 const ALL: i32 = 31;
 
-/// What every record ends with.
+/// The last byte of every record.
 const END: u8 = b'B';
 
 /// Returns a log with one transaction, which creates an empty node and sets the number of children
 /// that its parent has had.
 pub(super) fn creation(zxid: i64, path: &str, children: i32) -> Vec<u8> {
     let mut record = Vec::new();
-    // Its session, its number there, its transaction, and the time.
+    // The session, its request number, the transaction's id, and the time.
     record.extend(0_i64.to_be_bytes());
     record.extend(0_i32.to_be_bytes());
     record.extend(zxid.to_be_bytes());

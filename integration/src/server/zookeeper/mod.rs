@@ -1,4 +1,4 @@
-//! ZooKeeper: one server, or an ensemble.
+//! Real ZooKeeper servers, single or as an ensemble.
 
 mod builder;
 mod ensemble;

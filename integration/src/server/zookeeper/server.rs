@@ -13,17 +13,16 @@ use crate::{
     server::{Process, free_port},
 };
 
-/// It takes 0.3 s, and three take 1.5 s; a machine that builds something else beside may take many
-/// times that.
+/// A start takes 0.3 s, and three take 1.5 s; a busy machine may take many times as long.
 pub(super) const START_PATIENCE: Duration = Duration::from_secs(40);
 
-/// How often a server that starts is asked.
+/// The interval at which a starting server is checked for readiness.
 const ASK_EVERY: Duration = Duration::from_millis(10);
 
-/// A question of the harness itself to a server that runs.
+/// The timeout of the harness's own requests to a running server.
 const ASK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A picked port can be taken by another test before the server has it.
+/// Another test may take a chosen port before the server binds it.
 pub(super) const PORTS_TRIED: usize = 5;
 
 /// A real ZooKeeper server, alone or as a member of an ensemble, on free loopback ports, in a
@@ -38,110 +37,110 @@ pub struct ZookeeperServer {
 }
 
 impl ZookeeperServer {
-    /// A tick of 0.5 s, no TLS, until told otherwise.
+    /// Returns a builder. The defaults are a tick of 0.5 s and no TLS.
     pub fn builder() -> ZookeeperBuilder {
         ZookeeperBuilder::default()
     }
 
-    /// Starts one that is alone. The shortest session is 1 s.
+    /// Starts a standalone server. Its shortest session timeout is 1 s.
     ///
     /// # Errors
-    /// As [`ZookeeperBuilder::start`].
+    /// See [`ZookeeperBuilder::start`].
     pub fn start() -> Result<Self> {
         Self::builder().start()
     }
 
-    /// `zookeeper://` with this server alone.
+    /// Returns the `zookeeper://` URL of this server alone.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_at(self.addr())
     }
 
-    /// The same through another address, such as a proxy's.
+    /// Returns the same URL with another address, such as a proxy's.
     #[must_use]
     pub fn url_at(&self, addr: SocketAddr) -> String {
         format!("zookeeper://{addr}")
     }
 
-    /// Where it listens. The same after a restart.
+    /// Returns the address. It stays the same after a restart.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    /// Where it speaks TLS, if it does.
+    /// Returns the TLS address, if the server has one.
     #[must_use]
     pub fn secure_addr(&self) -> Option<SocketAddr> {
         self.secure_port
             .map(|port| (Ipv4Addr::LOCALHOST, port).into())
     }
 
-    /// `zookeepers://` over TLS, with this authority trusted.
+    /// Returns the `zookeepers://` URL with this authority trusted.
     ///
     /// # Panics
-    /// It speaks no TLS.
+    /// Panics if the server has no TLS port.
     #[must_use]
     pub fn secure_url(&self, trusted: &Certificates) -> String {
         let addr = self.secure_addr().expect("it was started with TLS");
         format!("zookeepers://{addr}?ca={}", trusted.ca().display())
     }
 
-    /// What it was started with, if it speaks TLS: its `ca()` is what a client must trust.
+    /// Returns the certificates of a TLS server. Clients must trust `ca()`.
     #[must_use]
     pub fn certificates(&self) -> Option<&Certificates> {
         self.certificates.as_ref()
     }
 
-    /// The folder with its data, configuration and log.
+    /// Returns the folder with data, configuration and log.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.process.folder()
     }
 
-    /// Its process id while it runs, paused or not.
+    /// Returns the process id while the server is running or paused.
     pub fn pid(&mut self) -> Option<u32> {
         self.process.pid()
     }
 
-    /// SIGSTOP: connections stay open, but nothing is answered. In effect when this returns.
+    /// Sends SIGSTOP: connections stay open, but nothing is answered. In effect when this returns.
     ///
     /// # Errors
-    /// It does not run.
+    /// The server is not running.
     pub fn pause(&mut self) -> Result<()> {
         self.process.pause()
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     ///
     /// # Errors
-    /// It does not run.
+    /// The server is not running.
     pub fn resume(&mut self) -> Result<()> {
         self.process.resume()
     }
 
-    /// SIGKILL. What it had answered is on its disk, as long as the machine lives.
+    /// Sends SIGKILL. Confirmed writes survive, because the operating system has them.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Starts it again with its data; stops it first if it runs.
+    /// Starts the server again with its data. Stops it first if it is running.
     ///
     /// # Errors
-    /// It does not stop or does not start.
+    /// The server does not stop or does not start.
     pub fn restart(&mut self) -> Result<()> {
         self.process.stop()?;
         self.launch()?;
         self.wait_until_serving()
     }
 
-    /// The name of the child that [`spend_numbers`](Self::spend_numbers) leaves.
+    /// The name of the child node that [`spend_numbers`](Self::spend_numbers) creates.
     pub const SPENT: &'static str = "spent";
 
-    /// Restarts it so that the next sequential child of `parent` gets `number`, as if it had had so
-    /// many children. Leaves one child, [`SPENT`](Self::SPENT).
+    /// Restarts the server so that the next sequential child of `parent` gets `number`, as if it
+    /// had already had that many children. Leaves one child, [`SPENT`](Self::SPENT).
     ///
     /// # Errors
-    /// It does not answer, does not stop, or does not start.
+    /// The server does not answer, does not stop, or does not start.
     pub fn spend_numbers(&mut self, parent: &str, number: i32) -> Result<()> {
         let answer = self.ask("srvr")?;
         let zxid = answer
@@ -150,7 +149,7 @@ impl ZookeeperServer {
         let zxid = zxid.and_then(|zxid| i64::from_str_radix(zxid.trim(), 16).ok());
         let zxid =
             zxid.ok_or_else(|| HarnessError::new("ZooKeeper does not say its transaction"))?;
-        // Whatever is still under way, such as the end of a session, is before.
+        // Leaves room for transactions still in progress, such as the end of a session.
         let zxid = zxid + 1_000;
         self.process.stop()?;
         let path = self
@@ -166,10 +165,10 @@ impl ZookeeperServer {
         self.wait_until_serving()
     }
 
-    /// The answer to a four-letter word, such as `srvr`, `mntr` or `dump`.
+    /// Returns the answer to a four-letter word, such as `srvr`, `mntr` or `dump`.
     ///
     /// # Errors
-    /// It does not answer.
+    /// The server does not answer.
     pub fn ask(&self, word: &str) -> Result<String> {
         let ask = || {
             let mut stream = TcpStream::connect_timeout(&self.addr(), ASK_PATIENCE)?;
@@ -184,10 +183,10 @@ impl ZookeeperServer {
         })
     }
 
-    /// `standalone`, `leader` or `follower`.
+    /// Returns `standalone`, `leader` or `follower`.
     ///
     /// # Errors
-    /// It does not answer, or serves nobody at present.
+    /// The server does not answer, or is not serving at present.
     pub fn mode(&self) -> Result<String> {
         let answer = self.ask("srvr")?;
         let mode = answer.lines().find_map(|line| line.strip_prefix("Mode: "));
@@ -196,10 +195,10 @@ impl ZookeeperServer {
         })
     }
 
-    /// The paths of all nodes that belong to a session.
+    /// Returns the paths of all ephemeral nodes.
     ///
     /// # Errors
-    /// It does not answer.
+    /// The server does not answer.
     pub fn ephemerals(&self) -> Result<BTreeSet<String>> {
         let answer = self.ask("dump")?;
         let (_, nodes) = answer
@@ -212,16 +211,16 @@ impl ZookeeperServer {
         Ok(paths.map(str::to_owned).collect())
     }
 
-    /// What it counts, by the names of `mntr`.
+    /// Returns a metric by its name in the output of `mntr`.
     ///
     /// # Errors
-    /// It does not answer, or does not count that.
+    /// The server does not answer, or has no such metric.
     pub fn metric(&self, name: &str) -> Result<u64> {
         let answer = self.ask("mntr")?;
         let value = answer
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix('\t'));
-        // Some are averages, and written with a point.
+        // Averages are written with a decimal point.
         let value = value.and_then(|value| value.trim().split('.').next()?.parse().ok());
         value.ok_or_else(|| HarnessError::new(format!("ZooKeeper does not count {name}")))
     }
@@ -249,7 +248,7 @@ impl ZookeeperServer {
         })
     }
 
-    /// Starts the process, and does not wait for anything: a member serves only with a majority.
+    /// Starts the process without waiting, because a member serves only with a majority.
     pub(super) fn launch(&mut self) -> Result<()> {
         self.process.start(START_PATIENCE, || Ok(()))
     }
