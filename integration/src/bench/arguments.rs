@@ -38,27 +38,27 @@ Examples:
   bench --on redis --on file --json figures.json   an array of objects, one for each row of the table
   bench plot figures.json figures.svg              draws them";
 
-/// Measures Leasehold beside the bare drivers and other lock libraries, on servers that it starts
+/// Measures Leasehold beside bare drivers and other lock libraries, on servers that it starts
 /// itself.
 #[derive(Debug, Parser)]
 #[command(name = "bench", args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 pub(super) struct Arguments {
-    /// A backend to measure, may be repeated; all unless given
+    /// A backend to measure, may be repeated; all by default
     #[arg(long = "on", value_name = "BACKEND")]
     pub(super) backends: Vec<BackendName>,
-    /// A scenario to measure, may be repeated; all unless given
+    /// A scenario to measure, may be repeated; all by default
     #[arg(long = "scenario", value_name = "SCENARIO")]
     pub(super) scenarios: Vec<Scenario>,
-    /// A number of tasks in `pair`, may be repeated; 1, 16, 64 and 256 unless given
+    /// A number of tasks in `pair`, may be repeated; 1, 16, 64 and 256 by default
     #[arg(long, value_name = "TASKS")]
     pub(super) tasks: Vec<usize>,
-    /// A subject to measure, may be repeated; all unless given. Ratios to the floor need the floor
+    /// A subject to measure, may be repeated; all by default. Ratios to the floor require the floor
     #[arg(long = "subject", value_name = "SUBJECT")]
     pub(super) subjects: Vec<String>,
-    /// Fewer and shorter rounds, fewer leases: less precise
+    /// Measure fewer and shorter rounds and fewer leases, with less precision
     #[arg(long)]
     pub(super) quick: bool,
-    /// Writes the figures there too, as a JSON array
+    /// Also write the figures to this file, as a JSON array
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
     /// The runtime that the subjects run on
@@ -68,7 +68,7 @@ pub(super) struct Arguments {
     pub(super) command: Option<Command>,
 }
 
-/// One kind of runtime, or both.
+/// The runtimes to measure on.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub(super) enum Runtimes {
     TwoWorkers,
@@ -88,10 +88,10 @@ impl Runtimes {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Another process of a measurement
+    /// Runs another process of a measurement
     #[command(hide = true)]
     Worker(WorkerArguments),
-    /// Draws what --json has written
+    /// Draws a chart of a file written by --json
     Plot {
         /// The JSON file
         figures: PathBuf,
@@ -100,34 +100,34 @@ pub(super) enum Command {
     },
 }
 
-/// What a worker process is told when it starts.
+/// The arguments of a worker process.
 #[derive(Clone, Debug, Args)]
 pub(super) struct WorkerArguments {
-    /// What it does
+    /// The scenario
     #[arg(long)]
     pub(super) role: Scenario,
-    /// With which backend
+    /// The backend
     #[arg(long)]
     pub(super) on: BackendName,
-    /// Where that is
+    /// The location of the backend
     #[arg(long)]
     pub(super) at: String,
-    /// As which subject
+    /// The subject
     #[arg(long)]
     pub(super) subject: String,
-    /// On which runtime
+    /// The runtime
     #[arg(long)]
     pub(super) runtime: RuntimeKind,
-    /// How many leases or waiters
+    /// The number of leases or waiters
     #[arg(long, default_value_t = 1)]
     pub(super) count: usize,
-    /// For how long
+    /// The duration in seconds
     #[arg(long, default_value_t = 0)]
     pub(super) seconds: u64,
 }
 
 impl WorkerArguments {
-    /// As a command line that parses to this.
+    /// Returns the command line that parses to these arguments.
     pub(super) fn to_command_line(&self) -> Vec<String> {
         let name = |value: Option<clap::builder::PossibleValue>| {
             value.map_or_else(String::new, |v| v.get_name().to_owned())

@@ -1,17 +1,18 @@
-//! The benchmark: every subject beside the floor of the same run.
+//! The benchmark: every subject compared with the floor of the same run.
 //!
-//! Absolute figures move with the machine and with whatever else runs on it. So all subjects of a
-//! measurement take turns, round by round, against the same server, each on a fresh runtime of the
-//! same kind, and what is reported beside the figures is the median of the rounds' *ratios* to the
-//! floor: the bare driver that does the same round trips.
+//! Absolute figures depend on the machine and its load. All subjects of a measurement therefore
+//! take turns, round by round, against the same server, each on a new runtime of the same kind.
+//! Beside the figures, the report has the median of the rounds' *ratios* to the floor, which is the
+//! bare driver with the same round trips.
 //!
-//! The peer `distributed-lock` is measured in `pair` alone: on one Redis server its 0.2.0 does not
-//! wait. Its `acquire(None)` answers `Timeout` at the first refusal, since `redlock/acquire.rs`
-//! returns `Ok(None)` where `SET NX` was refused; a loop around it would measure the loop's own
-//! sleep.
+//! `distributed-lock` is measured in `pair` only, because its version 0.2.0 does not wait on a
+//! single Redis server. Its `acquire(None)` returns `Timeout` at the first refusal, since
+//! `redlock/acquire.rs` returns `Ok(None)` when `SET NX` is refused. A loop around it would measure
+//! the loop's own sleep.
 //!
-//! A backend is one file in `backend`; what it is compared with is a `Source` each. A scenario
-//! is one file in `scenario` and knows no backend. Nothing here asserts a time: it only prints.
+//! Each backend is a file in `backend`, and each of its subjects is a `Source`. Each scenario is a
+//! file in `scenario` and independent of the backend. The benchmark prints times and never asserts
+//! them.
 
 mod arguments;
 mod backend;
@@ -36,7 +37,7 @@ use self::{
 };
 use crate::Result;
 
-/// What `bench` does: parses the command line, measures, prints.
+/// Runs the benchmark: parses the command line, measures and prints.
 ///
 /// # Errors
 /// A server or a worker process cannot be started, a subject fails, or an update was lost under a

@@ -1,4 +1,4 @@
-//! [`Plan`]: what is measured, and for how long.
+//! [`Plan`]: the subjects and durations of a run.
 
 use std::time::Duration;
 
@@ -12,33 +12,33 @@ use super::{
     subject::Subject,
 };
 
-/// What is measured, and for how long.
+/// The subjects and durations of a run.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) backends: Vec<BackendName>,
     pub(super) scenarios: Vec<Scenario>,
-    /// Nothing for all.
+    /// The selected subjects; empty for all.
     only: Vec<String>,
     pub(super) runtimes: &'static [RuntimeKind],
-    /// Rounds of `pair`, `handoff` and `counter`. Many short ones rather than few long ones: what
-    /// disturbs the machine then disturbs all subjects of a round alike. Odd, so that a median is
-    /// one of them.
+    /// The rounds of `pair`, `handoff` and `counter`. Many short rounds are better than few long
+    /// ones, because a disturbance then affects all subjects of a round alike. The number is odd,
+    /// so that the median is one of the rounds.
     pub(super) rounds: usize,
-    /// How long one round of `pair` warms up, and how long it is measured.
+    /// The warm-up and the measured duration of a round of `pair`.
     pub(super) pair: (Duration, Duration),
-    /// Numbers of tasks in `pair`.
+    /// The numbers of tasks in `pair`.
     pub(super) tasks: Vec<usize>,
-    /// Hand-offs in a round, and those of a subject that polls.
+    /// The number of hand-offs in a round, and the number for a subject that polls.
     pub(super) handoffs: (usize, usize),
-    /// Leases in `held`, and for how many seconds.
+    /// The number of leases in `held`, and the number of seconds.
     pub(super) held: (usize, u64),
-    /// Hand-offs measured within a crowd.
+    /// The number of hand-offs measured within a crowd.
     pub(super) crowd_handoffs: usize,
-    /// Times that the one beside a crowd locks.
+    /// The number of acquisitions by the process beside a crowd.
     pub(super) lone_turns: usize,
-    /// Seconds of `contenders`.
+    /// The number of seconds of `contenders`.
     pub(super) contenders_for: u64,
-    /// Rounds of `stopped`, and how long each is measured.
+    /// The number of rounds of `stopped`, and the measured duration of each.
     pub(super) stops: usize,
     pub(super) stopped_for: Duration,
 }
@@ -94,7 +94,7 @@ impl Plan {
 }
 
 impl Plan {
-    /// What is measured of a backend.
+    /// Returns the subjects to measure on a backend.
     pub(super) fn subjects(
         &self,
         backend: &dyn Backend,
@@ -105,7 +105,8 @@ impl Plan {
         subjects
     }
 
-    /// What takes no part in this scenario although one might expect it to, and why.
+    /// Returns the subjects that do not take part in a scenario although one might expect it, with
+    /// the reason.
     pub(super) fn excuses(
         &self,
         backend: &dyn Backend,

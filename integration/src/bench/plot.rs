@@ -1,4 +1,4 @@
-//! A picture of the figures: pairs per second and the hand-off of each backend.
+//! A chart of the figures: pairs per second and hand-off time of each backend.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -20,7 +20,7 @@ const FONT: &str = "sans-serif";
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Draws what `bench --json` has written.
+/// Draws the chart of a file written by `bench --json`.
 pub(super) fn draw(figures: &Path, to: &Path) -> Result<()> {
     let text = fs::read_to_string(figures).map_err(|error| {
         HarnessError::caused_by(format!("cannot read {}", figures.display()), error)
@@ -49,7 +49,7 @@ pub(super) fn draw(figures: &Path, to: &Path) -> Result<()> {
     root.present().map_err(|error| failed(error.to_string()))
 }
 
-/// By backend: tasks and pairs per second.
+/// Numbers of tasks and pairs per second, by backend.
 type Throughput = BTreeMap<String, Vec<(f64, f64)>>;
 
 fn throughput(rows: &[Value]) -> Throughput {
@@ -62,7 +62,7 @@ fn throughput(rows: &[Value]) -> Throughput {
     by_backend
 }
 
-/// By backend: the middle hand-off of Leasehold and of the floor, in µs.
+/// Returns the median hand-off times in µs of Leasehold and of the floor, by backend.
 fn handoff(rows: &[Value]) -> BTreeMap<String, (f64, f64)> {
     let of = |subject: &str| -> BTreeMap<String, f64> {
         let chosen = rows.iter().filter(|row| is(row, "handoff", subject));
@@ -80,7 +80,7 @@ fn handoff(rows: &[Value]) -> BTreeMap<String, (f64, f64)> {
         .collect()
 }
 
-/// On two workers, as most programs run.
+/// Returns whether a row has this scenario and subject, on the runtime with two workers.
 fn is(row: &Value, scenario: &str, subject: &str) -> bool {
     row["scenario"] == scenario && row["subject"] == subject && row["runtime"] == "two-workers"
 }
@@ -137,7 +137,7 @@ fn draw_throughput(area: &Area<'_>, lines: &Throughput) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-/// In the colours that the backends have in `lines`.
+/// Draws the hand-off times in the colours that `lines` uses for the backends.
 fn draw_handoff(
     area: &Area<'_>,
     bars: &BTreeMap<String, (f64, f64)>,
@@ -192,7 +192,7 @@ fn draw_handoff(
         chart
             .draw_series([bar])
             .map_err(|error| error.to_string())?;
-        // Not every backend has a floor here.
+        // Not every backend has a floor in this chart.
         chart
             .draw_series((*floor > 0.0).then_some(line))
             .map_err(|error| error.to_string())?;

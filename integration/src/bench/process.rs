@@ -1,4 +1,4 @@
-//! What this process uses, and what time it is for all processes.
+//! Resource use of this process, and a clock shared by all processes.
 
 use std::{fs, time::Duration};
 
@@ -10,12 +10,12 @@ use rustix::{
 
 use crate::{HarnessError, Result};
 
-/// Nanoseconds of a clock that all processes of this host share.
+/// Returns nanoseconds of a clock that all processes of this host share.
 pub(super) fn now() -> u64 {
     SystemClock.now().as_nanos()
 }
 
-/// The processor time that this process has used.
+/// Returns the processor time used by this process.
 pub(super) fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(
@@ -24,7 +24,7 @@ pub(super) fn cpu_time() -> Duration {
     )
 }
 
-/// The memory that this process occupies, in bytes.
+/// Returns the resident memory of this process in bytes.
 pub(super) fn resident() -> Result<u64> {
     let statm = fs::read_to_string("/proc/self/statm")
         .map_err(|error| HarnessError::caused_by("cannot read /proc/self/statm", error))?;
@@ -33,11 +33,12 @@ pub(super) fn resident() -> Result<u64> {
     Ok(pages * rustix::param::page_size() as u64)
 }
 
-/// Lets this process, and those that it starts, open as many files as it may. How many that is.
+/// Raises the limit of open files of this process and its children as far as permitted. Returns the
+/// limit.
 pub(super) fn raise_open_files() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // Where it may not, opening fails later and says so.
+    // If this fails, opening files fails later with an error.
     setrlimit(Resource::Nofile, limit).ok();
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

@@ -1,4 +1,4 @@
-//! [`Progress`]: one line that says what is being measured.
+//! [`Progress`]: one line that shows the current measurement.
 
 use std::{
     cell::RefCell,
@@ -7,8 +7,8 @@ use std::{
     time::Instant,
 };
 
-/// One line on the terminal that says what is being measured; a line each where there is no
-/// terminal.
+/// One line on the terminal that shows the current measurement. Without a terminal, each
+/// measurement has its own line.
 #[derive(Debug)]
 pub(super) struct Progress {
     started: Instant,
@@ -28,7 +28,7 @@ impl Progress {
     pub(super) fn step(&self, what: impl Display) {
         let seconds = self.started.elapsed().as_secs();
         let mut out = stderr().lock();
-        // Nobody may be reading it.
+        // An error means that the output is closed.
         drop(if self.terminal {
             write!(out, "\r\x1b[K{seconds:>4} s  {what}")
         } else {
@@ -37,7 +37,7 @@ impl Progress {
         drop(out.flush());
     }
 
-    /// Something that does not exist for a backend: told at the end.
+    /// Records a measurement that does not exist for a backend, to be printed at the end.
     pub(super) fn skip(&self, what: impl Display) {
         self.skipped.borrow_mut().push(what.to_string());
     }

@@ -1,4 +1,4 @@
-//! The table and the JSON file.
+//! Output as a table and as JSON.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use super::{row::Row, subject};
 use crate::{HarnessError, Result};
 
-/// Puts the ratios into the rows.
+/// Computes the ratios of the rows.
 pub(super) fn relate(rows: &mut [Row]) {
     let all = rows.to_vec();
     for row in rows {
@@ -27,7 +27,7 @@ pub(super) fn relate(rows: &mut [Row]) {
     }
 }
 
-/// The rows, for people.
+/// Returns the rows as a table.
 pub(super) fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_BORDERS_ONLY).set_header([
@@ -79,7 +79,7 @@ pub(super) fn table(rows: &[Row]) -> String {
     )
 }
 
-/// The rows, for programs.
+/// Writes the rows as JSON.
 pub(super) fn write_json(rows: &[Row], file: &Path) -> Result<()> {
     let failed = |error: std::io::Error| {
         HarnessError::caused_by(format!("cannot write {}", file.display()), error)

@@ -1,4 +1,4 @@
-//! [`Row`]: what was measured of one subject.
+//! [`Row`]: the figures of one subject.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use super::{
     subject::Subject,
 };
 
-/// What was measured of one subject in one scenario; `None` where it does not apply.
+/// The figures of one subject in one scenario; `None` where a figure does not apply.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
     pub(super) backend: &'static str,
@@ -22,34 +22,34 @@ pub(super) struct Row {
     pub(super) p50_us: Option<f64>,
     pub(super) p99_us: Option<f64>,
     pub(super) max_us: Option<f64>,
-    /// Of one core.
+    /// The percentage of one core.
     pub(super) cpu_percent: Option<f64>,
     pub(super) bytes_per_lease: Option<f64>,
-    /// Requests to the server.
+    /// The number of requests to the server.
     pub(super) commands_per_handoff: Option<f64>,
-    /// Hand-offs among others before the one beside a crowd had its turn.
+    /// The number of hand-offs between other tasks during one wait of the process beside a crowd.
     pub(super) handoffs_waited_p50: Option<f64>,
     pub(super) handoffs_waited_max: Option<f64>,
-    /// This figure over the floor's: see [`Figure`].
+    /// The ratio of this figure to the floor's, see [`Figure`].
     pub(super) to_floor: Option<f64>,
-    /// Leasehold's figure over this one.
+    /// The ratio of Leasehold's figure to this one.
     #[serde(skip)]
     pub(super) leasehold_to_it: Option<f64>,
     #[serde(skip)]
     pub(super) figure: Figure,
 }
 
-/// What is compared, round by round.
+/// The figure that is compared round by round.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Figure {
-    /// More is better.
+    /// A higher value is better.
     Rates(Vec<f64>),
-    /// Less is better.
+    /// A lower value is better.
     Costs(Vec<f64>),
 }
 
 impl Figure {
-    /// The median of the ratios of rounds that were run beside each other.
+    /// Returns the median of the ratios of corresponding rounds.
     pub(super) fn over(&self, other: &Self) -> Option<f64> {
         let ((Self::Rates(ours), Self::Rates(theirs)) | (Self::Costs(ours), Self::Costs(theirs))) =
             (self, other)

@@ -21,7 +21,7 @@ impl RuntimeKind {
         }
     }
 
-    /// A new one: what one measurement leaves behind does not reach the next.
+    /// Builds a new runtime, so that no measurement affects the next one.
     pub(super) fn build(self) -> Result<Runtime> {
         let mut builder = match self {
             Self::TwoWorkers => Builder::new_multi_thread(),

@@ -1,4 +1,4 @@
-//! Another process of a measurement: this program again.
+//! Another process of a measurement, which runs this program again.
 
 use std::{env, thread, time::Duration};
 
@@ -10,14 +10,14 @@ use crate::{
     peer::{Peer, listen, tell},
 };
 
-/// Starts one.
+/// Starts a worker process.
 pub(super) fn spawn(arguments: &WorkerArguments) -> Result<Peer> {
     let program = env::current_exe()
         .map_err(|error| HarnessError::caused_by("cannot tell which program this is", error))?;
     Peer::spawn(program, arguments.to_command_line())
 }
 
-/// What it does.
+/// Runs a worker process.
 pub(super) fn run(arguments: &WorkerArguments) -> Result<()> {
     let WorkerArguments {
         role,
@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> Result<()> {
     let subject = found
         .ok_or_else(|| HarnessError::new(format!("{} has no subject {subject:?}", on.name())))?;
     let (give, orders) = mpsc::unbounded_channel();
-    // Ends with the process: it sits in a read.
+    // The thread blocks in a read and ends with the process.
     thread::spawn(move || {
         while let Some(order) = listen() {
             if give.send(order).is_err() {
@@ -44,7 +44,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> Result<()> {
         }
     });
     let runtime = runtime.build()?;
-    // Spawned, so that it runs on a worker thread as a program's tasks do.
+    // Spawned, so that it runs on a worker thread as tasks usually do.
     let work = runtime.spawn(async move {
         match role {
             Scenario::Handoff | Scenario::HandoffBusy => subject.take_turns(orders).await,

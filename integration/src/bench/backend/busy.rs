@@ -1,4 +1,4 @@
-//! [`Busy`]: somebody else who uses the same server.
+//! [`Busy`]: background load from another client on the same server.
 
 use std::{
     fmt,
@@ -17,10 +17,10 @@ use tokio::{
 
 use crate::{HarnessError, Result};
 
-/// Writes under way at a time, at most: a server that is behind is not buried.
+/// The maximum number of concurrent writes, so that a slow server is not overloaded.
 const UNDER_WAY: usize = 64;
 
-/// Writes what nobody locks, so often, from a thread of its own, for as long as this lives.
+/// Writes keys that no lock uses at a fixed rate from a thread of its own, until it is dropped.
 pub(in crate::bench) struct Busy {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicU64>,
@@ -29,7 +29,7 @@ pub(in crate::bench) struct Busy {
 }
 
 impl Busy {
-    /// `connect` is called on the thread's runtime; `write` is one write.
+    /// Starts the load. `connect` is called on the thread's runtime; `write` is one write.
     pub(in crate::bench) fn start<C: Send + 'static, W>(
         per_second: u32,
         connect: impl Future<Output = Result<C>> + Send + 'static,
@@ -51,7 +51,7 @@ impl Busy {
         let thread = thread::spawn(move || {
             runtime.block_on(async move {
                 let mut ticks = interval(Duration::from_secs(1) / per_second);
-                // Late is late: no burst makes up for it.
+                // Missed writes are not made up for by a burst.
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 let under_way = Arc::new(tokio::sync::Semaphore::new(UNDER_WAY));
                 for n in 0.. {
@@ -78,7 +78,7 @@ impl Busy {
         })
     }
 
-    /// How many writes there were per second.
+    /// Returns the achieved number of writes per second.
     pub(in crate::bench) fn per_second(&self) -> f64 {
         self.written.load(Ordering::Relaxed) as f64 / self.since.elapsed().as_secs_f64()
     }
@@ -88,7 +88,7 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // A panic in it has been printed.
+            // A panic in the thread has already been printed.
             drop(thread.join());
         }
     }

@@ -1,4 +1,4 @@
-//! Files in a folder.
+//! Lock files in a folder.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -21,9 +21,9 @@ use crate::{
     },
 };
 
-/// What a process has open besides locks, generously.
+/// A generous bound on the files that a process has open besides locks.
 const OTHER_FILES: usize = 256;
-/// What a lease of Leasehold has open: the file, and a socket that shows that it is held.
+/// The open files of one Leasehold lease: the lock file, and a socket that shows that it is held.
 const FILES_PER_LEASE: usize = 2;
 
 pub(super) struct Files(TempDir);
@@ -65,8 +65,8 @@ pub(super) fn subjects_at(folder: &str) -> Vec<Box<dyn Subject>> {
     vec![Box::new(Floor(floor)), Box::new(leasehold)]
 }
 
-/// The bare calls: open the file, lock it (in a blocking thread if another has it), write the next
-/// token, close it.
+/// The bare system calls: open the file, lock it (on a blocking thread if it is contended), write
+/// the next token, close it.
 struct Floor(PathBuf);
 
 impl Source for Floor {

@@ -1,4 +1,4 @@
-//! One process's memory.
+//! Locks in the memory of one process.
 
 use std::{
     collections::HashMap,
@@ -46,7 +46,7 @@ pub(super) fn subjects() -> Vec<Box<dyn Subject>> {
     ]
 }
 
-/// A map of tokio's mutexes, and a counter: no lease, no deadline.
+/// A map of tokio's mutexes and a counter, without leases and deadlines.
 struct Floor;
 
 impl Source for Floor {
@@ -94,7 +94,7 @@ impl Locks for Mutexes {
 }
 
 impl Lock for MutexOf {
-    /// And the token.
+    /// The guard and the token.
     type Held = (OwnedMutexGuard<()>, u64);
 
     async fn acquire(&mut self) -> Result<Self::Held> {

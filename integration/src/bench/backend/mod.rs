@@ -1,4 +1,4 @@
-//! What can be measured: a file per backend.
+//! The backends that can be measured, one file each.
 
 mod busy;
 mod etcd;
@@ -13,27 +13,27 @@ pub(super) use self::busy::Busy;
 use super::subject::Subject;
 use crate::{HarnessError, Result};
 
-/// A backend that is measured: its server, if it has one, runs for as long as this lives.
+/// A backend to measure. Its server, if it has one, runs until this is dropped.
 pub(super) trait Backend: Sync {
     fn name(&self) -> BackendName;
 
-    /// Where it is, for other processes; `None` if they cannot reach it.
+    /// Returns the location for other processes, or `None` if they cannot reach the backend.
     fn location(&self) -> Option<String>;
 
-    /// Everything that can be measured of it; Leasehold and its floor among them.
+    /// Returns all subjects, including Leasehold and its floor.
     fn subjects(&self) -> Vec<Box<dyn Subject>>;
 
-    /// How many leases one process can hold at a time; `None` for any number.
+    /// Returns the maximum number of leases held by one process, or `None` if it is unlimited.
     fn most_leases(&self) -> Option<usize> {
         None
     }
 
-    /// How many servers it is a quorum of; one if it is none.
+    /// Returns the number of nodes of a quorum, or 1.
     fn nodes(&self) -> usize {
         1
     }
 
-    /// Stops so many of them, without ending them.
+    /// Pauses this many nodes.
     fn stop_nodes(&self, count: usize) -> Result<()> {
         if count == 0 {
             Ok(())
@@ -42,23 +42,25 @@ pub(super) trait Backend: Sync {
         }
     }
 
-    /// Lets them go on.
+    /// Resumes all nodes.
     fn resume_nodes(&self) -> Result<()> {
         Ok(())
     }
 
-    /// How many times slower than a server in memory it answers under load: a round of `pair` lasts
-    /// so many times longer.
+    /// Returns by which factor the backend is slower under load than a server in memory. The rounds
+    /// of `pair` are longer by this factor.
     fn pace(&self) -> u32 {
         1
     }
 
-    /// How many requests its server has had from clients; `None` if it has none, or does not tell.
+    /// Returns the number of requests received from clients, or `None` if there is no server or no
+    /// such statistic.
     fn commands(&self) -> Result<Option<u64>> {
         Ok(None)
     }
 
-    /// Lets somebody else write to its server so often what nobody locks; `None` if that cannot be.
+    /// Starts background writes by another client of the server, or returns `None` if this is
+    /// impossible.
     fn busy(&self, writes_per_second: u32) -> Result<Option<Busy>> {
         let _ = writes_per_second;
         Ok(None)
@@ -90,7 +92,7 @@ impl BackendName {
         }
     }
 
-    /// Starts its server.
+    /// Starts the backend's server.
     pub(super) fn start(self) -> Result<Box<dyn Backend>> {
         match self {
             Self::Etcd => Ok(Box::new(etcd::Etcd::start()?)),
@@ -103,7 +105,7 @@ impl BackendName {
         }
     }
 
-    /// In another process than the one that started it.
+    /// Returns the subjects in another process than the one that started the server.
     pub(super) fn subjects_at(self, location: &str) -> Vec<Box<dyn Subject>> {
         match self {
             Self::Etcd => etcd::subjects_at(location),

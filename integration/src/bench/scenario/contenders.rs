@@ -1,5 +1,5 @@
-//! `contenders`: 16 tasks in 4 processes that want one lock all the time, and how long one of them
-//! waits for it, in hand-offs among the others.
+//! `contenders`: 16 tasks in 4 processes contend for one lock all the time. Measures the wait of a
+//! task, in hand-offs between other tasks.
 
 use std::time::Duration;
 
@@ -96,7 +96,7 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
     Ok(rows)
 }
 
-/// The worker: when each of its tasks began to wait, and when it held.
+/// Runs the worker: records when each task began to wait, and when it held the lock.
 pub(crate) async fn take_part<S: Source>(
     source: &S,
     tasks: usize,

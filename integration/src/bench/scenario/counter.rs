@@ -29,7 +29,7 @@ use crate::{
 const TASKS: usize = 16;
 const INCREMENTS: usize = 2_000;
 
-/// What [`INCREMENTS`] took: how long each waited for the lock, and how many there were per second.
+/// The wait of each of the [`INCREMENTS`], and the number of increments per second.
 #[derive(Debug)]
 pub(crate) struct Count {
     pub(crate) waits: Vec<u64>,
@@ -47,7 +47,7 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
             .collect();
         for round in 0..plan.rounds {
             for (subject, (latencies, rates)) in subjects.iter().zip(&mut measured) {
-                // One round of who polls is long enough.
+                // One round is enough for a subject that polls.
                 if round > 0 && !subject.period().is_zero() {
                     continue;
                 }
@@ -83,8 +83,7 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
 
 pub(crate) async fn measure<S: Source>(source: &S, tasks: usize) -> Result<Count> {
     let locks = source.open().await?;
-    // The floor has no queue of its own: it takes turns within the process as anybody would make
-    // it.
+    // The floor has no local queue, so a tokio mutex orders the tasks of the process.
     let queue = (source.name() == FLOOR).then(|| Arc::new(Mutex::new(())));
     let value = Arc::new(AtomicU64::new(0));
     let each = INCREMENTS / tasks;
@@ -128,7 +127,7 @@ async fn increments<L: Lock>(
         };
         let held = lock.acquire().await?;
         waits.push(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
-        // As the naive do it: read, let others run, write.
+        // A read and a later write without atomicity, so that a missing lock loses updates.
         let read = value.load(Ordering::Relaxed);
         yield_now().await;
         value.store(read + 1, Ordering::Relaxed);

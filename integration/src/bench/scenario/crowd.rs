@@ -1,7 +1,7 @@
 //! `crowd`: a thousand waiters in one process.
 //!
-//! How many requests a hand-off costs the server, with a thousand waiters and with ten; and how
-//! long a process with one waiter waits for its turn beside them, in hand-offs among the thousand.
+//! Measures the number of requests per hand-off with a thousand waiters and with ten, and the wait
+//! of a process with one waiter beside them, in hand-offs between the thousand.
 
 use std::{
     sync::{
@@ -37,9 +37,9 @@ use crate::{
 
 const CROWDS: [usize; 2] = [10, 1_000];
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Until all have begun to wait.
+/// The time for all tasks to start waiting.
 const ASSEMBLY: Duration = Duration::from_millis(300);
-/// The one beside the crowd pauses up to this long between its turns.
+/// The maximum pause of the lone process between two acquisitions.
 const PAUSE: Duration = Duration::from_millis(5);
 
 pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Result<Vec<Row>> {
@@ -82,7 +82,7 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
     Ok(rows)
 }
 
-/// Requests per hand-off within the crowd, and hand-offs per second.
+/// Returns the number of requests per hand-off within the crowd, and hand-offs per second.
 fn commands(
     plan: &Plan,
     backend: &dyn Backend,
@@ -120,7 +120,7 @@ fn commands(
     })
 }
 
-/// What the one beside a crowd saw, turn by turn.
+/// The observations of the lone process, one per acquisition.
 struct Lone {
     handoffs: Vec<f64>,
     waits: Latencies,
@@ -152,7 +152,7 @@ fn numbers(line: &str) -> Result<Vec<u64>> {
     })
 }
 
-/// The worker: a crowd, or the one beside it.
+/// Runs the worker: a crowd, or the lone process beside it.
 pub(crate) async fn take_part<S: Source>(
     source: &S,
     waiters: usize,
@@ -165,7 +165,7 @@ pub(crate) async fn take_part<S: Source>(
     let mut gate = None;
     while let Some(order) = orders.recv().await {
         match order.split_once(' ').unwrap_or((&order, "")) {
-            // All wait for the lock that this task has.
+            // All tasks wait for the lock that this task holds.
             ("assemble", _) => {
                 let held = lock.acquire().await?;
                 for _ in 0..waiters {
@@ -220,7 +220,7 @@ async fn open<L: Lock>(lock: &mut L, gate: &mut Option<L::Held>) -> Result<()> {
     }
 }
 
-/// Waiters, and when each grant was.
+/// The waiters, and the times of all grants.
 #[derive(Default)]
 struct Crowd {
     grants: Mutex<Vec<u64>>,
@@ -239,7 +239,7 @@ impl Crowd {
         Ok(())
     }
 
-    /// Everybody takes a last turn.
+    /// Lets every task acquire the lock once more and end.
     async fn disperse(&self, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
         self.over.store(true, Ordering::Relaxed);
         while let Some(done) = tasks.join_next().await {

@@ -1,8 +1,8 @@
-//! `handoff`: from the begin of a release until another process, which waits, has the lock;
-//! `handoff-busy`: the same while somebody else writes to the server.
+//! `handoff`: the time from the start of a release until a waiting process holds the lock.
+//! `handoff-busy`: the same while another client writes to the server.
 //!
-//! Two processes take turns, so that every sample is a change of process. Their stamps are of a
-//! clock that they share.
+//! Two processes alternate, so that every sample is a change of process. Their timestamps come from
+//! a shared clock.
 
 use std::{pin::pin, task::Poll, thread, time::Duration};
 
@@ -26,12 +26,11 @@ use crate::{
     peer::{Peer, tell},
 };
 
-/// The holder holds at least this long after the other began to wait: its request has been refused
-/// by then.
+/// The minimum hold after the other process began to wait, so that its request has been refused.
 const HOLD: Duration = Duration::from_millis(2);
-/// What somebody else writes in `handoff-busy`.
+/// The rate of background writes in `handoff-busy`.
 const WRITES_PER_SECOND: u32 = 500;
-/// A poller may sleep for long.
+/// Long enough for subjects that poll.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) fn run(
@@ -101,7 +100,7 @@ pub(super) fn run(
     Ok(rows)
 }
 
-/// Two processes that hand a lock to each other. The first one holds it.
+/// Two processes that pass a lock to each other. The first one holds it.
 struct Game {
     holder: Peer,
     waiter: Peer,
@@ -134,18 +133,18 @@ impl Game {
         game.holder.say("acquire")?;
         heard(&mut game.holder, "waiting")?;
         heard(&mut game.holder, "held")?;
-        // Warms both up.
+        // Warms up both processes.
         game.play(2)?;
         Ok(game)
     }
 
-    /// How long each took, in nanoseconds.
+    /// Returns the duration of each hand-off in nanoseconds.
     fn play(&mut self, handoffs: usize) -> Result<Vec<u64>> {
         let mut nanos = Vec::with_capacity(handoffs);
         for _ in 0..handoffs {
             self.waiter.say("acquire")?;
             heard(&mut self.waiter, "waiting")?;
-            // At any time of a poller's sleep.
+            // The release happens at a random time of the polling period.
             thread::sleep(HOLD + self.period.max(HOLD).mul_f64(rand::random()));
             self.holder.say("release")?;
             let released = heard(&mut self.holder, "released")?;
@@ -156,15 +155,15 @@ impl Game {
         Ok(nanos)
     }
 
-    /// Without this the lock would be held for a TTL after its holder is gone, and the next game
-    /// would wait for it.
+    /// Ends both processes. Otherwise the lock would stay held for a TTL, and the next game would
+    /// wait.
     fn end(mut self) -> Result<()> {
         self.holder.say("release")?;
         heard(&mut self.holder, "released").map(drop)
     }
 }
 
-/// The stamp of the next thing that the peer tells, which is to be this.
+/// Returns the timestamp of the peer's next message, which must be `expected`.
 fn heard(peer: &mut Peer, expected: &str) -> Result<u64> {
     let line = peer.hear(PATIENCE)?;
     let stamp = line
@@ -173,7 +172,7 @@ fn heard(peer: &mut Peer, expected: &str) -> Result<u64> {
     stamp.ok_or_else(|| HarnessError::new(format!("a worker said {line:?} and not {expected:?}")))
 }
 
-/// The worker: acquires and releases as it is told.
+/// Runs the worker: acquires and releases on command.
 pub(crate) async fn take_turns<S: Source>(
     source: &S,
     mut orders: UnboundedReceiver<String>,
@@ -185,7 +184,7 @@ pub(crate) async fn take_turns<S: Source>(
         match (&*order, held.take()) {
             ("acquire", None) => {
                 let mut acquiring = pin!(lock.acquire());
-                // The request goes out with the first poll.
+                // The first poll sends the request.
                 let at_once = std::future::poll_fn(|cx| match acquiring.as_mut().poll(cx) {
                     Poll::Ready(acquired) => Poll::Ready(Some(acquired)),
                     Poll::Pending => Poll::Ready(None),

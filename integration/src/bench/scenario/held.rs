@@ -1,6 +1,6 @@
-//! `held`: what leases cost that are only held.
+//! `held`: the cost of idle leases.
 //!
-//! Each subject holds in a process of its own, all at the same time.
+//! Each subject holds leases in a process of its own, all at the same time.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -30,29 +30,30 @@ use crate::{
     peer::{Peer, tell},
 };
 
-/// Tasks that acquire and release.
+/// The number of tasks that acquire and release.
 const TASKS: usize = 64;
-/// Who has to renew by hand renews everything once in this time, a third of the TTL.
+/// The renewal interval of subjects without automatic renewal, a third of the TTL.
 const RENEWAL: Duration = Duration::from_secs(10);
-/// And some of it this often.
+/// The interval at which such a subject renews a part of its leases.
 const STEP: Duration = Duration::from_millis(10);
-/// After acquiring, before the processor time counts.
+/// The pause after acquiring, before processor time is measured.
 const PAUSE: Duration = Duration::from_secs(1);
-/// To acquire and to release on a busy machine.
+/// The timeout for acquiring and releasing on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How often it looks whether all are done, and after how many looks it says how far they are.
+/// The interval at which completion is checked, and the number of checks between two progress
+/// reports.
 const TICK: Duration = Duration::from_millis(100);
 const TICKS_SHOWN: u32 = 10;
 
-/// What the leases cost.
+/// The cost of the leases.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Holding {
     pub(crate) cpu_percent: f64,
     pub(crate) bytes_per_lease: f64,
 }
 
-/// One subject and the process that holds for it.
+/// A subject and the process that holds its leases.
 struct Holder {
     backend: &'static str,
     subject: Box<dyn Subject>,
@@ -66,7 +67,7 @@ pub(super) fn run(
     progress: &Progress,
 ) -> Result<Vec<Row>> {
     let (leases, seconds) = plan.held;
-    // What is held is quiet: the kind of runtime matters little.
+    // Idle leases hardly depend on the runtime.
     let runtime = plan
         .runtimes
         .first()
@@ -137,7 +138,7 @@ pub(super) fn run(
     Ok(rows.collect())
 }
 
-/// What all of them say in the end. Shows every second how far they are.
+/// Waits for the results of all processes, and shows the progress every second.
 fn hear_all(
     holders: &mut [Holder],
     duration: Duration,
@@ -192,14 +193,14 @@ fn figures(worker: &mut Peer, holding: &AtomicUsize, duration: Duration) -> Resu
     }
 }
 
-/// The worker.
+/// Runs the worker.
 pub(crate) async fn measure<S: Source>(
     source: &S,
     leases: usize,
     duration: Duration,
 ) -> Result<Holding> {
     let locks = source.open().await?;
-    // What is needed once, however many leases there are.
+    // Excludes one-time costs, which do not depend on the number of leases.
     let warm = acquire_all(&locks, "warm", TASKS).await?;
     release_all(&locks, warm).await?;
     let before = process::resident()?;
@@ -215,7 +216,7 @@ pub(crate) async fn measure<S: Source>(
     }
     let cpu_percent =
         (process::cpu_time() - cpu).as_secs_f64() / started.elapsed().as_secs_f64() * 100.0;
-    // Fails if one was lost.
+    // Fails if a lease was lost.
     release_all(&locks, held).await?;
     locks.close().await?;
     Ok(Holding {
@@ -235,8 +236,8 @@ async fn acquire_all<L: Locks>(locks: &L, name: &str, leases: usize) -> Result<V
             let mut held = Vec::with_capacity(mine.len());
             for mut lock in mine {
                 held.push(lock.acquire().await?);
-                // File locks are taken without waiting for anything. Without a turn for others
-                // nobody would renew the first of ten thousand until the last is there.
+                // File locks are acquired without ever waiting. Without yielding, the first of ten
+                // thousand would not be renewed before the last is acquired.
                 yield_now().await;
             }
             Ok(held)
@@ -266,7 +267,7 @@ async fn release_all<L: Locks>(locks: &L, held: Vec<Held<L>>) -> Result<()> {
     }
 }
 
-/// One after the other, evenly.
+/// Renews all leases one after the other, evenly over `duration`.
 async fn renew_all<L: Locks>(locks: &L, held: &[Held<L>], duration: Duration) -> Result<()> {
     let mut ticks = time::interval(STEP);
     let started = Instant::now();

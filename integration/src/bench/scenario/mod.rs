@@ -1,4 +1,4 @@
-//! What is measured: a file per scenario.
+//! The scenarios that can be measured, one file each.
 
 pub(super) mod contenders;
 pub(super) mod counter;
@@ -17,21 +17,21 @@ use crate::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Scenario {
-    /// Acquire and release, each task its own key.
+    /// Acquire and release, each task with its own key.
     Pair,
-    /// From the begin of a release until another process, which waits, has the lock.
+    /// The time from the start of a release until a waiting process holds the lock.
     Handoff,
-    /// The same while somebody else writes to the server.
+    /// The same while another client writes to the server.
     HandoffBusy,
     /// Many tasks increment one value under one lock.
     Counter,
-    /// Many leases that are only held.
+    /// Many idle leases.
     Held,
     /// A thousand waiters in one process.
     Crowd,
-    /// Several processes that want one lock all the time.
+    /// Several processes that contend for one lock all the time.
     Contenders,
-    /// Acquisitions while nodes of a quorum are stopped.
+    /// Acquisitions while nodes of a quorum are paused.
     Stopped,
 }
 
@@ -49,7 +49,7 @@ impl Scenario {
         }
     }
 
-    /// Measures it of all backends.
+    /// Measures this scenario on all backends.
     pub(super) fn run(
         self,
         plan: &Plan,

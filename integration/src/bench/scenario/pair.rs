@@ -1,4 +1,4 @@
-//! `pair`: acquire and release, each task its own key.
+//! `pair`: acquire and release, each task with its own key.
 
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,11 @@ use crate::{
     },
 };
 
-/// Pairs after which a task lets others run even if it never had to wait: a memory backend answers
-/// at once.
+/// The number of pairs after which a task yields even if it never waited, because a memory backend
+/// answers immediately.
 const TURN: usize = 64;
 
-/// One subject's turn.
+/// The measurement of one subject in one round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PairRound {
     pub(crate) tasks: usize,
@@ -29,7 +29,7 @@ pub(crate) struct PairRound {
     pub(crate) time: Duration,
 }
 
-/// How long each pair took, in nanoseconds, and how many there were per second.
+/// The duration of each pair in nanoseconds, and the number of pairs per second.
 #[derive(Debug)]
 pub(crate) struct Pairs {
     pub(crate) nanos: Vec<u64>,
@@ -51,7 +51,7 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
                 .map(|_| (Latencies::new(), Vec::new()))
                 .collect();
             for round in 0..plan.rounds {
-                // There and back, so that none always comes first.
+                // The order alternates, so that no subject always comes first.
                 let mut turn: Vec<_> = subjects.iter().zip(&mut measured).collect();
                 if round % 2 == 1 {
                     turn.reverse();
@@ -109,7 +109,7 @@ pub(crate) async fn measure<S: Source>(source: &S, round: PairRound) -> Result<P
     })
 }
 
-/// Pair after pair; those that ended between `begin` and `end` are counted.
+/// Runs pair after pair and returns those that ended between `begin` and `end`.
 async fn pairs<L: Lock>(mut lock: L, begin: Instant, end: Instant) -> Result<Vec<u64>> {
     let mut nanos = Vec::new();
     let mut started = Instant::now();

@@ -1,8 +1,7 @@
-//! `stopped`: how long an acquisition takes while nodes of a quorum are stopped.
+//! `stopped`: the duration of an acquisition while nodes of a quorum are paused.
 //!
-//! A stopped server keeps its connections and answers nothing, so only a client that does not wait
-//! for it is as quick as before. What is measured begins with the stop, when nobody has noticed
-//! yet.
+//! A paused server keeps its connections and answers nothing, so only a client that does not wait
+//! for it keeps its speed. The measurement starts with the pause, before a client can notice it.
 
 use std::{
     thread,
@@ -23,7 +22,7 @@ use crate::{
     },
 };
 
-/// Until a node that goes on has answered what it was asked meanwhile, and is trusted again.
+/// The time until a resumed node has answered its queued requests and is trusted again.
 const RECOVERY: Duration = Duration::from_millis(2_500);
 
 pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Result<Vec<Row>> {
@@ -58,7 +57,7 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
             }
         }
         for (stopped, (latencies, tails)) in measured.into_iter().enumerate() {
-            // In the column of tasks: how many were stopped.
+            // The column of tasks has the number of paused nodes.
             let row = Row::new(
                 name,
                 Scenario::Stopped,
@@ -73,7 +72,7 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
     Ok(rows)
 }
 
-/// How long each acquisition took, in nanoseconds, from when `stop` was called.
+/// Returns the duration of each acquisition in nanoseconds, measured from the call of `stop`.
 pub(crate) async fn measure<S: Source>(
     source: &S,
     time: Duration,
@@ -95,7 +94,7 @@ pub(crate) async fn measure<S: Source>(
         nanos.push(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
         lock.release(held).await?;
     }
-    // What goes on in the background must not be cut off: it gives back what the next round needs.
+    // Lets background work finish, which releases locks that the next round needs.
     locks.close().await?;
     Ok(nanos)
 }

@@ -1,4 +1,4 @@
-//! [`Subject`].
+//! [`Subject`]: a subject without its types.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// A [`Source`] without its types: one method per measurement.
+/// A [`Source`] without its types, with one method per measurement.
 #[async_trait]
 pub(crate) trait Subject: Send + Sync {
     fn name(&self) -> &'static str;

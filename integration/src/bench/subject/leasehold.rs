@@ -1,4 +1,4 @@
-//! [`Leasehold`]: what its users have.
+//! [`Leasehold`]: the library with its defaults.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::{HarnessError, Result, bench::scenario::Scenario};
 
 type Open = dyn Fn() -> BoxFuture<'static, leasehold_core::Result<LockClient>> + Send + Sync;
 
-/// A [`LockClient`], as users have it: defaults all through.
+/// A [`LockClient`] with the defaults of the library.
 #[derive(Clone)]
 pub(crate) struct Leasehold(Arc<Open>);
 

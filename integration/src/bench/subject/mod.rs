@@ -1,7 +1,7 @@
-//! What is measured: ways to lock.
+//! The subjects of the benchmark.
 //!
-//! A [`Source`] is implemented by each; [`Subject`] is the same with the types erased, per
-//! measurement and not per call, so that no subject pays for the benchmark's own indirection.
+//! Each one implements [`Source`]. [`Subject`] erases the types once per measurement and not per
+//! call, so that no subject pays for the benchmark's own indirection.
 
 mod erased;
 mod leasehold;
@@ -11,7 +11,7 @@ use std::{future::Future, time::Duration};
 pub(super) use self::{erased::Subject, leasehold::Leasehold};
 use crate::Result;
 
-/// The name of Leasehold itself, as its users have it.
+/// The name of Leasehold with its defaults.
 pub(super) const LEASEHOLD: &str = "leasehold";
 /// The name of the bare driver that does the same round trips.
 pub(super) const FLOOR: &str = "floor";
@@ -22,34 +22,34 @@ pub(super) trait Source: Send + Sync + 'static {
 
     fn name(&self) -> &'static str;
 
-    /// How long a waiter sleeps at most between two looks; zero if it is woken. A fair hand-off to
-    /// it happens at any time of that period.
+    /// Returns the maximum sleep of a waiter between two attempts, or zero if it is notified. A
+    /// fair hand-off may start at any time of that period.
     fn period(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// Whether it is measured here: not every subject can do everything.
+    /// Returns whether the subject takes part in a scenario.
     fn takes_part(&self, scenario: super::scenario::Scenario) -> bool;
 
-    /// Why it takes no part, where one might expect it to.
+    /// Returns the reason why it does not take part, where one might expect it to.
     fn excuse(&self, _scenario: super::scenario::Scenario) -> Option<&'static str> {
         None
     }
 
-    /// Opens it anew, on the runtime that it is measured on.
+    /// Opens a new instance on the runtime of the measurement.
     fn open(&self) -> impl Future<Output = Result<Self::Locks>> + Send;
 }
 
-/// Locks by name, over one connection.
+/// A factory of locks by name, over one connection.
 pub(super) trait Locks: Send + Sync + 'static {
     type Lock: Lock;
 
     fn lock(&self, name: &str) -> Self::Lock;
 
-    /// Renews what is held, if nobody does it by itself.
+    /// Renews a held lock, if the subject has no automatic renewal.
     fn renew(&self, held: &Held<Self>) -> impl Future<Output = Result<()>> + Send;
 
-    /// Whether that renewal is the benchmark's job.
+    /// Whether the benchmark has to renew held locks.
     const RENEWED_BY_HAND: bool;
 
     fn close(self) -> impl Future<Output = Result<()>> + Send;
@@ -64,5 +64,5 @@ pub(super) trait Lock: Send + 'static {
     fn release(&mut self, held: Self::Held) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// What a task holds.
+/// The guard of a held lock.
 pub(super) type Held<L> = <<L as Locks>::Lock as Lock>::Held;

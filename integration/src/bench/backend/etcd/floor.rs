@@ -1,4 +1,4 @@
-//! The floor: the bare driver with the sequence of Go's `concurrency.Mutex`.
+//! The floor: the bare driver with the requests of Go's `concurrency.Mutex`.
 
 use std::{
     sync::{
@@ -26,16 +26,16 @@ use crate::{
 
 const TTL_S: i64 = 30;
 
-/// The bare driver with the round trips of Go's `concurrency.Mutex`, all locks on one shared lease:
+/// The bare driver with the round trips of Go's `concurrency.Mutex`, with all locks on one shared
+/// lease:
 ///
-/// - an acquisition is one transaction that creates the key and reads the first of the range;
-/// - who is not the first reads who is before it, waits for a watch to tell that it is gone, and
-///   reads again. The watch is one that was opened with the first wait and stays, because one that
-///   starts at a past revision costs 100 ms;
+/// - an acquisition is one transaction that creates the key and reads the first key of the range;
+/// - a waiter reads the key before its own, waits for a watch to report the deletion, and reads
+///   again. The watch is opened with the first wait and stays open, because a watch that starts at
+///   a past revision costs 100 ms;
 /// - a release deletes the key.
 ///
-/// Nothing else: no deadline, no gathering, no fail-over, no cleaning up. A task sends its
-/// keep-alives.
+/// There is no deadline, batching, fail-over or cleanup. A task sends the keep-alives.
 pub(super) struct Floor(pub(super) String);
 
 impl Source for Floor {
@@ -46,7 +46,7 @@ impl Source for Floor {
     }
 
     fn takes_part(&self, scenario: Scenario) -> bool {
-        // A crowd that contends all at once is a stampede, which is no floor of anything.
+        // A crowd without a local queue is a stampede, which is no useful floor.
         scenario != Scenario::Crowd
     }
 
@@ -59,7 +59,7 @@ impl Source for Floor {
             let mut ticks = tokio::time::interval(Duration::from_secs(TTL_S as u64) / 3);
             loop {
                 ticks.tick().await;
-                // Lost, its locks fail to be released.
+                // An error means that the lease is lost, so that releases fail.
                 drop(keeper.keep_alive().await);
                 drop(answers.message().await);
             }
@@ -129,7 +129,7 @@ impl Locks for FloorLocks {
 }
 
 impl FloorLock {
-    /// Queues. Its create revision, and whether it is the first.
+    /// Creates the key. Returns its create revision, and whether it is the first.
     async fn enqueue(&mut self) -> Result<(i64, bool)> {
         let key = self.key.as_bytes();
         let first = GetOptions::new()
@@ -164,7 +164,7 @@ impl FloorLock {
         }
     }
 
-    /// Who is right before it; `None` if it holds.
+    /// Returns the key directly before this one, or `None` if this one holds the lock.
     async fn ahead(&mut self, revision: i64) -> Result<Option<Vec<u8>>> {
         let ahead = GetOptions::new()
             .with_prefix()
@@ -204,7 +204,7 @@ impl FloorLock {
                 .watch(self.folder.as_bytes(), Some(options))
                 .await
                 .map_err(failed)?;
-            // That it stands.
+            // Confirms that the watch is established.
             events.message().await.map_err(failed)?;
             self.events = Some(events);
         }
@@ -221,7 +221,7 @@ impl FloorLock {
             while !gone {
                 let message = events.message().await.map_err(failed)?;
                 let message = message.ok_or_else(|| HarnessError::new("the watch ended"))?;
-                // Not an earlier turn's.
+                // Deletions seen in an earlier wait do not count.
                 gone = message.events().iter().any(|event| {
                     event.event_type() == EventType::Delete
                         && event

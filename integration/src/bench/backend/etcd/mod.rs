@@ -19,7 +19,7 @@ pub(super) struct Etcd {
 
 impl Etcd {
     pub(super) fn start() -> Result<Self> {
-        // What is compared are clients, and not disks.
+        // The benchmark compares clients and not disks.
         Ok(Self {
             server: EtcdCluster::builder().in_memory().start()?,
         })
@@ -39,12 +39,12 @@ impl Backend for Etcd {
         subjects_at(&self.server.url())
     }
 
-    /// A pair of 256 tasks takes 80 ms and more.
+    /// A pair with 256 tasks takes at least 80 ms.
     fn pace(&self) -> u32 {
         4
     }
 
-    /// Messages, of which a request has one.
+    /// Returns the number of messages. A request has one.
     fn commands(&self) -> Result<Option<u64>> {
         let metrics = self.server.at(0).metrics()?;
         Ok(Some(metrics.lines().filter_map(messages).sum()))
@@ -55,7 +55,7 @@ impl Backend for Etcd {
         let connect = async move { connect(&address).await.map(|client| client.kv_client()) };
         let write = |kv: &KvClient, n: u64| {
             let mut kv = kv.clone();
-            // As an application's own data: other keys, again and again.
+            // Models an application's data: other keys, written repeatedly.
             async move {
                 kv.put(format!("unrelated/{}", n % 1_000), vec![b'x'; 100], None)
                     .await
@@ -66,7 +66,7 @@ impl Backend for Etcd {
     }
 }
 
-/// What a line of the metrics counts of messages that clients sent.
+/// Returns the number in a metrics line that counts messages sent by clients.
 fn messages(line: &str) -> Option<u64> {
     let counted = line.strip_prefix("grpc_server_msg_received_total{")?;
     counted
@@ -86,7 +86,7 @@ pub(super) fn subjects_at(url: &str) -> Vec<Box<dyn Subject>> {
     vec![Box::new(floor::Floor(endpoint(url))), Box::new(leasehold)]
 }
 
-/// `host:port` of a URL of the harness.
+/// Returns `host:port` of a URL of the harness.
 fn endpoint(url: &str) -> String {
     url.trim_start_matches("etcd://")
         .trim_end_matches('/')

@@ -1,4 +1,4 @@
-//! The floor: one held connection with Leasehold's own statements.
+//! The floor: one open connection with Leasehold's own statements.
 
 use std::{
     collections::HashMap,
@@ -25,21 +25,21 @@ use crate::{
 
 const CHANNEL: &str = "floor";
 
-/// Leasehold's statement for one key that is taken. After a token was drawn, the log is flushed up
-/// to it unless it is already.
+/// Leasehold's statement that acquires one key. After drawing a token, it flushes the log up to it
+/// unless that has already happened.
 const TAKE: &str = "SELECT r, pg_backend_pid(), \
     CASE WHEN r > 0 AND pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() \
     THEN pg_logical_emit_message(true, 'floor', '') IS NOT NULL END \
     FROM (SELECT (CASE WHEN pg_try_advisory_lock(k) THEN nextval('floor_tokens') ELSE 0 END)::int8 AS r \
     FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j) AS s";
 
-/// Its statement for one that is given back.
+/// Leasehold's statement that releases one key.
 const GIVE_BACK: &str = "SELECT (CASE WHEN pg_advisory_unlock(k) THEN CASE \
     WHEN CASE WHEN pg_try_advisory_lock(w) THEN pg_advisory_unlock(w) ELSE false END THEN -1 \
     WHEN pg_notify('floor', 'b' || k)::text IS NOT NULL THEN -2 END ELSE 0 END)::int8, pg_backend_pid(), NULL::bool \
     FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j";
 
-/// What its statement for gathered operations does for a waiter.
+/// The part of Leasehold's batch statement that acquires for a waiter.
 const TAKE_AS_WAITER: &str = "SELECT r, pg_backend_pid(), \
     CASE WHEN r > 0 AND pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() \
     THEN pg_logical_emit_message(true, 'floor', '') IS NOT NULL END \
@@ -49,14 +49,14 @@ const TAKE_AS_WAITER: &str = "SELECT r, pg_backend_pid(), \
 const SIGN: &str = "SELECT (CASE WHEN pg_try_advisory_lock_shared(w) THEN -1 ELSE 0 END)::int8, pg_backend_pid(), \
     NULL::bool FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j";
 
-/// The same statements over the bare driver, each alone and at once, on one connection behind a
-/// mutex:
+/// Leasehold's statements over the bare driver, each sent alone and immediately, on one connection
+/// behind a mutex:
 ///
-/// - an acquisition tries the lock and draws a durable token; who is refused puts a sign up, and
-///   tries again with each notification of the lock;
-/// - a release unlocks, and notifies if there is a sign.
+/// - an acquisition tries the lock and draws a durable token. A refused one sets a waiter marker
+///   and tries again at each notification of the lock;
+/// - a release unlocks, and notifies if there is a waiter marker.
 ///
-/// Nothing else: no deadline, no renewal, no queue, no gathering, no cleaning up.
+/// There is no deadline, renewal, queue, batching or cleanup.
 pub(super) struct Floor(pub(super) String);
 
 impl Source for Floor {
@@ -67,8 +67,8 @@ impl Source for Floor {
     }
 
     fn takes_part(&self, scenario: Scenario) -> bool {
-        // A crowd without a queue of its own is a stampede, and what is held is not renewed one by
-        // one.
+        // A crowd without a local queue is a stampede, and this floor does not renew leases
+        // individually.
         matches!(
             scenario,
             Scenario::Pair | Scenario::Handoff | Scenario::Counter
@@ -80,8 +80,8 @@ impl Source for Floor {
         let mut connection = PgConnection::connect_with(&options).await.map_err(failed)?;
         let create =
             "SET client_min_messages = warning; CREATE SEQUENCE IF NOT EXISTS floor_tokens";
-        // Both processes of a hand-off may make it at the same time: then one of them fails, and it
-        // is there.
+        // Both processes of a hand-off may create it at the same time. One of them then fails, and
+        // the object exists.
         drop(sqlx::raw_sql(create).execute(&mut connection).await);
         let mut ear = PgListener::connect(&self.0).await.map_err(failed)?;
         ear.listen(CHANNEL).await.map_err(failed)?;
@@ -95,7 +95,7 @@ impl Source for Floor {
     }
 }
 
-/// Who is told when a lock was released.
+/// The waiters to notify of a release, by key.
 type Wakes = Arc<std::sync::Mutex<HashMap<String, Arc<Notify>>>>;
 
 async fn listen(mut ear: PgListener, wakes: Wakes) {

@@ -13,8 +13,8 @@ use crate::{
     server::PostgresServer,
 };
 
-/// Set to anything, the server waits for the disk when something is committed, as in production;
-/// otherwise it is the code that is measured and not the disk.
+/// If set, the server waits for the disk at each commit, as in production. Otherwise the benchmark
+/// measures the code and not the disk.
 const FSYNC: &str = "LEASEHOLD_BENCH_FSYNC";
 
 pub(super) struct Postgres(PostgresServer);
@@ -27,8 +27,7 @@ impl Postgres {
         } else {
             builder
         };
-        // Room for the locks of `held`: each entry is for one connection or transaction that may be
-        // there.
+        // Room for the locks of `held`: the table is sized per possible connection or transaction.
         builder
             .setting("max_locks_per_transaction", "512")
             .start()

@@ -1,4 +1,4 @@
-//! The peer [sqlx](https://docs.rs/sqlx): its advisory lock on a pool.
+//! Another library: [sqlx](https://docs.rs/sqlx), its advisory lock on a pool.
 
 use sqlx::{
     PgPool, Postgres,
@@ -14,11 +14,11 @@ use crate::{
     },
 };
 
-/// Connections in the pool.
+/// The number of connections in the pool.
 const CONNECTIONS: u32 = 16;
 
-/// `PgAdvisoryLock` on a pool of 16: a connection for each lock that is held or waited for. No
-/// fencing token, no lease.
+/// `PgAdvisoryLock` on a pool of 16, with a connection for each lock that is held or waited for. It
+/// has no fencing tokens and no leases.
 pub(super) struct SqlxPool(pub(super) String);
 
 impl Source for SqlxPool {
@@ -48,7 +48,7 @@ pub(crate) struct PoolLock {
     lock: PgAdvisoryLock,
 }
 
-/// The lock's own guard borrows the lock, and a benchmark's task has the two apart.
+/// The guard borrows the lock, but the benchmark stores both separately.
 pub(crate) struct Held(PgAdvisoryLockGuard<PoolConnection<Postgres>>);
 
 impl Locks for PgPool {

@@ -1,4 +1,4 @@
-//! The bare driver, as the subjects over it use it.
+//! The connection of the subjects that use the bare driver.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use crate::{HarnessError, Result};
 
-/// Who is told when a key changes.
+/// The waiters to notify of a changed key.
 #[derive(Clone, Debug, Default)]
 pub(in super::super) struct Wakes(Arc<Mutex<HashMap<Vec<u8>, Arc<Notify>>>>);
 
@@ -35,8 +35,8 @@ impl Wakes {
     }
 }
 
-/// One multiplexed connection with RESP3, `TCP_NODELAY` and client tracking, as Leasehold's: what
-/// differs is only what is above it.
+/// Opens one multiplexed connection with RESP3, `TCP_NODELAY` and client tracking, as Leasehold
+/// does, so that subjects differ only in what they build on it.
 pub(in super::super) async fn open(url: &str, wakes: &Wakes) -> Result<MultiplexedConnection> {
     let wakes = wakes.clone();
     let told = move |push: PushInfo| {
@@ -72,7 +72,7 @@ pub(in super::super) async fn open(url: &str, wakes: &Wakes) -> Result<Multiplex
     connect.await.map_err(failed)
 }
 
-/// The same connection without RESP3 and tracking.
+/// Opens the same connection without RESP3 and tracking.
 pub(super) async fn open_untracked(url: &str) -> Result<MultiplexedConnection> {
     let connect = async {
         let info = url
@@ -83,7 +83,7 @@ pub(super) async fn open_untracked(url: &str) -> Result<MultiplexedConnection> {
     connect.await.map_err(failed)
 }
 
-/// Loads a script; its hash.
+/// Loads a script and returns its hash.
 pub(in super::super) async fn load(
     connection: &mut MultiplexedConnection,
     source: &str,

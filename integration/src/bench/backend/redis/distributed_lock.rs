@@ -1,4 +1,4 @@
-//! The peer [distributed-lock](https://docs.rs/distributed-lock-redis).
+//! Another library: [distributed-lock](https://docs.rs/distributed-lock-redis).
 
 use distributed_lock_core::{
     error::LockError,
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// With its defaults: a TTL of 30 s, renewed every 10 s by a task per lease.
+/// The library with its defaults: a TTL of 30 s, renewed every 10 s by a task per lease.
 pub(super) struct DistributedLockRedis(pub(super) String);
 
 impl Source for DistributedLockRedis {

@@ -25,26 +25,27 @@ const ACQUIRE: &str = concat!(
 const RELEASE: &str = include_str!("../../../../../crates/leasehold-redis/src/scripts/release.lua");
 const RENEW: &str = include_str!("../../../../../crates/leasehold-redis/src/scripts/renew.lua");
 const TTL_MS: u64 = 30_000;
-/// About as long as Leasehold's default label: host, program and process.
+/// About as long as Leasehold's default label, which has host, program and process.
 const LABEL: &str = "host/floor/1234";
-/// Leasehold has a counter for each slot of a cluster.
+/// Leasehold has one counter per slot of a cluster.
 const COUNTERS: u64 = 16_384;
 
-/// The same commands over the bare driver, in the same round trips, each sent alone and at once:
+/// Leasehold's commands over the bare driver, in the same round trips, each sent alone and
+/// immediately:
 ///
-/// - an acquisition is `SET NX PX` and `INCRBY` of a counter in one write, but the first one of a
-///   lock the acquire script;
-/// - who is refused registers by the acquire script, which arms the invalidation of the key, and
-///   after each of those tries again with it;
-/// - a release, and a renewal, is its script.
+/// - an acquisition is `SET NX PX` and `INCRBY` of a counter in one write; the first one of a lock
+///   is the acquire script;
+/// - a refused acquisition registers with the acquire script, which arms the invalidation of the
+///   key, and runs it again after each invalidation;
+/// - a release and a renewal are one script each.
 ///
-/// Nothing else: no deadline, no renewal, no queue, no gathering, no cleaning up.
+/// There is no deadline, automatic renewal, queue, batching or cleanup.
 pub(super) struct Floor {
     url: String,
     acquires: Acquires,
 }
 
-/// How a lock is acquired that was acquired before.
+/// The commands of every acquisition of a lock but the first.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Acquires {
     ByCommands,
@@ -52,7 +53,7 @@ enum Acquires {
 }
 
 impl Floor {
-    /// What Leasehold's ratio is of.
+    /// Creates the floor to which Leasehold's ratio refers.
     pub(super) fn by_commands(url: String) -> Self {
         Self {
             url,
@@ -60,7 +61,8 @@ impl Floor {
         }
     }
 
-    /// Two scripts a pair, as a lock without the plain commands would send: costs the server more.
+    /// Creates a variant with two scripts per pair and no plain commands, which costs the server
+    /// more.
     pub(super) fn by_scripts(url: String) -> Self {
         Self {
             url,
@@ -81,7 +83,7 @@ impl Source for Floor {
 
     fn takes_part(&self, scenario: Scenario) -> bool {
         match self.acquires {
-            // A crowd without a queue of its own is a stampede, which is no floor of anything.
+            // A crowd without a local queue is a stampede, which is no useful floor.
             Acquires::ByCommands => !matches!(scenario, Scenario::Crowd | Scenario::Contenders),
             Acquires::ByScript => scenario == Scenario::Pair,
         }
@@ -120,14 +122,14 @@ pub(super) struct FloorLock {
     release: Arc<str>,
     key: Arc<str>,
     counter: String,
-    /// What the keys of waiters begin with.
+    /// The prefix of the keys of waiters.
     base: String,
     acquires: Acquires,
     /// Whether the script has raised the counter.
     raised: bool,
 }
 
-/// The key and the value in it.
+/// The key and its value.
 pub(super) struct FloorHeld(Arc<str>, String);
 
 impl Locks for FloorLocks {
@@ -176,7 +178,7 @@ impl Locks for FloorLocks {
 }
 
 impl FloorLock {
-    /// By plain commands. Whether it was free.
+    /// Acquires with plain commands. Returns whether the lock was free.
     async fn take(&mut self, value: &str) -> Result<bool> {
         let mut pipeline = redis::Pipeline::with_capacity(2);
         pipeline
@@ -194,7 +196,8 @@ impl FloorLock {
         Ok(set == Value::Okay)
     }
 
-    /// By the script. Whether it was free; else it is armed, and the waiter registered.
+    /// Acquires with the script. Returns whether the lock was free. If not, the invalidation is
+    /// armed and the waiter registered.
     async fn take_or_arm(&mut self, value: &str, flags: &str) -> Result<bool> {
         let mut acquire = redis::cmd("EVALSHA");
         acquire
@@ -226,7 +229,7 @@ impl Lock for FloorLock {
         if self.raised && self.acquires == Acquires::ByCommands && self.take(&value).await? {
             return Ok(FloorHeld(Arc::clone(&self.key), value));
         }
-        // W aiting; r egistered before.
+        // `w`: waiting; `r`: already registered.
         let mut flags = "w";
         while !self.take_or_arm(&value, flags).await? {
             self.changed.notified().await;

@@ -44,7 +44,7 @@ impl Backend for Redis {
         subjects_at(&self.server.url())
     }
 
-    /// What clients sent, and not what scripts called: a script counts as one.
+    /// Returns the number of commands sent by clients. A script counts as one.
     fn commands(&self) -> Result<Option<u64>> {
         let mut connection = self
             .connection
@@ -58,9 +58,9 @@ impl Backend for Redis {
     }
 }
 
-/// The sum over the commands that clients send. What else the scripts use (SET, PTTL, …) no subject
-/// of `crowd` sends by itself, except the SET before each INCRBY. At most: the short script of a
-/// yielding attempt calls INCRBY too.
+/// Returns the sum over the commands that clients send. In `crowd` no subject sends the other
+/// commands of scripts (SET, PTTL, …) itself, except the SET before each INCRBY. The sum is an
+/// upper bound, because the short script of a yielding attempt calls INCRBY too.
 fn requests(stats: &str) -> u64 {
     let calls = |name: &str| {
         let line = stats

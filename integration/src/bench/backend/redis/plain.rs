@@ -1,4 +1,4 @@
-//! The recipe that everybody knows.
+//! The well-known recipe for one Redis server.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
 const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) else return 0 end";
 const TTL_MS: u64 = 30_000;
 
-/// `SET NX PX` and a script that compares and deletes: no fencing token, no waiting.
+/// `SET NX PX`, and a script that compares and deletes. It has no fencing tokens and cannot wait.
 pub(super) struct Plain(pub(super) String);
 
 impl Source for Plain {

@@ -1,4 +1,4 @@
-//! The peer [rslock](https://docs.rs/rslock).
+//! Another library: [rslock](https://docs.rs/rslock).
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
 
 const TTL: Duration = Duration::from_secs(30);
 
-/// With its defaults: a waiter sleeps up to 200 ms between two attempts.
+/// The library with its defaults: a waiter sleeps up to 200 ms between two attempts.
 pub(super) struct Rslock(pub(super) String);
 
 impl Source for Rslock {

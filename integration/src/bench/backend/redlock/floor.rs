@@ -22,17 +22,17 @@ const ACQUIRE: &str = concat!(
 );
 const RELEASE: &str = include_str!("../../../../../crates/leasehold-redis/src/scripts/release.lua");
 const TTL_MS: u64 = 30_000;
-/// About as long as Leasehold's default label: host, program and process.
+/// About as long as Leasehold's default label, which has host, program and process.
 const LABEL: &str = "host/floor/1234";
-/// What the servers' own keys begin with.
+/// The prefix of the servers' own keys.
 const NODE: &str = ":lh4:";
 
-/// Five acquire scripts at once, and all their answers; then five release scripts, and all their
-/// answers. Who is refused by a majority is armed there, and asks all five again when a majority
-/// has told it that the key changed.
+/// Five acquire scripts at once, then five release scripts at once, each time waiting for all
+/// answers. If a majority refuses, the scripts have armed invalidations, and all five are asked
+/// again once a majority has reported a change.
 ///
-/// Nothing else: no token is written back, no majority is left with the slower ones under way,
-/// nothing is undone but what one round was granted too little of, nothing is renewed.
+/// There is no token write-back and no renewal. The floor waits for all answers, not for a
+/// majority, and undoes nothing but the grants of a round without a majority.
 pub(super) struct Floor(pub(super) String);
 
 impl Source for Floor {
@@ -123,7 +123,7 @@ impl FloorLock {
         self.nodes.len() / 2 + 1
     }
 
-    /// How many grant it.
+    /// Returns the number of nodes that granted the lock.
     async fn take(&mut self, value: &str, flags: &str) -> Result<usize> {
         let floor = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -163,7 +163,7 @@ impl FloorLock {
         Ok(granted)
     }
 
-    /// How many had it.
+    /// Returns the number of nodes that held the lock.
     async fn give_back(&mut self, value: &str) -> Result<usize> {
         let key = &self.key;
         let released = try_join_all(self.nodes.iter_mut().map(|node| async move {
@@ -191,11 +191,11 @@ impl Lock for FloorLock {
 
     async fn acquire(&mut self) -> Result<String> {
         let value = format!("{}:{LABEL}", AcquisitionId::random());
-        // What the slower nodes told after a majority had.
+        // Notifications of slower nodes, which arrived after a majority.
         for node in &self.changed {
             node.notified().now_or_never();
         }
-        // W aiting; r egistered before.
+        // `w`: waiting; `r`: already registered.
         let mut flags = "w";
         loop {
             let granted = self.take(&value, flags).await?;

@@ -56,7 +56,7 @@ impl Backend for Redlock {
         SERVERS
     }
 
-    /// The last ones, whose grants come last when all are well.
+    /// Pauses the last nodes, whose grants arrive last when all nodes are well.
     fn stop_nodes(&self, count: usize) -> Result<()> {
         self.servers().servers[SERVERS - count..]
             .iter_mut()

@@ -1,4 +1,4 @@
-//! The lock that the driver brings.
+//! The lock that the driver itself provides.
 
 use zookeeper_client::{Acls, Client, CreateMode, LockOptions, LockPrefix};
 
@@ -13,8 +13,8 @@ use crate::{
 
 const NAME: &str = "driver";
 
-/// `client.lock(LockPrefix::new_curator(..))`, and a delete that is waited for: its own release is
-/// one that is not.
+/// `client.lock(LockPrefix::new_curator(..))`, and a delete that is waited for. The driver's own
+/// release is not waited for.
 pub(super) struct Driver(pub(super) String);
 
 impl Source for Driver {
@@ -79,8 +79,8 @@ impl Lock for DriverLock {
             .await
             .map_err(failed)?;
         let path = held.lock_path().to_owned();
-        // Its drop would delete in the background. It borrows the client: a path is all that is
-        // lost.
+        // Dropping it would delete the node in the background. It borrows the client, so only a
+        // path is leaked.
         std::mem::forget(held);
         Ok(DriverHeld(path))
     }

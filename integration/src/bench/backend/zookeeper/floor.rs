@@ -1,4 +1,4 @@
-//! The floor: the bare driver with the recipe of all ZooKeeper locks.
+//! The floor: the bare driver with the standard recipe for ZooKeeper locks.
 
 use zookeeper_client::{Acls, Client, CreateMode, Error};
 
@@ -11,14 +11,14 @@ use crate::{
     },
 };
 
-/// The same requests over the bare driver, each sent alone and at once:
+/// Leasehold's requests over the bare driver, each sent alone and immediately:
 ///
 /// - an acquisition creates a sequential node and lists the children of its parent;
-/// - who is not the first looks at the one before with a watch, and takes its end for the grant;
+/// - a waiter watches the node before its own, and considers itself granted when that node ends;
 /// - a release deletes the node.
 ///
-/// Nothing else: no look at what was created, no deadline, no second look after the wait, nothing
-/// for who gives up.
+/// The created node is not verified, the queue is not read again after a wait, and there is no
+/// deadline and no cleanup.
 pub(super) struct Floor(pub(super) String);
 
 impl Source for Floor {
@@ -29,7 +29,7 @@ impl Source for Floor {
     }
 
     fn takes_part(&self, scenario: Scenario) -> bool {
-        // A crowd without a queue of its own is no floor of one that has it.
+        // A crowd without a local queue is no floor for a lock with one.
         scenario != Scenario::Crowd
     }
 
@@ -58,7 +58,7 @@ impl Locks for FloorLocks {
         }
     }
 
-    /// The driver's pings keep all of a session.
+    /// Does nothing: the driver's pings keep the whole session alive.
     async fn renew(&self, _held: &FloorHeld) -> Result<()> {
         Ok(())
     }
@@ -89,7 +89,7 @@ impl FloorLock {
         }
     }
 
-    /// The node just before this one in the queue.
+    /// Returns the node directly before this one in the queue.
     async fn before(&self, path: &str) -> Result<Option<String>> {
         let children = self
             .client
@@ -104,7 +104,7 @@ impl FloorLock {
     }
 }
 
-/// Ten digits, so that text is in the order of numbers.
+/// Returns the ten digits of the number, so that text sorts like numbers.
 fn sequence(path: &str) -> &str {
     &path[path.len().saturating_sub(10)..]
 }
@@ -121,7 +121,7 @@ impl Lock for FloorLock {
                 .await
                 .map_err(failed)?;
             if there.is_some() {
-                // Nobody gives up here, so the one before was the holder.
+                // No waiter gives up here, so the node before was the holder's.
                 watch.changed().await;
                 break;
             }

@@ -14,10 +14,10 @@ use crate::{
     server::ZookeeperServer,
 };
 
-/// Of the sessions of all subjects.
+/// The session timeout of all subjects.
 const SESSION: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// About as long as Leasehold's default label: host, program and process.
+/// About as long as Leasehold's default label, which has host, program and process.
 const LABEL: &[u8] = b"host/floor/1234";
 
 pub(super) struct Zookeeper(ZookeeperServer);
@@ -41,12 +41,12 @@ impl Backend for Zookeeper {
         subjects_at(&self.0.addr().to_string())
     }
 
-    /// A pair of 256 tasks takes 40 ms and more.
+    /// A pair with 256 tasks takes at least 40 ms.
     fn pace(&self) -> u32 {
         4
     }
 
-    /// Pings too: one for each session and ten seconds.
+    /// Returns the number of requests, including pings: one per session every ten seconds.
     fn commands(&self) -> Result<Option<u64>> {
         self.0.metric("zk_packets_received").map(Some)
     }
@@ -74,7 +74,7 @@ async fn connect(address: &str) -> Result<Client> {
         .map_err(failed)
 }
 
-/// The node whose children are the holder and the waiters of a lock.
+/// Returns the parent node of the holder and the waiters of a lock.
 fn parent(subject: &str, lock: &str) -> String {
     format!("/{subject}-{}", lock.replace('/', "-"))
 }
