@@ -11,7 +11,7 @@ use leasehold_testkit::free_port;
 
 use crate::support::{Stage, client_of, millis, nothing_left, nothing_panicked};
 
-/// Names that have broken some lock library's keys, paths, patterns or scripts.
+/// Returns names that have broken the keys, paths, patterns or scripts of some lock library.
 fn odd_names() -> Vec<Vec<u8>> {
     let text = [
         "/",
@@ -74,7 +74,7 @@ fn odd_names() -> Vec<Vec<u8>> {
     names
 }
 
-/// Every odd name is a lock of its own: all are held at once, and each only once.
+/// Asserts that every odd name is a separate lock: all are held at once, and each only once.
 async fn each_is_a_lock_of_its_own(client: &LockClient) {
     let mut guards: Vec<LockGuard> = Vec::new();
     for name in odd_names() {
@@ -191,7 +191,7 @@ async fn extreme_ttls_are_granted_or_refused_and_never_rounded() {
                     assert_eq!(guard.ttl(), ttl);
                     guard.release().await.unwrap();
                 }
-                // A grant that short may be over before it is told.
+                // A lease with such a short TTL may expire before the grant arrives.
                 Err(error) if ttl <= Ttl::from_millis(2).unwrap() => {
                     assert!(
                         matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Lost),
@@ -209,7 +209,7 @@ async fn extreme_ttls_are_granted_or_refused_and_never_rounded() {
     nothing_panicked();
 }
 
-/// Does not show the secret, in no form and at no depth.
+/// Asserts that the error does not show the secret, in any format and in any source.
 #[track_caller]
 fn keeps(secret: &str, error: &leasehold::Error) {
     let mut shown = format!("{error} {error:?}");

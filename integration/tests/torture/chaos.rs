@@ -13,12 +13,12 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::support::{PATIENCE, Stage, granted, millis, nothing_left};
 
-/// Short, so that many stops outlast it.
+/// Short, so that many pauses last longer.
 const TTL: u64 = 500;
 pub(crate) const PROCESSES: usize = 4;
 const TASKS: u32 = 16;
 
-/// How long a storm may take to end: what is under way ends with its limits.
+/// The timeout for a storm to end. Pending acquisitions end at their own timeouts.
 const CALM: Duration = Duration::from_secs(30);
 
 pub(crate) fn seed() -> u64 {
@@ -30,7 +30,7 @@ pub(crate) fn seed() -> u64 {
     seed
 }
 
-/// Held for most of the time, so that whoever is stopped is likely to hold it.
+/// The lock is held most of the time, so that a paused process probably holds it.
 fn storm() -> Command {
     Command::Storm(Storm {
         tasks: TASKS,
@@ -42,7 +42,7 @@ fn storm() -> Command {
     })
 }
 
-/// Worker processes in a storm, some of which die and come back under another name.
+/// Worker processes in a storm. Some are killed and replaced under another name.
 pub(crate) struct Crew<'a> {
     stage: &'a Stage,
     pub(crate) workers: Vec<Worker>,
@@ -76,7 +76,7 @@ impl<'a> Crew<'a> {
         self.workers[at] = self.hire();
     }
 
-    /// Ends the storm; the grants, and the errors by kind.
+    /// Ends the storm. Returns the number of grants, and the errors by kind.
     pub(crate) fn calm(&mut self) -> (u64, BTreeMap<String, u64>) {
         let tickets: Vec<Ticket> = self
             .workers
@@ -116,7 +116,7 @@ pub(crate) fn none(violations: &[Violation], what: &str) {
     );
 }
 
-/// Only faults that a program can act on.
+/// Asserts that all errors are faults that a program can handle.
 #[track_caller]
 pub(crate) fn only_faults(errors: &BTreeMap<String, u64>) {
     let known = ["Unavailable", "Indeterminate", "Lost"];
@@ -126,8 +126,8 @@ pub(crate) fn only_faults(errors: &BTreeMap<String, u64>) {
     );
 }
 
-/// After all faults are over, the lock is to be had within a TTL and a bit, and a larger token
-/// comes with it.
+/// Asserts that after all faults the lock is granted within little more than a TTL, with a larger
+/// token.
 pub(crate) fn heals(stage: &Stage, crew: &Crew<'_>, within_ms: u64) {
     let begun = Instant::now();
     let (token, _) = granted(
@@ -149,7 +149,7 @@ pub(crate) fn heals(stage: &Stage, crew: &Crew<'_>, within_ms: u64) {
     );
 }
 
-/// Breaks the server and the workers for `span`, as chance will have it.
+/// Injects random faults into the server and the workers for `span`.
 fn strike(rng: &mut StdRng, server: &mut RedisServer, crew: &mut Crew<'_>, span: Duration) {
     let end = Instant::now() + span;
     while Instant::now() < end {
@@ -167,8 +167,8 @@ fn strike(rng: &mut StdRng, server: &mut RedisServer, crew: &mut Crew<'_>, span:
                 server.restart().unwrap();
             }
             2 | 3 => {
-                // All but one: the holder is likely to be among them, and its lock goes to the one
-                // that is left.
+                // All but one: the holder is probably paused, and the remaining one acquires its
+                // lock.
                 let stopped: Vec<_> = (0..PROCESSES).filter(|worker| *worker != at).collect();
                 stopped
                     .iter()
@@ -222,8 +222,8 @@ fn tokens_protect_the_register_when_the_server_forgets() {
     assert!(grants >= 100, "only {grants} grants: nothing was tested");
     only_faults(&errors);
 
-    // A server that loses its data frees the locks at once, so two processes may hold one lock. The
-    // tokens still increase and protect the register.
+    // A server that loses its data frees the locks immediately, so two processes may hold one lock.
+    // The tokens still increase and protect the register.
     none(
         &checker::tokens(&crew.events(), Order::RealTime),
         "token order",
@@ -266,7 +266,7 @@ fn files_keep_their_promises_with_64_tasks_of_4_processes() {
     heals(&stage, &crew, TTL + 2000);
 }
 
-/// The control: the very same programs, when nothing excludes them.
+/// A control: the same programs, without mutual exclusion.
 #[test]
 fn without_a_common_lock_the_checker_finds_what_goes_wrong() {
     let stage = Stage::on_files(TTL);

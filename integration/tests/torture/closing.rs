@@ -1,4 +1,4 @@
-//! Closing a client while something is under way.
+//! Closing a client with operations in progress.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::support::{PATIENCE, client_of, is_a_fault, millis, nothing_panicked};
 
 const TTL: u64 = 60_000;
 
-/// So many are released that some are gathered.
+/// Enough releases that some are batched.
 #[tokio::test]
 async fn nothing_runs_on_after_a_client_with_many_locks_is_closed() {
     let server = RedisServer::start().unwrap();
@@ -38,8 +38,8 @@ async fn nothing_runs_on_after_a_client_of_a_dead_server_is_dropped() {
     let mut server = RedisServer::start().unwrap();
     let client = client_of(&server.url(), TTL).await;
     server.kill();
-    // The loss of the connection is known now: nothing is sent, of which something would have to be
-    // undone.
+    // The client knows now that the connection is lost. It sends no request that it would have to
+    // undo.
     client.inspect("k").await.expect_err("answered by nobody");
     let mutexes: Vec<_> = (0..100).map(|n| client.mutex(format!("k{n}"))).collect();
     for outcome in join_all(mutexes.iter().map(Mutex::try_lock)).await {
@@ -98,7 +98,7 @@ async fn grant_during_close_is_released_before_close_returns() {
     nothing_panicked();
 }
 
-/// By a time that is far below the TTL, until which a release would otherwise be tried again.
+/// Closing takes far less than the TTL, for which a release would otherwise be retried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_closes_while_server_is_dead_and_releases_fail() {
     let mut server = RedisServer::start().unwrap();

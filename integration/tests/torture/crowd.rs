@@ -12,14 +12,14 @@ use crate::support::{Stage, client_of, granted, millis, nothing_left, nothing_pa
 const CROWD: u32 = 1000;
 const TTL: u64 = 30_000;
 
-/// What a waiter beside a crowd has to see pass by, in half of its waits at least.
+/// The number of hand-offs that a waiter beside a crowd must observe in at least half of its waits.
 const HAND_OFFS: usize = 50;
-/// What it has to see pass by in any wait. A process that is not scheduled sees more pass by than
-/// fairness allows; one that is starved sees thousands.
+/// The maximum number of hand-offs in any wait. A process that is not scheduled observes more than
+/// fairness allows; a starved one observes thousands.
 const MOST_HAND_OFFS: usize = 1000;
 
-/// A process in which a thousand tasks queue again and again, beside one that wants the lock now
-/// and then.
+/// Runs a process in which a thousand tasks queue repeatedly, beside one that acquires the lock
+/// occasionally.
 fn beside_a_crowd(stage: &Stage) {
     let (mut crowd, mut single) = (stage.worker("crowd"), stage.worker("single"));
     let storm = Storm {
@@ -40,8 +40,7 @@ fn beside_a_crowd(stage: &Stage) {
     };
     until("the crowd is at work", millis(20_000), || count() >= 200);
     for _ in 0..20 {
-        // So that each is a wait of its own, and not one of the turns that its process may take in
-        // a row.
+        // Keeps the waits separate, so that none is one of several grants in a row to its process.
         std::thread::sleep(millis(60));
         granted(single.lock(0, "k", Patience::Within(20_000)).unwrap());
         single.ask(Command::Release { slot: 0 }).unwrap();
@@ -71,7 +70,7 @@ fn beside_a_crowd(stage: &Stage) {
         sorted[sorted.len() / 2] <= HAND_OFFS && sorted[sorted.len() - 1] <= MOST_HAND_OFFS,
         "{passed:?}"
     );
-    // And the crowd was not stopped by it.
+    // The crowd kept making progress.
     assert!(
         passed.iter().sum::<usize>() > 0,
         "there was no crowd to compete with"
@@ -89,7 +88,7 @@ fn lone_waiter_beside_a_thousand_is_served_soon_on_files() {
     beside_a_crowd(&Stage::on_files(TTL));
 }
 
-/// Calls by command, but for the harness's own.
+/// Returns the number of calls by command, without the harness's own.
 fn calls(server: &RedisServer) -> BTreeMap<String, u64> {
     let stats: String = redis::cmd("INFO")
         .arg("commandstats")
@@ -104,7 +103,8 @@ fn calls(server: &RedisServer) -> BTreeMap<String, u64> {
         .collect()
 }
 
-/// What `waiters` of one process cost: commands per hand-off, and commands while they only wait.
+/// Returns the cost of `waiters` in one process: commands per hand-off, and commands while they
+/// only wait.
 async fn cost(waiters: usize) -> (f64, u64) {
     let server = RedisServer::start().unwrap();
     let (client, rival) = (
@@ -137,7 +137,7 @@ async fn hand_off_cost_does_not_depend_on_number_of_waiters() {
     let ((few, few_waiting), (many, many_waiting)) = (cost(10).await, cost(1000).await);
     println!("commands per hand-off: {few:.2} with 10 waiters, {many:.2} with 1 000");
     assert!(many <= few + 1.0, "{few} with 10, {many} with 1 000");
-    // A waiter does not ask: it is woken. Renewals of the holder come once in 6 s at most.
+    // Waiters are notified and do not poll. The holder renews at most once in 6 s.
     assert!(
         few_waiting <= 6 && many_waiting <= 6,
         "{few_waiting} and {many_waiting} commands in 1 s of waiting"

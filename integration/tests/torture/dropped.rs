@@ -21,13 +21,13 @@ use crate::support::{
     PATIENCE, Stage, client_of, is_a_fault, millis, nothing_left, nothing_panicked, token,
 };
 
-/// What is left over would stay this long: no expiry helps in a test that waits for less.
+/// Leftovers would stay this long, so no test passes because of an expiry.
 pub(crate) const LONG_TTL: u64 = 60_000;
 
-/// Every acquisition ends well before so many polls.
+/// More polls than any acquisition needs.
 const POLLS: u32 = 30;
 
-/// Polls `inner` so many times, each time that it is woken, then gives it up.
+/// Polls `inner` at most this many times, each time it is woken, and then drops it.
 struct GiveUp<F> {
     inner: Option<Pin<Box<F>>>,
     polls: u32,
@@ -58,7 +58,7 @@ impl<F: Future> Future for GiveUp<F> {
             return Poll::Ready(Some(done));
         }
         if self.polls == 0 {
-            // Nothing would wake us any more.
+            // Nothing would wake this future again.
             self.inner = None;
             return Poll::Ready(None);
         }
@@ -66,7 +66,7 @@ impl<F: Future> Future for GiveUp<F> {
     }
 }
 
-/// What is acquired.
+/// The kind of lock to acquire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
     Mutex,
@@ -96,7 +96,7 @@ impl What {
         })
     }
 
-    /// What is in the way of it.
+    /// Returns the kind of lock that conflicts with this one.
     fn rival(self) -> Self {
         if self == Self::Read {
             Self::Mutex
@@ -106,8 +106,8 @@ impl What {
     }
 }
 
-/// Drops acquisitions at every poll point, uncontended and contended. How many were given up, and
-/// how many granted: both must occur.
+/// Drops acquisitions at every poll, uncontended and contended. Returns the numbers of dropped and
+/// of granted acquisitions; both must occur.
 async fn drop_everywhere(client: &LockClient, rival: &LockClient, what: What) -> (u32, u32) {
     let (mut given_up, mut granted) = (0, 0);
     for polls in 0..=POLLS {
@@ -123,7 +123,8 @@ async fn drop_everywhere(client: &LockClient, rival: &LockClient, what: What) ->
             } else {
                 None
             };
-            // A handful of polls later than the first refusal: the release races with the drop.
+            // Releases a few polls after the first refusal, so that the release races with the
+            // drop.
             let releasing = async {
                 if let Some(other) = other {
                     tokio::time::sleep(millis(u64::from(polls % 5))).await;
@@ -142,7 +143,7 @@ async fn drop_everywhere(client: &LockClient, rival: &LockClient, what: What) ->
                     drop(guard.unwrap().expect("it is not refused"));
                 }
             }
-            // At once, not when something expires.
+            // The lock must be free immediately, not after an expiry.
             let next = what.rival().lock(rival, &key, Some(millis(3000))).await;
             drop(
                 next.unwrap()
@@ -153,7 +154,7 @@ async fn drop_everywhere(client: &LockClient, rival: &LockClient, what: What) ->
     (given_up, granted)
 }
 
-/// Mutexes, read locks and permits.
+/// Drops acquisitions of mutexes, read locks and permits.
 pub(crate) async fn drop_all_everywhere(url: &str) {
     let (client, rival) = (
         client_of(url, LONG_TTL).await,
@@ -170,7 +171,8 @@ pub(crate) async fn drop_all_everywhere(url: &str) {
     }
 }
 
-/// The same through the contract, where who goes away cancels and drives on.
+/// Cancels acquisitions of a backend at every poll. A caller of the contract cancels and then
+/// drives the future to its end.
 pub(crate) async fn cancel_everywhere(
     backend: Arc<dyn LockBackend>,
     rival: &LockClient,
@@ -234,7 +236,7 @@ async fn acquisition_dropped_at_any_poll_leaves_nothing_on_redis() {
     nothing_panicked();
 }
 
-/// The same where nothing runs beside: the background runs only while somebody waits.
+/// The background tasks of this runtime run only while the test waits.
 #[tokio::test]
 async fn one_thread_acquisition_dropped_leaves_nothing_on_redis() {
     let server = RedisServer::start().unwrap();
@@ -273,7 +275,7 @@ async fn acquisition_cancelled_at_any_poll_leaves_nothing() {
     nothing_panicked();
 }
 
-/// Does something before the poll of this number, and goes on.
+/// Runs a function before the poll with this number, and continues.
 pub(crate) struct AtPoll<F, D> {
     pub(crate) inner: Pin<Box<F>>,
     pub(crate) polls: u32,
@@ -294,7 +296,7 @@ impl<F: Future, D: FnOnce() + Unpin> Future for AtPoll<F, D> {
     }
 }
 
-/// Where a connection is cut.
+/// The point at which a connection is cut.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Cut {
     /// Before this poll of the acquisition.
@@ -303,10 +305,10 @@ pub(crate) enum Cut {
     Bytes(Direction, u64),
 }
 
-/// The TTL of what a cut connection may leave: it must be gone by itself.
+/// The TTL of what a cut connection may leave, which must expire.
 const TTL: u64 = 1000;
 
-/// Cuts the connection somewhere in an acquisition, and looks at what came of it.
+/// Cuts the connection during an acquisition and verifies the outcome.
 async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
     let proxy = Proxy::start(server.addr()).unwrap();
     let key = format!("{cut:?}{contended}");

@@ -27,7 +27,7 @@ fn directory_recreated_while_held_admits_no_second_holder() {
         refused(rival.lock(0, "k", Patience::Try).unwrap());
         refused(rival.lock(0, "k", Patience::Within(300)).unwrap());
     }
-    // Another lock in the new directory is nobody's.
+    // Nobody holds another lock in the new directory.
     granted(after.lock(1, "free", Patience::Try).unwrap());
     let waiting = after
         .send(Command::Lock {
@@ -50,14 +50,14 @@ fn directory_recreated_while_held_admits_no_second_holder() {
     refused(before.lock(0, "k", Patience::Try).unwrap());
 }
 
-/// Where the lock `k` of this stage lives, for `flock(1)`.
+/// Returns the path of the lock `k`, for `flock(1)`.
 fn path_of(stage: &Stage) -> PathBuf {
     FileBackend::open(stage.locks())
         .unwrap()
         .path_of(&LockKey::new("k").unwrap())
 }
 
-/// `flock(1)` while it holds the file; it ends when it is told a line.
+/// Starts `flock(1)` and waits until it holds the file. It ends when it receives a line.
 fn flock(stage: &Stage) -> Peer {
     let held = "echo 'peer> held'; read line";
     let path = path_of(stage);
@@ -71,7 +71,7 @@ fn flock(stage: &Stage) -> Peer {
 fn what_flock_holds_we_do_not_get_and_wait_for() {
     let stage = Stage::on_files(TTL);
     let mut worker = stage.worker("worker");
-    // Also a file that it made itself, before we did.
+    // The second round uses a file that flock created itself.
     for _ in 0..2 {
         let mut flock = flock(&stage);
         refused(worker.lock(0, "k", Patience::Try).unwrap());

@@ -8,10 +8,11 @@ use leasehold_integration::{
 
 use crate::support::{PATIENCE, Stage, granted, millis, nothing_left, refused, until};
 
-/// How long a machine that builds something else beside may take for what has to be immediate.
+/// The limit for an immediate effect, long enough for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// One of a few takes no longer: a busy machine may delay any of them.
+/// Asserts that one of a few attempts is within the limit, because a busy machine may delay any of
+/// them.
 fn in_time(limit_ms: u64, mut once: impl FnMut() -> Duration) {
     let late: Vec<Duration> = (0..5)
         .map(|_| once())
@@ -35,7 +36,7 @@ fn redis_frees_a_killed_holders_lock_after_its_ttl() {
                 patience: Patience::Forever,
             })
             .unwrap();
-        // It may be renewed until it is killed, and a renewal counts from when it is sent.
+        // The holder may renew until it is killed, and a renewal counts from when it is sent.
         holder.kill().unwrap();
         let killed = Instant::now();
         let (new, _) = granted(next.answer(waiting, PATIENCE).unwrap());
@@ -69,7 +70,8 @@ fn redis_keeps_a_killed_holders_lock_for_nine_tenths_of_ttl() {
     });
 }
 
-/// A session ends at a tick after its TTL, counted from when the server last heard from it.
+/// A session ends at the first tick after its TTL, counted from the last message that the server
+/// received.
 #[test]
 fn zookeeper_frees_a_killed_holders_lock_after_its_ttl() {
     const TTL: u64 = 2000;
@@ -84,7 +86,7 @@ fn zookeeper_frees_a_killed_holders_lock_after_its_ttl() {
             patience: Patience::Forever,
         })
         .unwrap();
-    // It is renewed until it is killed.
+    // The holder renews until it is killed.
     until("it waits", PATIENCE, || {
         server
             .ephemerals()
@@ -145,7 +147,7 @@ fn files_free_the_lock_of_a_killed_holder_at_once() {
 
 #[test]
 fn a_killed_waiter_is_not_granted_the_lock_and_leaves_nothing() {
-    // No TTL ends while the test runs.
+    // No lease expires during the test.
     const TTL: u64 = 3_600_000;
     let server = RedisServer::start().unwrap();
     for stage in [Stage::on(&server.url(), TTL), Stage::on_files(TTL)] {
@@ -178,7 +180,7 @@ fn a_killed_waiter_is_not_granted_the_lock_and_leaves_nothing() {
         );
         next.ask(Command::Release { slot: 0 }).unwrap();
     }
-    // Its registration lives for 5 s, whatever the TTL.
+    // The waiter's registration expires after 5 s, whatever the TTL.
     nothing_left(&server, PATIENCE);
 }
 
@@ -198,7 +200,7 @@ fn a_killed_process_leaves_no_locked_file() {
         waiter.answer(waiting, millis(200)).is_err(),
         "granted while it is held"
     );
-    // The control: the leftovers sees what is there.
+    // A control: the check for leftovers finds existing locks.
     assert!(!leftovers::files(&stage.locks()).unwrap().is_empty());
     holder.kill().unwrap();
     waiter.kill().unwrap();

@@ -37,7 +37,7 @@ async fn ten_thousand_leases_are_renewed_and_none_is_lost() {
     nothing_panicked();
 }
 
-/// More renewals than go out in one round trip at a time.
+/// More renewals than are sent in one round trip.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn eight_thousand_locks_50_ms_away_lose_none() {
     let server = RedisServer::start().unwrap();

@@ -1,4 +1,4 @@
-//! A server that stands still: an outage, and no contention.
+//! A paused server: an outage must not be reported as contention.
 
 use std::{error::Error as _, time::Duration};
 
@@ -29,7 +29,7 @@ async fn waits_for_a_stopped_server_fail_and_name_the_cause() {
         .await
         .unwrap();
     server.pause().unwrap();
-    // Shorter than the response time-out, and longer.
+    // Shorter and longer than the response timeout.
     for limit in [millis(300), millis(3_000)] {
         let waits = (0..4).map(|_| {
             let mutex = client.mutex("k");
@@ -62,7 +62,7 @@ async fn first_attempt_on_a_stopped_server_is_retried_like_others() {
     server.pause().unwrap();
     let mutex = client.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock_timeout(Duration::from_secs(60)).await });
-    // Several response time-outs.
+    // Several response timeouts.
     tokio::time::sleep(millis(3_500)).await;
     assert!(!waiting.is_finished(), "the first fault ended the wait");
     server.resume().unwrap();

@@ -9,14 +9,15 @@ use crate::support::{client_of, is_a_fault, millis, nothing_left, nothing_panick
 
 const TTL: u64 = 2000;
 
-/// A loss is told within 50 ms on an idle runtime; this one has other tests beside it.
+/// The limit for reporting a loss. It takes 50 ms on an idle runtime; other tests run beside this
+/// one.
 const TOLD_WITHIN: Duration = Duration::from_secs(3);
 
-/// A holder is cut off. It is lost no later than its deadline, nothing of it succeeds any more, a
-/// rival gets the lock after at most two TTLs (renewals may arrive whose answers do not), and after
-/// healing all is as before.
+/// Cuts a holder off. Its lock is lost no later than its deadline, and none of its later operations
+/// succeeds. A rival acquires the lock after at most two TTLs, because renewals may arrive whose
+/// answers do not. After healing, everything works as before.
 async fn cut_off(how: impl FnOnce(&Proxy) + Send + 'static) {
-    // A task of its own: the leftovers blocks.
+    // Spawned, because the check for leftovers blocks.
     tokio::spawn(cut_off_alone(how)).await.unwrap();
 }
 
@@ -26,7 +27,7 @@ async fn cut_off_alone(how: impl FnOnce(&Proxy)) {
     let client = client_of(&server.url_at(proxy.addr()), TTL).await;
     let rival = client_of(&server.url(), TTL).await;
     let guard = client.mutex("k").lock().await.unwrap();
-    // Let it be renewed at least once before.
+    // The lease is renewed at least once before the cut.
     tokio::time::sleep(millis(TTL / 2)).await;
     assert!(guard.is_held());
 
@@ -104,11 +105,11 @@ async fn a_waiter_behind_a_cut_is_woken_after_it_heals() {
     let mutex = far.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock().await });
     tokio::time::sleep(millis(200)).await;
-    // The release happens while the waiter cannot hear of it.
+    // The waiter cannot receive the notification of this release.
     proxy.disconnect();
     guard.release().await.unwrap();
     let granted = tokio::time::timeout(millis(3000), waiting).await;
-    // Well before its net, the end of the grant that it saw.
+    // Well before the waiter's fallback poll, at the end of the lease that it saw.
     granted
         .expect("the waiter sleeps through")
         .unwrap()
@@ -131,8 +132,8 @@ async fn a_short_cut_costs_the_holder_nothing() {
         proxy.disconnect();
         assert!(guard.is_held());
     }
-    // The last cut may not be known yet: then the release's answer is lost, and it is tried again
-    // in the background.
+    // The client may not have noticed the last cut. The answer to the release is then lost, and the
+    // release is retried in the background.
     match guard.release().await {
         Ok(released) => assert_eq!(released, leasehold_core::Released::Freed),
         Err(error) => assert!(is_a_fault(error.kind()), "{error:?}"),

@@ -8,7 +8,7 @@ use leasehold_integration::server::RedisServer;
 
 use crate::support::{Stage, client_of, millis, nothing_left, nothing_panicked, token};
 
-/// A lease that is wrongly extended would stay this long.
+/// A wrongly extended lease would stay this long.
 const TTL: u64 = 30_000;
 
 async fn lease(backend: &Arc<dyn LockBackend>, key: &LockKey) -> Arc<dyn Lease> {
@@ -19,8 +19,8 @@ async fn lease(backend: &Arc<dyn LockBackend>, key: &LockKey) -> Arc<dyn Lease> 
     }
 }
 
-/// Releases and renews at a time, on two threads, in either order; then a rival takes the lock, and
-/// stale renewals and releases must leave it alone.
+/// Releases and renews concurrently on two threads, in either order. A rival then acquires the
+/// lock, and stale renewals and releases must not affect it.
 async fn race(url: &str, rounds: usize) {
     let client = client_of(url, TTL).await;
     let backend = Arc::clone(client.backend());
@@ -40,7 +40,7 @@ async fn race(url: &str, rounds: usize) {
         };
         assert_eq!(first, Released::Freed, "round {round}");
         revived += usize::from(second.is_ok());
-        // Free, whatever came last.
+        // The lock is free whichever came last.
         let rival = lease(&backend, &key).await;
         assert!(rival.fencing_token() > ours.fencing_token());
         assert_eq!(
@@ -81,8 +81,7 @@ async fn a_release_that_races_a_renewal_wins_in_files() {
     nothing_panicked();
 }
 
-/// The same with guards: a renewal that has been sent is still under way when the guard is
-/// released.
+/// A renewal that has been sent is still pending when the guard is released.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guard_can_be_released_during_its_renewal() {
     let server = RedisServer::start().unwrap();

@@ -12,14 +12,13 @@ use crate::support::{client_of, is_a_fault, millis, nothing_left, nothing_panick
 
 const TTL: u64 = 2000;
 
-/// A fault that comes while a waiter waits is ridden out for a TTL; the last attempt in it takes
-/// its time-outs.
+/// A waiter retries after a fault for one TTL, and the last attempt may take its timeouts.
 const FAULT_LIMIT: Duration = Duration::from_millis(TTL + 10_000);
 
-/// A registration lives for 5 s, and a lock for its TTL.
+/// A registration expires after 5 s, and a lock after its TTL.
 const REGISTRATION: Duration = Duration::from_millis(TTL + 10_000);
 
-/// Waits until somebody is registered as waiting.
+/// Waits until a waiter is registered.
 fn somebody_waits(server: &RedisServer) {
     until("a waiter is registered", millis(5000), || {
         leftovers::redis(server)
@@ -29,15 +28,14 @@ fn somebody_waits(server: &RedisServer) {
     });
 }
 
-/// Strikes while a lock is held and waited for. Every outcome is a typed fault or a correct grant,
-/// in time; tokens grow; later all is well, and nothing is left. Returns whether the holder still
-/// held when the waiter was granted it.
+/// Injects a fault while a lock is held and waited for. Every outcome is a typed fault or a correct
+/// grant in time, tokens increase, later operations succeed, and nothing is left over. Returns
+/// whether the holder still held the lock when the waiter was granted it.
 async fn strike(
     persistence: Persistence,
     how: impl FnOnce(&mut RedisServer) + Send + 'static,
 ) -> bool {
-    // A task of its own: what is done to a server blocks, and must not hold up what is done to
-    // another.
+    // Spawned, because the control of one server blocks and must not delay the control of another.
     tokio::spawn(struck(persistence, how)).await.unwrap()
 }
 
@@ -81,7 +79,7 @@ async fn struck(persistence: Persistence, how: impl FnOnce(&mut RedisServer)) ->
             struck.elapsed()
         ),
     }
-    // Whatever became of it: giving it back is answered or refused, in time.
+    // The release is answered or refused in time, whatever happened to the lease.
     let released = tokio::time::timeout(FAULT_LIMIT, guard.release())
         .await
         .expect("the release hangs");
@@ -133,8 +131,8 @@ fn paused_for(server: &mut RedisServer, pause: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_without_persistence_is_survived() {
-    // The capabilities say so: what is forgotten is free at once. That may be two holders, and
-    // tokens tell them apart.
+    // As the capabilities say, a lock whose record is lost is free immediately. Two holders are
+    // possible, and their tokens differ.
     let (_, _, _) = tokio::join!(
         strike(Persistence::None, kill_and_restart),
         strike(Persistence::None, stop_and_restart),
@@ -276,7 +274,8 @@ async fn emptied_server_grants_and_old_holder_learns_at_renewal() {
     assert_eq!(guard.release().await.unwrap(), Released::AlreadyLost);
 }
 
-/// Ten grants, then something that loses them, again and again: every token is above all before it.
+/// Repeats ten grants and a fault that loses them. Every token must be larger than all earlier
+/// ones.
 async fn tokens_grow(
     persistence: Persistence,
     lose: impl Fn(&mut RedisServer) + Send + Sync + 'static,
@@ -307,7 +306,7 @@ async fn grown(persistence: Persistence, lose: impl Fn(&mut RedisServer)) {
             last = token(&guard);
             guard.release().await.unwrap();
             if grant == 4 {
-                // What comes later is what is lost.
+                // Later writes are lost.
                 let _saved: redis::RedisResult<()> =
                     redis::cmd("SAVE").query(&mut server.connection().unwrap());
             }
@@ -324,7 +323,7 @@ async fn tokens_never_repeat_or_fall_whatever_the_server_forgets() {
         tokens_grow(Persistence::Snapshot, kill_and_restart),
         tokens_grow(Persistence::EveryWrite, kill_and_restart),
         tokens_grow(Persistence::EveryWrite, |server| {
-            // In the middle of the last record.
+            // The cut is in the middle of the last record.
             server.cut_log_tail(40).unwrap();
             server.restart().unwrap();
         }),

@@ -22,7 +22,7 @@ pub(crate) fn write(worker: &mut Worker, value: u64, fenced: bool) -> bool {
     }
 }
 
-/// A holder is stopped for three TTLs, and a rival takes the lock and writes meanwhile.
+/// Pauses a holder for three TTLs, while a rival acquires the lock and writes.
 pub(crate) fn overtaken(stage: &Stage, fenced: bool) -> Worker {
     let (mut holder, mut rival) = (stage.worker("holder"), stage.worker("rival"));
     let (old, _) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
@@ -36,7 +36,8 @@ pub(crate) fn overtaken(stage: &Stage, fenced: bool) -> Worker {
     assert!(new > old, "{old} {new}");
     assert!(write(&mut rival, 2, fenced));
     std::thread::sleep(millis(3 * TTL).saturating_sub(stopped.elapsed()));
-    // Asked before it wakes, and all the time: no answer after the deadline says that it is held.
+    // Checks sent before the pause and all the time: none after the deadline may report the lock as
+    // held.
     let check = holder.send(Command::Check { slot: 0 }).unwrap();
     holder.resume().unwrap();
     assert!(
@@ -80,11 +81,11 @@ fn the_stale_write_is_refused(stage: &Stage) {
         holder.ask(Command::Release { slot: 0 }).unwrap(),
         Answer::Released(outcome) if outcome == "AlreadyLost"
     ));
-    // And it leaves the rival's lock alone.
+    // The old holder leaves the rival's lock alone.
     refused(holder.lock(1, "k", Patience::Try).unwrap());
 }
 
-/// The control: without a fence the same history corrupts, so it is the fence that saves the test
+/// A control: without a fence the same history corrupts the register, so the fence protects it
 /// above.
 #[test]
 fn without_a_fence_the_stale_write_corrupts() {
@@ -105,7 +106,7 @@ fn a_stopped_holder_of_a_file_keeps_it_and_goes_on() {
     holder.resume().unwrap();
     let held = is_held(holder.ask(Command::Check { slot: 0 }).unwrap());
     let tried = rival.lock(0, "k", Patience::Try).unwrap();
-    // Whatever it believes after such a sleep: while it believes, nobody else has it.
+    // While a process considers the lock held after such a sleep, no other process holds it.
     assert!(
         !held || matches!(tried, Answer::Failed { .. } | Answer::Refused),
         "two holders: {tried:?}"

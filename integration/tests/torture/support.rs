@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers shared by the tests.
 
 use std::{
     path::PathBuf,
@@ -14,7 +14,7 @@ use leasehold_integration::{
 };
 use tempfile::TempDir;
 
-/// For what must happen at all, on a machine that builds something else beside.
+/// The timeout of operations that must succeed, long enough for a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn millis(millis: u64) -> Duration {
@@ -38,7 +38,7 @@ impl Stage {
         }
     }
 
-    /// On files, in a folder of its own.
+    /// Creates a stage on lock files in a folder of its own.
     pub(crate) fn on_files(ttl_ms: u64) -> Self {
         let mut stage = Self::on("", ttl_ms);
         let folder = stage.folder.path().join("locks");
@@ -51,7 +51,7 @@ impl Stage {
         &self.url
     }
 
-    /// Where the lock files are.
+    /// Returns the folder of the lock files.
     pub(crate) fn locks(&self) -> PathBuf {
         self.folder.path().join("locks")
     }
@@ -64,12 +64,13 @@ impl Stage {
         self.worker_at(proc, &self.url)
     }
 
-    /// A worker that goes another way to the same backend.
+    /// Starts a worker that uses another route to the same backend.
     pub(crate) fn worker_at(&self, proc: &str, url: &str) -> Worker {
         self.try_worker_at(proc, url).unwrap()
     }
 
-    /// The same; a worker that cannot connect is an error.
+    /// Starts a worker like [`worker_at`](Self::worker_at), and returns an error if it cannot
+    /// connect.
     pub(crate) fn try_worker_at(
         &self,
         proc: &str,
@@ -90,16 +91,16 @@ impl Stage {
     }
 }
 
-/// Panics of the crates under test, also where a runtime swallows them.
+/// Panics of the crates under test, including those that a runtime catches.
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// A client in this process.
+/// Creates a client in this process.
 pub(crate) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let default = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            // The question whether a runtime has a timer is asked by a panic that is caught.
+            // The library detects a runtime without a timer by catching this panic.
             let asks_for_timer = info.to_string().contains("timers are disabled");
             if !asks_for_timer
                 && info
@@ -119,14 +120,14 @@ pub(crate) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
         .unwrap()
 }
 
-/// Nothing has panicked, in no task and no thread of the crates under test.
+/// Asserts that no task and no thread of the crates under test has panicked.
 #[track_caller]
 pub(crate) fn nothing_panicked() {
     let panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(panics.is_empty(), "{panics:?}");
 }
 
-/// The token of a guard.
+/// Returns the token of a guard.
 #[track_caller]
 pub(crate) fn token(guard: &LockGuard) -> u64 {
     guard
@@ -135,7 +136,7 @@ pub(crate) fn token(guard: &LockGuard) -> u64 {
         .get()
 }
 
-/// Token and deadline of a grant.
+/// Returns token and deadline of a grant.
 #[track_caller]
 pub(crate) fn granted(answer: Answer) -> (u64, u64) {
     match answer {
@@ -147,7 +148,7 @@ pub(crate) fn granted(answer: Answer) -> (u64, u64) {
     }
 }
 
-/// Another held the lock.
+/// Asserts that another process held the lock.
 #[track_caller]
 pub(crate) fn refused(answer: Answer) {
     match answer {
@@ -164,7 +165,8 @@ pub(crate) fn is_held(answer: Answer) -> bool {
     }
 }
 
-/// What may come of a fault: the same call may succeed later, or the lease is over.
+/// Returns whether this kind of error may follow a fault: the call may succeed later, or the lease
+/// is lost.
 pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -172,7 +174,7 @@ pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
     )
 }
 
-/// Waits until `reached`.
+/// Waits until `reached`, for at most `patience`.
 #[track_caller]
 pub(crate) fn until(what: &str, patience: Duration, mut reached: impl FnMut() -> bool) {
     let end = Instant::now() + patience;
@@ -182,7 +184,7 @@ pub(crate) fn until(what: &str, patience: Duration, mut reached: impl FnMut() ->
     }
 }
 
-/// No lock and no waiter is left on this server, after `patience` at the latest.
+/// Asserts that within `patience` no lock and no waiter is left on this server.
 #[track_caller]
 pub(crate) fn nothing_left(server: &RedisServer, patience: Duration) {
     leftovers::nothing_left(patience, || leftovers::redis(server)).unwrap();

@@ -1,4 +1,4 @@
-//! Clients that are made while their server is down, health checks, and draining.
+//! Clients created while their server is down, health checks, and draining.
 
 use std::error::Error as _;
 
@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::support::{PATIENCE, is_a_fault, millis, nothing_panicked};
 
-/// Longer than any server takes to start, and no longer than the sessions of ZooKeeper.
+/// Longer than the start of any server, and at most ZooKeeper's longest session.
 const TTL: u64 = 40_000;
 
 fn is_unavailable<T>(outcome: Result<T>) {
@@ -21,14 +21,14 @@ fn is_unavailable<T>(outcome: Result<T>) {
         panic!("a server that is down has answered")
     };
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-    // A quorum has several causes, which its message lists.
+    // The error of a quorum lists several causes in its message.
     assert!(
         error.source().is_some() || error.to_string().contains("3 of 3 unavailable:"),
         "without a cause: {error}"
     );
 }
 
-/// A client of a server that is down. `start` starts the server, and `kill` ends it.
+/// Creates a client of a server that is down. `start` starts the server, and `kill` kills it.
 async fn serves_once_it_is_up<S>(
     url: &str,
     ttl: u64,
@@ -49,7 +49,7 @@ async fn serves_once_it_is_up<S>(
 
     let mutex = client.mutex("k");
     let waiting = match url.starts_with("redlock") {
-        // Servers that have restarted vote after the largest TTL.
+        // Restarted servers of a quorum vote only after the largest TTL.
         true => tokio::spawn(granted_at_last(mutex)),
         false => tokio::spawn(async move { mutex.lock().await.unwrap() }),
     };
@@ -235,7 +235,7 @@ async fn a_ping_of_a_quorum_names_the_servers_that_do_not_answer() {
     );
 }
 
-/// Typed, and not a panic of a driver.
+/// A typed error, and not a panic of a driver.
 #[test]
 fn a_runtime_without_a_timer_is_refused_by_every_backend() {
     let without = tokio::runtime::Builder::new_current_thread()

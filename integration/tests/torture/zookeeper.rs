@@ -21,17 +21,17 @@ use crate::{
     support::{PATIENCE, Stage, granted, millis, until},
 };
 
-/// Short, so that many stops outlast it; long enough for waiters to have a session of their own.
+/// Short, so that many pauses last longer, and long enough for waiters to have their own session.
 const TTL: u64 = 5500;
 
-/// After all faults. An election that fails is tried again after some 10 s.
+/// The limit for recovery after all faults. A failed election is repeated after about 10 s.
 const COMMITS: Duration = Duration::from_secs(120);
 
-/// Breaks the servers and the workers for `span`, as chance will have it.
+/// Injects random faults into the servers and the workers for `span`.
 fn strike(rng: &mut StdRng, ensemble: &mut ZookeeperEnsemble, crew: &mut Crew<'_>, span: Duration) {
     let end = Instant::now() + span;
     while Instant::now() < end {
-        // An election takes half a second, and then there is something to break again.
+        // An election takes half a second, so the servers recover between faults.
         thread::sleep(millis(rng.random_range(300..1500)));
         let (at, member) = (rng.random_range(0..PROCESSES), rng.random_range(0..3));
         match rng.random_range(0..9) {
@@ -41,8 +41,8 @@ fn strike(rng: &mut StdRng, ensemble: &mut ZookeeperEnsemble, crew: &mut Crew<'_
             ),
             7 => revoke(&url_of(ensemble, member)),
             8 => {
-                // What was sent to a leader that stood still is done, and then a follower is heard
-                // no more.
+                // A paused leader executes its queued requests when it continues, and then loses a
+                // follower.
                 let Ok(leader) = ensemble.leader() else {
                     continue;
                 };
@@ -70,8 +70,8 @@ fn strike(rng: &mut StdRng, ensemble: &mut ZookeeperEnsemble, crew: &mut Crew<'_
                 ensemble.rejoin(member).unwrap();
             }
             3 | 4 => {
-                // All but one: the holder is likely to be among them, and its lock goes to the one
-                // that is left.
+                // All but one: the holder is probably paused, and the remaining one acquires its
+                // lock.
                 let stopped: Vec<_> = (0..PROCESSES).filter(|worker| *worker != at).collect();
                 stopped
                     .iter()
@@ -82,7 +82,7 @@ fn strike(rng: &mut StdRng, ensemble: &mut ZookeeperEnsemble, crew: &mut Crew<'_
                     .for_each(|worker| crew.workers[*worker].resume().unwrap());
             }
             _ => {
-                // A process that starts while there is no leader is refused, and says so.
+                // A process that starts while there is no leader reports an error.
                 ensemble.wait_until_serving().unwrap();
                 crew.replace(at);
             }
@@ -94,7 +94,7 @@ fn url_of(ensemble: &mut ZookeeperEnsemble, member: usize) -> String {
     ensemble.member(member).url()
 }
 
-/// Lets an administrator do this, who gives up when the servers do not answer.
+/// Runs an administrator's operation, which is abandoned if the servers do not answer.
 fn as_administrator(work: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -103,7 +103,7 @@ fn as_administrator(work: impl Future<Output = ()>) {
     runtime.block_on(async { drop(tokio::time::timeout(millis(3000), work).await) });
 }
 
-/// Waits until the servers commit. For some seconds after a fault they may serve, and then elect
+/// Waits until the servers commit. For some seconds after a fault they may serve and then elect
 /// another leader.
 fn wait_until_committing(ensemble: &ZookeeperEnsemble) {
     let hosts = ensemble.url().trim_start_matches("zookeeper://").to_owned();
@@ -120,7 +120,7 @@ fn wait_until_committing(ensemble: &ZookeeperEnsemble) {
     });
 }
 
-/// Writes to whoever is first in the queue, again and again.
+/// Writes to the first node in the queue, repeatedly.
 fn administer(url: &str, span: Duration) {
     let addr = url.trim_start_matches("zookeeper://");
     as_administrator(async {
@@ -132,7 +132,7 @@ fn administer(url: &str, span: Duration) {
             let mut children = client.list_children("/k").await.unwrap_or_default();
             children.sort_unstable_by_key(|name| name.rsplit('-').next().map(str::to_owned));
             for first in children.iter().take(1) {
-                // It may be gone by now.
+                // The node may already be gone.
                 drop(
                     client
                         .set_data(&format!("/k/{first}"), b"of an administrator", None)
@@ -143,7 +143,7 @@ fn administer(url: &str, span: Duration) {
     });
 }
 
-/// Revokes the lock of whoever holds it, gracefully.
+/// Revokes the current holder's lock gracefully.
 fn revoke(url: &str) {
     as_administrator(async {
         let Ok(backend) = ZookeeperBackend::connect(url).await else {
@@ -158,12 +158,12 @@ fn revoke(url: &str) {
     });
 }
 
-/// The TTL of those who are killed while they wait.
+/// The TTL of processes that are killed while they wait.
 const LONG_TTL: u64 = 600_000;
 const WAITERS: usize = 6;
 
-/// Any of those who wait may die, in whatever mode and order: the others are granted long before
-/// its TTL has passed.
+/// A waiter of any mode and position in the queue may die. The remaining waiters are granted long
+/// before its TTL has passed.
 #[test]
 fn whoever_is_killed_while_waiting_blocks_nobody_for_long() {
     let mut rng = StdRng::seed_from_u64(seed());
@@ -216,7 +216,7 @@ fn whoever_is_killed_while_waiting_blocks_nobody_for_long() {
     }
 }
 
-/// How many nodes of the lock say that they only wait.
+/// Returns the number of nodes of the lock that are marked as waiting.
 fn waiting(url: &str) -> usize {
     let mut waiting = 0;
     as_administrator(async {

@@ -6,7 +6,7 @@ use rand::{RngExt, rngs::StdRng};
 use super::{Target, survives};
 use crate::support::{PATIENCE, millis, until};
 
-/// The shortest that etcd has.
+/// The shortest TTL of etcd.
 const TTL: u64 = 2000;
 const MEMBERS: usize = 3;
 
@@ -17,7 +17,7 @@ struct Etcd {
 }
 
 impl Etcd {
-    /// `etcdctl` as root against any member that answers. While no member does, nothing happens.
+    /// Runs `etcdctl` as root against any member that answers. Does nothing while no member does.
     fn ctl(&self, arguments: &[&str]) {
         let as_root: Vec<_> = ["--user=root:root"]
             .iter()
@@ -49,7 +49,7 @@ impl Target for Etcd {
         let at = rng.random_range(0..MEMBERS);
         match rng.random_range(0..6) {
             0 => {
-                // Shorter than the TTL: before 3.5.13 a leader that is deposed for longer revokes
+                // Shorter than the TTL: before 3.5.13 a leader that was deposed for longer revokes
                 // live leases when it continues (etcd issue 15247).
                 self.cluster.member(at).pause().unwrap();
                 thread::sleep(millis(rng.random_range(10..TTL / 2)));
@@ -61,7 +61,7 @@ impl Target for Etcd {
                 self.cluster.member(at).restart().unwrap();
             }
             2 => {
-                // What stood still comes back cut off from the others.
+                // A paused member is cut off when it continues.
                 self.cluster.member(at).pause().unwrap();
                 thread::sleep(millis(rng.random_range(10..TTL / 4)));
                 self.cluster.links().unwrap().cut_off(at);
@@ -70,15 +70,15 @@ impl Target for Etcd {
                 self.cluster.links().unwrap().heal();
             }
             3 | 4 => {
-                // A change of roles makes all tokens of the format JWT useless.
+                // A change of roles invalidates all JWT tokens.
                 self.roles += 1;
                 let role = format!("role{}", self.roles);
                 self.ctl(&["role", "add", &role]);
                 self.ctl(&["user", "grant-role", "app", &role]);
             }
             _ => {
-                // An administrator writes the holder's key: watchers are told of a change, and the
-                // lock is not free.
+                // An administrator writes the holder's key. Watchers are notified, and the lock is
+                // not free.
                 let listed = self.cluster.at(at).ctl(&[
                     "--user=root:root",
                     "get",

@@ -33,7 +33,7 @@ impl Target for Files {
     fn strike(&mut self, rng: &mut StdRng) {
         thread::sleep(millis(rng.random_range(20..300)));
         match rng.random_range(0..8) {
-            // As a cleaner of temporary files does.
+            // A cleaner of temporary files does this.
             0 => self
                 .lock_files()
                 .iter()
@@ -42,7 +42,7 @@ impl Target for Files {
                 drop(fs::remove_dir_all(self.folder.path()));
                 fs::create_dir_all(self.folder.path()).unwrap();
             }
-            // A stranger looks at the files, and touches them: each is an event for whoever watches
+            // Another program reads and touches the files. Each access is an event for watchers of
             // the folder.
             _ => {
                 for path in self.lock_files() {

@@ -17,8 +17,7 @@ use crate::{
 
 const TTL: u64 = 300;
 
-/// Its locks live in one process, which is stopped again and again: for less than a TTL, and for
-/// more.
+/// The locks live in one process, which is paused repeatedly for less and for more than a TTL.
 #[test]
 fn memory_keeps_its_promises_in_chaos() {
     let mut rng = StdRng::seed_from_u64(seed());

@@ -1,9 +1,9 @@
-//! Chaos on every backend: readers and writers of several processes, while one thread strikes the
-//! servers and another the processes, both as chance decides.
+//! Chaos on every backend: readers and writers in several processes, with random faults of the
+//! servers and of the processes.
 //!
-//! A run lasts 10 s, or `LEASEHOLD_CHAOS_SECONDS`. What strikes a server is a [`Target`]'s own;
-//! what strikes processes is the same everywhere: stops, kills, dropped acquisitions, and graceful
-//! revocations of whoever holds.
+//! A run lasts 10 s, or `LEASEHOLD_CHAOS_SECONDS`. Each [`Target`] defines the faults of its
+//! servers. The faults of processes are the same everywhere: pauses, kills, dropped acquisitions,
+//! and graceful revocations of the holder.
 
 mod etcd;
 mod files;
@@ -34,31 +34,31 @@ use crate::{
 };
 
 const PROCESSES: usize = 4;
-/// Of each process. As many read as write, so that each kind waits for the other.
+/// The number of tasks per process. Half of them read, so that readers and writers wait for each
+/// other.
 const TASKS: u32 = 8;
 const READERS: u32 = 4;
-/// How long one acquisition may queue.
+/// The timeout of one acquisition.
 const WITHIN_MS: u64 = 20_000;
-/// How long a storm may take to end: what is under way ends with its limits.
+/// The timeout for a storm to end. Pending acquisitions end at their own timeouts.
 const STORM_END: Duration = Duration::from_secs(60);
-/// No waiter of a system at peace is passed over more often. A starved one is passed over thousands
-/// of times.
+/// The maximum number of hand-offs past a waiter without faults. A starved waiter sees thousands.
 const HAND_OFFS: usize = 500;
-/// What a lone waiter may take that is granted at all.
+/// The timeout of a lone waiter that is eventually granted.
 const LONE_WAITER: Duration = Duration::from_secs(60);
 
-/// A backend under attack.
+/// A backend under faults.
 trait Target: Send {
-    /// Where a worker connects: the ways differ, so that some can be cut.
+    /// Returns the URL for a worker. Workers use different routes, so that some can be cut.
     fn url(&self, worker: usize) -> String;
 
-    /// The TTL of all locks, in milliseconds.
+    /// Returns the TTL of all locks in milliseconds.
     fn ttl_ms(&self) -> u64;
 
-    /// One fault from its beginning to its end.
+    /// Injects one fault and waits for its end.
     fn strike(&mut self, rng: &mut StdRng);
 
-    /// Undoes all faults and waits until the backend serves.
+    /// Ends all faults and waits until the backend serves.
     fn settle(&mut self);
 }
 
@@ -71,7 +71,7 @@ fn span() -> Duration {
     Duration::from_secs(seconds.unwrap_or(10))
 }
 
-/// What each process does.
+/// Returns the work of each process.
 fn storm() -> Storm {
     Storm {
         tasks: TASKS,
@@ -85,7 +85,7 @@ fn storm() -> Storm {
     }
 }
 
-/// Worker processes in a storm. Some are killed and come back under another name.
+/// Worker processes in a storm. Some are killed and replaced under another name.
 struct Crew<'a> {
     stage: &'a Stage,
     urls: Vec<String>,
@@ -110,7 +110,7 @@ impl<'a> Crew<'a> {
         crew
     }
 
-    /// Starts a worker, again and again while the backend is struck.
+    /// Starts a worker, retrying while the backend is faulty.
     fn hire(&mut self, at: usize) -> Worker {
         let end = Instant::now() + LONE_WAITER;
         loop {
@@ -129,14 +129,14 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// One fault of the processes from its beginning to its end.
+    /// Injects one fault into the processes and waits for its end.
     fn strike(&mut self, rng: &mut StdRng, ttl_ms: u64) {
         thread::sleep(millis(rng.random_range(50..500)));
         let at = rng.random_range(0..PROCESSES);
         match rng.random_range(0..3) {
             0 | 1 => {
-                // All but one: the holder is likely to be among them, and its lock goes to the one
-                // that is left.
+                // All but one: the holder is probably paused, and the remaining one acquires its
+                // lock.
                 let stopped: Vec<_> = (0..PROCESSES).filter(|worker| *worker != at).collect();
                 stopped
                     .iter()
@@ -153,7 +153,7 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Ends the storm: the grants of those who live, and the errors by kind.
+    /// Ends the storm. Returns the grants of the surviving workers, and the errors by kind.
     fn end(&mut self) -> (u64, BTreeMap<String, u64>) {
         let tickets: Vec<_> = self
             .workers
@@ -188,7 +188,7 @@ impl<'a> Crew<'a> {
     }
 }
 
-/// Revokes whoever holds, gracefully, until `over`. Returns how many holders were revoked.
+/// Revokes the holder's lock gracefully until `over`. Returns the number of revocations.
 async fn revoke(client: &LockClient, seed: u64, over: &AtomicBool) -> usize {
     let (mut rng, mut revoked) = (StdRng::seed_from_u64(seed), 0);
     while !over.load(Ordering::Relaxed) {
@@ -208,7 +208,7 @@ async fn revoke(client: &LockClient, seed: u64, over: &AtomicBool) -> usize {
     revoked
 }
 
-/// Strikes for the whole span, then sees that all promises were kept.
+/// Injects faults for the whole time, then verifies all guarantees.
 fn survives(mut target: impl Target) {
     let seed = seed();
     let ttl_ms = target.ttl_ms();
@@ -277,8 +277,8 @@ fn millis_of(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).expect("a short time")
 }
 
-/// While the storm goes on and nothing strikes, a writer and a reader of further processes are
-/// granted within a bounded number of hand-offs.
+/// Asserts that without faults, but still in the storm, a writer and a reader in other processes
+/// are granted within a bounded number of hand-offs.
 fn at_peace(stage: &Stage, crew: &Crew<'_>) {
     for shared in [false, true] {
         let name = if shared { "reader" } else { "writer" };

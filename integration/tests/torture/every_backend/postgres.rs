@@ -13,8 +13,8 @@ const TTL: u64 = 2000;
 
 /// One server. Every other worker connects through a proxy.
 ///
-/// No fault resets a connection: that frees its locks at once, and its holder learns of it at its
-/// next renewal, as `docs/guarantees.md` says.
+/// No fault resets a connection. A reset frees the locks of a connection immediately, and the
+/// holder notices at its next renewal, as `docs/guarantees.md` says.
 struct Postgres {
     server: PostgresServer,
     way: Proxy,
@@ -49,7 +49,7 @@ impl Target for Postgres {
         thread::sleep(millis(rng.random_range(100..600)));
         match rng.random_range(0..4) {
             0 => {
-                // A backend stands still; its client may have gone when it continues.
+                // A backend is paused, and its client may have disconnected when it continues.
                 let backends = self.backends();
                 let Some(&pid) = backends.get(rng.random_range(0..backends.len().max(1))) else {
                     return;
@@ -70,7 +70,7 @@ impl Target for Postgres {
                 self.way.heal();
             }
             2 => {
-                // Notifications of nothing on every channel that somebody hears.
+                // Sends notifications without a cause on every channel with a listener.
                 let hint = "SELECT pg_notify(channel, '') FROM \
                     (SELECT DISTINCT substring(query FROM 'LISTEN \"?([^\"; ]+)') AS channel FROM pg_stat_activity) c \
                     WHERE channel IS NOT NULL";

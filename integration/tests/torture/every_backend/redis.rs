@@ -56,7 +56,7 @@ impl Target for Redis {
                 self.server.restart().unwrap();
             }
             2 => {
-                // What stood still comes back with one direction cut.
+                // The paused server continues with one direction cut.
                 let direction = if rng.random_bool(0.5) {
                     Direction::ClientToServer
                 } else {
@@ -70,13 +70,13 @@ impl Target for Redis {
                 self.way.heal();
             }
             3 => {
-                // Late requests, in order.
+                // Requests arrive late and in order.
                 self.way.hold(Direction::ClientToServer);
                 thread::sleep(millis(rng.random_range(10..2 * TTL)));
                 self.way.heal();
             }
             4 => {
-                // The user is removed, which ends its connections, and made again in one step.
+                // The user is removed, which ends its connections, and created again in one step.
                 let mut renewed = redis::pipe();
                 renewed.atomic().cmd("ACL").arg("DELUSER").arg(USER.0);
                 renewed
@@ -93,8 +93,8 @@ impl Target for Redis {
                     .unwrap();
             }
             5 => {
-                // An administrator prolongs the lock, whoever holds it: waiters are told of a
-                // change, and it is not free.
+                // An administrator prolongs the lock for any holder. Waiters are notified, and the
+                // lock is not free.
                 self.run(&["PEXPIRE", "k", &TTL.to_string(), "GT"]);
             }
             _ => self.run(&["CLIENT", "KILL", "TYPE", "normal"]),

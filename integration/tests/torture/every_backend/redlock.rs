@@ -12,8 +12,8 @@ use crate::support::millis;
 
 const TTL: u64 = 500;
 const NODES: usize = 3;
-/// After a restart without its data a server votes again after the largest TTL; a further one must
-/// not forget before.
+/// A server restarted without its data votes again after the largest TTL. No other server may lose
+/// its data before.
 const REJOINED: u64 = 3 * TTL + 3000;
 
 /// Three servers without persistence. Every other worker reaches each through a proxy.
@@ -54,7 +54,7 @@ impl Target for Redlock {
                 server.resume().unwrap();
             }
             2 => {
-                // It comes back without its data, and the next one is not struck before it votes
+                // The server restarts without its data, and the next fault waits until it votes
                 // again.
                 server.kill();
                 thread::sleep(millis(rng.random_range(0..500)));

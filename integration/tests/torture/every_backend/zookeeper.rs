@@ -6,7 +6,7 @@ use rand::{RngExt, rngs::StdRng};
 use super::{Target, survives};
 use crate::support::millis;
 
-/// Long enough for an election on a busy machine, and for waiters to have a session of their own.
+/// Long enough for an election on a busy machine, and for waiters to have their own session.
 const TTL: u64 = 5500;
 const MEMBERS: usize = 3;
 
@@ -17,8 +17,7 @@ struct Zookeeper {
 }
 
 impl Zookeeper {
-    /// Writes the data of every node that takes part in the lock: whoever watches one is told of
-    /// it.
+    /// Writes the data of every node of the lock, which notifies its watchers.
     fn write_nodes(&self) {
         let url = self.ensemble.url();
         let hosts = url.trim_start_matches("zookeeper://").to_owned();
@@ -44,7 +43,7 @@ impl Zookeeper {
             }
             Ok::<_, zookeeper_client::Error>(())
         };
-        // While it is struck, or where a node has gone meanwhile, there is nothing to write.
+        // There is nothing to write if the server is faulty or the node is gone.
         drop(
             self.administrator
                 .block_on(async { tokio::time::timeout(millis(TTL), written).await }),
@@ -76,7 +75,7 @@ impl Target for Zookeeper {
                 self.ensemble.member(at).restart().unwrap();
             }
             2 => {
-                // A leader that stood still, whose follower is cut off from it when it continues.
+                // A paused leader, whose follower is cut off from it when it continues.
                 let Ok(leader) = self.ensemble.leader() else {
                     return;
                 };

@@ -1,4 +1,4 @@
-//! Who may break a lock.
+//! Permissions for revoking a lock.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ async fn a_role_that_may_only_connect_breaks_no_lock_of_another() {
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
         assert!(error.to_string().contains("pg_signal_backend"), "{error}");
     }
-    // Nor does it help to set the mark of a break by hand.
+    // Setting the revocation mark by hand does not help either.
     let pid = block_in_place(|| holder(&server, "k"));
     let mut psql = block_in_place(|| Psql::connect(&server.url_as("stranger")).unwrap());
     let mark = format!(

@@ -1,4 +1,4 @@
-//! The whole server goes, and comes back.
+//! Crashes and restarts of the whole server.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -11,12 +11,12 @@ use crate::support::{is_a_fault, millis, nothing_panicked, token};
 
 const TTL: u64 = 3000;
 
-/// Without waiting for anything to expire, on a machine that builds something else beside.
+/// The limit for an effect without any expiry, long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Strikes while a lock is held and waited for: the holder knows by its deadline, the waiter is
-/// granted it in the end with a larger token, or told a typed fault; later all is well, and nothing
-/// is left.
+/// Injects a fault while a lock is held and waited for. The holder notices by its deadline. The
+/// waiter gets the lock with a larger token, or a typed fault. Later operations succeed, and
+/// nothing is left over.
 async fn strike(how: impl FnOnce(&mut PostgresServer)) {
     let mut server = PostgresServer::builder().durable().start().unwrap();
     let (client, rival) = (
@@ -89,7 +89,7 @@ async fn oom_killed_server_process_frees_lock_and_tokens_keep_growing() {
     .await;
 }
 
-/// Any backend: the server ends all of them.
+/// The killed backend may be any session's: the server ends all backends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn oom_kill_of_a_foreign_session_frees_the_lock_too() {
     strike(|server| {
@@ -136,7 +136,7 @@ async fn a_server_that_is_down_is_an_error_in_time() {
     nothing_panicked();
 }
 
-/// As a load balancer does that has nobody behind it.
+/// A load balancer without servers does this.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_that_closes_every_connection_is_a_retryable_error() {
     let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -144,7 +144,7 @@ async fn an_address_that_closes_every_connection_is_a_retryable_error() {
     let closing = tokio::spawn(async move {
         loop {
             let (mut client, _) = nobody.accept().await.unwrap();
-            // What it says is heard, so that it reads an end and no reset.
+            // The request is read, so that the client sees an end of the stream and not a reset.
             assert!(client.read(&mut [0; 64]).await.unwrap() > 0);
         }
     });

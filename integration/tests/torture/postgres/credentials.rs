@@ -1,4 +1,4 @@
-//! Passwords that change while programs run.
+//! Passwords that change while clients run.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +16,7 @@ use tokio::task::block_in_place;
 use super::support::{MINUTE, waiting};
 use crate::support::{PATIENCE, millis, nothing_panicked};
 
-/// Supplies one after the other of these passwords, and the last for ever.
+/// Supplies these passwords one after the other, and repeats the last one.
 #[derive(Debug, Default)]
 struct Vault(Mutex<VecDeque<&'static str>>);
 
@@ -56,7 +56,7 @@ fn server() -> PostgresServer {
     server
 }
 
-/// As an administrator does who wants the old password out of use.
+/// Changes the password and ends the sessions, as an administrator does.
 fn rotate(server: &PostgresServer) {
     block_in_place(|| {
         server.psql("ALTER ROLE shop PASSWORD 'second'").unwrap();
@@ -74,7 +74,7 @@ async fn connect(server: &PostgresServer, vault: &Arc<Vault>) -> Result<LockClie
     let options = server.url().parse().unwrap();
     let backend: Arc<dyn LockBackend> =
         PostgresBackend::from_options(&options, config.with_credentials(provider)).await?;
-    // So long that nothing is renewed by itself, nor retried for too short a time.
+    // Long enough that nothing is renewed automatically, and that no retry ends early.
     Ok(LockClient::builder(backend)
         .with_ttl(Ttl::from_secs(240).unwrap())
         .build())
@@ -87,7 +87,7 @@ async fn password_is_asked_for_anew_with_each_connection() {
     let client = connect(&server, &vault).await.unwrap();
     let guard = client.mutex("k").lock().await.unwrap();
     block_in_place(|| server.psql("ALTER ROLE shop PASSWORD 'second'").unwrap());
-    // What is connected stays so.
+    // Existing connections stay open.
     guard.renew().await.unwrap();
     vault.hand_out(&["second"]);
     rotate(&server);
@@ -109,7 +109,7 @@ async fn refused_password_is_asked_for_once_more() {
     let vault = Vault::with(&["first"]);
     let client = connect(&server, &vault).await.unwrap();
     rotate(&server);
-    // Whoever supplies it has not heard of the new one when it is asked first.
+    // The provider does not know the new password yet when it is first asked.
     vault.hand_out(&["first", "second"]);
     client
         .mutex("k")
@@ -164,7 +164,7 @@ async fn waiter_outlives_a_password_that_is_supplied_late() {
     theirs.hand_out(&["second"]);
     assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::Lost);
     let seized = holder.mutex("k").lock().await.unwrap();
-    // It is refused by now, again and again.
+    // The server refuses the connection repeatedly by now.
     tokio::time::sleep(millis(500)).await;
     assert!(!waits.is_finished());
     ours.hand_out(&["second"]);

@@ -9,11 +9,11 @@ use crate::support::{millis, nothing_panicked, until};
 
 const TTL: u64 = 30_000;
 
-/// For what must happen at all, on a machine that builds something else beside.
+/// The timeout of operations that must succeed, long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Holds `keys` keys by one client and lets `waiters` tasks of another wait for them. What the
-/// waiters end with.
+/// Holds `keys` keys with one client while `waiters` tasks of another wait for them. Returns the
+/// results of the waiters.
 async fn assemble(
     server: &PostgresServer,
     keys: usize,
@@ -57,7 +57,7 @@ async fn ten_thousand_waiters_need_a_handful_of_connections() {
     let (guards, _holder, crowd) = assemble(&server, 100, 10_000).await;
     let there = block_in_place(|| connections(&server));
     println!("{there:#?}");
-    // Both processes' together: sessions, ears, a hand for inspections.
+    // Both processes together: sessions, listeners, and a connection for inspections.
     assert!(there.len() <= 10, "{} connections", there.len());
     block_in_place(|| {
         let snapshots = "SELECT count(*) FROM pg_stat_activity \
@@ -90,7 +90,7 @@ async fn waiters_block_neither_concurrent_index_nor_vacuum() {
     block_in_place(|| {
         server.psql("DELETE FROM t WHERE n > 500").unwrap();
         index_and_vacuum(&mut server.psql_session().unwrap());
-        // What was dead is gone: nobody's snapshot kept it.
+        // The dead rows are gone: no session's snapshot kept them.
         let dead = "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 't'";
         until("the dead rows are gone", millis(20_000), || {
             server.psql(dead).unwrap() == "0"
@@ -101,7 +101,7 @@ async fn waiters_block_neither_concurrent_index_nor_vacuum() {
     nothing_panicked();
 }
 
-/// The control: who waits inside `pg_advisory_lock` holds a snapshot, and the index waits for that.
+/// A control: a waiter inside `pg_advisory_lock` holds a snapshot, for which the index waits.
 #[test]
 fn waiter_inside_the_server_blocks_a_concurrent_index() {
     let server = PostgresServer::start().unwrap();

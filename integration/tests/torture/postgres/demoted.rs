@@ -8,11 +8,11 @@ use tokio::task::block_in_place;
 use super::support::client_of;
 use crate::support::{nothing_panicked, token};
 
-/// So long that nothing is renewed by itself.
+/// Long enough that nothing is renewed automatically.
 const TTL: u64 = 600_000;
 
-/// PostgreSQL itself ends all connections then. So the question whether it is a reader is answered
-/// by a table.
+/// Starts a server on which a table says whether it is a reader. A real demotion would end all
+/// connections.
 fn server() -> PostgresServer {
     let server = PostgresServer::builder()
         .setting("allow_system_table_mods", "on")
@@ -84,7 +84,7 @@ async fn reader_with_open_connections_grants_nothing() {
             let error = grants(&client, mode)
                 .await
                 .expect_err("a reader has granted it");
-            // Soon the address may lead to the new writer.
+            // The address may soon lead to the new writer.
             assert_eq!(
                 error.kind(),
                 ErrorKind::Unavailable,

@@ -37,16 +37,15 @@ async fn acquisition_cancelled_at_any_poll_leaves_nothing() {
     nothing_panicked();
 }
 
-/// The TTL of what a cut connection may leave: it must be gone by itself.
+/// The TTL of what a cut connection may leave, which must expire.
 const TTL: u64 = 3000;
 
-/// Cuts the connections somewhere in an acquisition, and looks at what came of it.
+/// Cuts the connections during an acquisition and verifies the outcome.
 async fn cut_within(server: &PostgresServer, cut: Cut, contended: bool) -> bool {
     let proxy = Proxy::start(server.addr()).unwrap();
     let key = format!("{cut:?}{contended}");
     let client = client_of(&server.url_at(proxy.addr()), TTL).await;
-    // A machine that builds something else beside may take longer to open a session than a user
-    // would wait.
+    // A busy machine may take longer to open a session than the default timeout.
     while client.mutex("warm").lock().await.is_err() {}
     let rival = client_of(&server.url(), TTL).await;
     let other = if contended {
@@ -103,7 +102,7 @@ async fn cut_within(server: &PostgresServer, cut: Cut, contended: bool) -> bool 
         .await
         .unwrap();
     let tripped = proxy.counters().trips > 0;
-    // Its connections are few, and so are the server's.
+    // Closes both clients, because the server has few connections.
     drop((client.close().await, rival.close().await));
     tripped
 }

@@ -1,5 +1,5 @@
-//! Statements that fail half-way, or are answered late: what they have freed is told to those who
-//! wait for it.
+//! Statements that fail half-way or are answered late. Waiters must be notified of all locks that
+//! they have released.
 
 use std::sync::Arc;
 
@@ -31,8 +31,8 @@ async fn is_granted(waiting: JoinHandle<Result<LockGuard>>, what: &str) {
     granted.unwrap().unwrap().release().await.unwrap();
 }
 
-/// The lock before the row that fails is given back by the statement, which takes its notification
-/// along; the one after it is given back by the look at what the session has.
+/// The statement releases the lock before the failing row, and loses the notification. The check of
+/// the session's locks releases the one after it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiter_is_notified_of_a_release_in_a_failed_statement() {
     let server = PostgresServer::start().unwrap();
@@ -53,7 +53,7 @@ async fn waiter_is_notified_of_a_release_in_a_failed_statement() {
     let after = holder.mutex("after").lock().await.unwrap();
     let waiting = [waits_for(&waiter, "before"), waits_for(&waiter, "after")];
     until_there_are(&server, "6");
-    // There are no more tokens; until that is committed, who wants one waits.
+    // Tokens run out until this is committed, so an acquisition that needs one waits.
     let mut psql = server.psql_session().unwrap();
     let exhaust = "BEGIN; DO $$ BEGIN EXECUTE format('ALTER SEQUENCE leasehold_tokens MAXVALUE %s', \
                    (SELECT last_value FROM leasehold_tokens)); END $$";
@@ -70,7 +70,7 @@ async fn waiter_is_notified_of_a_release_in_a_failed_statement() {
             server.psql(blocked).unwrap() == "1"
         });
     });
-    // Behind it goes one more alone, and behind that the rest gathers and travels together.
+    // The next request is sent alone, and the later ones are batched behind it.
     let next = take("another");
     tokio::time::sleep(millis(300)).await;
     let other = holder.mutex("other");
@@ -97,7 +97,7 @@ async fn waiter_is_notified_of_a_release_in_a_failed_statement() {
     nothing_panicked();
 }
 
-/// The server does not tell a session of what it did itself.
+/// The server does not notify a session of its own actions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiter_in_the_same_session_hears_of_a_returned_late_grant() {
     let server = PostgresServer::start().unwrap();
@@ -115,7 +115,7 @@ async fn waiter_in_the_same_session_hears_of_a_returned_late_grant() {
     ask("SELECT pg_advisory_lock(hashtextextended('k', 0))");
     let waiting = waits_for(&waiter, "k");
     until_there_are(&server, "3");
-    // No notification comes of this.
+    // This sends no notification.
     ask("SELECT pg_advisory_unlock(hashtextextended('k', 0))");
     proxy.hold(Direction::ServerToClient);
     taker

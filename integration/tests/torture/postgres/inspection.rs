@@ -1,4 +1,4 @@
-//! What is seen of names that are no key of the scheme.
+//! Inspection of names that are not keys of the scheme.
 
 use leasehold_core::{ErrorKind, Mode};
 use leasehold_integration::server::PostgresServer;
@@ -37,7 +37,7 @@ async fn semaphore_is_listed_although_its_name_is_no_lock_key() {
             "{keys}: {holder:?}"
         );
         permit.release().await.unwrap();
-        // Names that are keys are seen as ever.
+        // Valid names can be inspected as usual.
         let name = if keys == "int64" { "42" } else { "4,2" };
         let guard = client.mutex(name).lock().await.unwrap();
         let seen = client.inspect(name).await.unwrap();

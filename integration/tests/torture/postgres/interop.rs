@@ -1,4 +1,4 @@
-//! `psql`, and so any SQL client, and we exclude each other.
+//! Mutual exclusion with `psql`, and so with any SQL client.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::{millis, nothing_panicked};
 const TTL: u64 = 3000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a statement of one row and column says, in this session.
+/// Returns the single value of a statement in this session.
 fn says(psql: &mut Psql, sql: &str) -> String {
     block_in_place(|| psql.ask(sql, PATIENCE)).unwrap()
 }
@@ -26,7 +26,7 @@ async fn psql_and_a_mutex_exclude_each_other() {
     let mutex = client.mutex("item");
     let mut psql = server.psql_session().unwrap();
 
-    // It holds: we are refused, and we wait.
+    // psql holds the lock: the library is refused, and waits.
     says(&mut psql, &format!("SELECT pg_advisory_lock({KEY})"));
     assert!(mutex.try_lock().await.unwrap().is_none());
     assert!(client.rwlock("item").try_read().await.unwrap().is_none());
@@ -45,7 +45,7 @@ async fn psql_and_a_mutex_exclude_each_other() {
         .expect("the release was not seen")
         .unwrap();
 
-    // We hold: it is refused, and it waits until we release.
+    // The library holds the lock: psql is refused, and waits until the release.
     assert_eq!(
         says(&mut psql, &format!("SELECT pg_try_advisory_lock({KEY})")),
         "f"
@@ -86,11 +86,11 @@ async fn psql_and_readers_share_and_keep_writers_out_both_ways() {
     let lock = client.rwlock("item");
     let mut psql = server.psql_session().unwrap();
 
-    // It reads: so do we, and nobody writes.
+    // psql reads: the library can read, and nobody can write.
     says(&mut psql, &format!("SELECT pg_advisory_lock_shared({KEY})"));
     let reader = lock.read_timeout(PATIENCE).await.unwrap().unwrap();
     assert!(client.mutex("item").try_lock().await.unwrap().is_none());
-    // We still read: nobody else writes.
+    // The library still reads: nobody else can write.
     assert_eq!(
         says(
             &mut psql,

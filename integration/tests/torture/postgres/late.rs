@@ -1,4 +1,4 @@
-//! What is said when no answer comes in time.
+//! The errors when no answer arrives in time.
 
 use leasehold_core::ErrorKind;
 use leasehold_integration::server::PostgresServer;

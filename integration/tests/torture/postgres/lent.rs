@@ -1,4 +1,4 @@
-//! A pooler that lends backends out, whatever it lends to whom.
+//! A pooler that may lend any backend to any client.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use tokio::task::block_in_place;
 use super::support::client_of;
 use crate::support::{PATIENCE, nothing_panicked};
 
-/// So long that nothing is renewed by itself.
+/// Long enough that nothing is renewed automatically.
 const TTL: u64 = 600_000;
 
 async fn refused(url: &str) {
@@ -34,8 +34,8 @@ async fn refused(url: &str) {
     }
 }
 
-/// Two of its clients are always busy, so that each statement waits for whichever of the two
-/// backends is free first.
+/// Two clients of the pooler are always busy, so each statement waits for the first free backend of
+/// two.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn busy_pooler_with_two_backends_is_never_accepted() {
     let server = PostgresServer::start().unwrap();
@@ -49,7 +49,8 @@ async fn busy_pooler_with_two_backends_is_never_accepted() {
         .map(|_| {
             let url = pooler.url();
             tokio::spawn(async move {
-                // As ours: a pooler refuses what the driver says by default.
+                // The driver's defaults are refused by a pooler, so these options are the
+                // library's.
                 let options: sqlx::postgres::PgConnectOptions = url.parse().unwrap();
                 let mut client = PgConnection::connect_with(&options.extra_float_digits(None))
                     .await
@@ -119,7 +120,7 @@ async fn two_clients_that_are_lent_one_backend_never_both_hold() {
     nothing_panicked();
 }
 
-/// What a backend is set to and what is locked on it, as seen by whoever is lent it.
+/// Returns the settings and locks on a backend, as seen by its next client.
 fn left_on(pooler: &LendingPooler, backend: usize) -> String {
     pooler.lend(move |_| backend);
     let mut borrower = Psql::connect(&pooler.url()).unwrap();
@@ -137,7 +138,7 @@ async fn backend_that_is_lent_later_is_left_untouched() {
     let server = PostgresServer::start().unwrap();
     let pooler = LendingPooler::start(&server).unwrap();
     let untouched = block_in_place(|| left_on(&pooler, 1_000));
-    // The sequence of the tokens is there before any statement is counted.
+    // The sequence of the tokens exists before statements are counted.
     client_of(&server.url(), TTL)
         .await
         .mutex("first")
@@ -154,7 +155,7 @@ async fn backend_that_is_lent_later_is_left_untouched() {
         let (home, away) = (1_000 + 2 * cut, 1_001 + 2 * cut);
         pooler.lend(move |loan| if loan.earlier < cut { home } else { away });
         let outcome = client.mutex(format!("k{cut}")).try_lock().await;
-        // Before two statements have proved that it is ours, nothing is set on the first one
+        // Before two statements have identified the backend, nothing is set on the first one
         // either.
         let clean: &[usize] = if cut == 1 { &[home, away] } else { &[away] };
         for backend in clean {
@@ -170,7 +171,7 @@ async fn backend_that_is_lent_later_is_left_untouched() {
             Ok(None) => panic!("another holds it"),
             Ok(Some(guard)) => {
                 assert!(cut > 3, "it was granted before anything was checked");
-                // Now all that it does is done elsewhere.
+                // All later statements run on the other backend.
                 pooler.lend(move |_| away);
                 assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::Lost);
                 assert!(!guard.is_held());
@@ -190,7 +191,7 @@ async fn backend_that_is_lent_later_is_left_untouched() {
     nothing_panicked();
 }
 
-/// The number that claims a backend changes nothing for others.
+/// Removes the number that claims a backend and has no effect on other clients.
 fn without_number(left: &str) -> String {
     left.split(' ')
         .map(|word| if word.len() == 32 { "" } else { word })
@@ -198,8 +199,8 @@ fn without_number(left: &str) -> String {
         .join(" ")
 }
 
-/// Clients move between few backends at random, between any two of their statements; and now and
-/// then a backend is reset, with which its locks are free. Whoever is renewed afterwards holds.
+/// Moves clients between a few backends at random between statements, and occasionally resets a
+/// backend, which frees its locks. A lease that is renewed afterwards must be held.
 async fn storm(seed: u64) -> usize {
     const CLIENTS: usize = 3;
     const ROUNDS: usize = 30;
@@ -220,7 +221,7 @@ async fn storm(seed: u64) -> usize {
     );
     let mut moves = SmallRng::seed_from_u64(chance.random());
     pooler.lend(move |loan| {
-        // New ones come up, as those that were claimed are of no use to anybody else.
+        // New backends are added, because no other client can use the claimed ones.
         let backends = first + now.load(Ordering::Acquire);
         let home = homes
             .entry(loan.client)

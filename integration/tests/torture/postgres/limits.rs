@@ -1,4 +1,4 @@
-//! What a server runs out of.
+//! Exhausted resources of a server.
 
 use std::{
     sync::{
@@ -22,7 +22,8 @@ use crate::support::{is_a_fault, millis, nothing_panicked, until};
 const TTL: u64 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Few connections, and few locks: the table has room for about 17 × 16 of them, and a little more.
+/// Starts a server with few connections and few locks: its table has room for a little more than 17
+/// × 16.
 fn small_server() -> PostgresServer {
     let builder = PostgresServer::builder()
         .setting("max_connections", "12")
@@ -33,7 +34,7 @@ fn small_server() -> PostgresServer {
         .unwrap()
 }
 
-/// A role to which the reserved connections are not open.
+/// Creates a role that cannot use the reserved connections.
 fn with_role(server: &PostgresServer) -> String {
     server
         .psql("CREATE ROLE shop LOGIN; GRANT ALL ON SCHEMA public TO shop; GRANT ALL ON DATABASE postgres TO shop")
@@ -41,7 +42,7 @@ fn with_role(server: &PostgresServer) -> String {
     server.url_as("shop")
 }
 
-/// Takes connections until there are no more.
+/// Opens connections until the server has no more.
 fn exhaust(url: &str) -> Vec<Psql> {
     let mut taken = Vec::new();
     loop {
@@ -57,7 +58,7 @@ fn exhaust(url: &str) -> Vec<Psql> {
 async fn server_without_free_connections_is_a_typed_error() {
     let server = small_server();
     let url = block_in_place(|| with_role(&server));
-    // What its tokens need is made when there is room.
+    // The sequence of the tokens is created while there is room.
     client_of(&url, TTL)
         .await
         .mutex("k")
@@ -84,7 +85,7 @@ async fn server_without_free_connections_is_a_typed_error() {
     };
     let error = refused.expect_err("there is no connection to lock over");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
-    // One that needs another session.
+    // An acquisition that needs another session.
     let ttl = leasehold_core::Ttl::from_millis(2 * TTL).unwrap();
     let mutex = client.mutex("k").with_ttl(ttl);
     let error = tokio::time::timeout(PATIENCE, mutex.try_lock())
@@ -92,7 +93,7 @@ async fn server_without_free_connections_is_a_typed_error() {
         .expect("hangs")
         .expect_err("there is no connection");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
-    // What is held stays so.
+    // Held locks stay held.
     assert!(guard.is_held());
     guard.renew().await.unwrap();
     drop(taken);
@@ -108,7 +109,7 @@ async fn server_without_free_connections_is_a_typed_error() {
     nothing_panicked();
 }
 
-/// Gathered statements in which some locks were taken before one failed.
+/// A batch in which some locks were acquired before one failed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_lock_table_is_a_typed_error_and_leaves_nothing() {
     let server = small_server();
@@ -149,8 +150,7 @@ async fn full_lock_table_is_a_typed_error_and_leaves_nothing() {
     for guard in held {
         guard.release().await.unwrap();
     }
-    // With the session alive: what a failed statement took is given back, and does not merely
-    // expire.
+    // The session stays alive: locks of a failed statement are released and do not just expire.
     block_in_place(|| only_left(&server, &["kept"]));
     kept.release().await.unwrap();
     client
@@ -165,11 +165,11 @@ async fn full_lock_table_is_a_typed_error_and_leaves_nothing() {
     nothing_panicked();
 }
 
-/// A connection carries up to a thousand.
+/// A connection has at most a thousand locks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_locks_than_connections_carry_is_a_typed_error() {
     let server = PostgresServer::start().unwrap();
-    // Each statement walks over all that its session has: beside other builds it may take its time.
+    // Each statement walks over all locks of its session, which takes time on a busy machine.
     let client = client_of(
         &format!("{}?max-sessions=2&timeout=20s", server.url()),
         8 * TTL,
@@ -194,7 +194,7 @@ async fn more_locks_than_connections_carry_is_a_typed_error() {
     assert!(error.to_string().contains("max-sessions"), "{error}");
     assert!((2000..2500).contains(&held.len()), "{} held", held.len());
     assert!(held.iter().all(LockGuard::is_held));
-    // Room again, without another connection.
+    // A release makes room without another connection.
     held.pop().unwrap().release().await.unwrap();
     client
         .mutex("one more")
@@ -212,7 +212,7 @@ async fn more_locks_than_connections_carry_is_a_typed_error() {
     nothing_panicked();
 }
 
-/// The connections that hold locks, or may.
+/// Returns the connections that hold locks, or may hold some.
 fn sessions(server: &PostgresServer) -> String {
     let sql =
         "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^leasehold [0-9]+ms '";
@@ -248,20 +248,20 @@ async fn only_an_idle_session_makes_room_for_another_ttl() {
             .release()
             .await
             .unwrap();
-        // The server sees the end of the other a little later.
+        // The server notices the end of the other connection a little later.
         block_in_place(|| {
             until("there is one session", PATIENCE, || {
                 sessions(&server) == "1"
             });
         });
     }
-    // One that holds.
+    // A session that holds a lock.
     let guard = client.mutex("k").with_ttl(long).lock().await.unwrap();
     refused(short).await;
     guard.renew().await.unwrap();
     assert!(guard.is_held());
     guard.release().await.unwrap();
-    // One in which somebody waits.
+    // A session with a waiter.
     let held = rival.mutex("k").lock().await.unwrap();
     let mutex = client.mutex("k").with_ttl(long);
     let waiting = tokio::spawn(async move { mutex.lock().await });
@@ -288,11 +288,11 @@ async fn only_an_idle_session_makes_room_for_another_ttl() {
     nothing_panicked();
 }
 
-/// Statements that fail before the test has seen enough.
+/// The number of failed statements that the test waits for.
 const FAULTS: u32 = 50;
 
-/// Cancels what others run, fifty times: who wakes from a sleep is let in before who runs, and
-/// finds him in his statement.
+/// Returns SQL that cancels matching statements of other sessions fifty times. After each sleep
+/// this session is scheduled first, and finds them in their statements.
 fn cancelling_of(which: &str) -> String {
     format!(
         "DO $$ BEGIN FOR i IN 1..50 LOOP PERFORM pg_sleep(0.001); PERFORM pg_stat_clear_snapshot(); \
@@ -301,7 +301,7 @@ fn cancelling_of(which: &str) -> String {
     )
 }
 
-/// A statement that an administrator cancels, again and again, while locks come and go.
+/// An administrator cancels statements repeatedly while locks are acquired and released.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelled_statements_are_typed_errors_and_leave_nothing() {
     let server = PostgresServer::start().unwrap();
@@ -315,7 +315,7 @@ async fn cancelled_statements_are_typed_errors_and_leave_nothing() {
         async move {
             while !over(faults) {
                 match mutex.try_lock().await {
-                    // The release may be what is cancelled.
+                    // The release itself may be cancelled.
                     Ok(Some(guard)) => drop(guard.release().await),
                     Ok(None) => {
                         faults.fetch_add(1, Ordering::Relaxed);
@@ -336,7 +336,7 @@ async fn cancelled_statements_are_typed_errors_and_leave_nothing() {
     });
     let (_, cancelled) = tokio::join!(join_all(work), cancelling);
     cancelled.unwrap();
-    // Beside other work the machine may not get to as many as asked for.
+    // A busy machine may not reach the requested number.
     assert!(
         faults.load(Ordering::Relaxed) > 0,
         "no statement was cancelled"
@@ -352,7 +352,7 @@ async fn cancelled_statements_are_typed_errors_and_leave_nothing() {
             .await
             .unwrap();
     }
-    // It keeps the session alive: nothing merely expires.
+    // Keeps the session alive, so that nothing just expires.
     let kept = client
         .mutex("kept")
         .lock_timeout(PATIENCE)
@@ -364,12 +364,11 @@ async fn cancelled_statements_are_typed_errors_and_leave_nothing() {
     nothing_panicked();
 }
 
-/// The same with those who wait: a sign that is left keeps readers out, or lets every release
-/// notify.
+/// A leftover waiter marker would keep readers out, or make every release notify.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiters_whose_statements_are_cancelled_leave_no_signs() {
     let server = PostgresServer::start().unwrap();
-    // Two clients on one backend: two waiters of one key have one sign.
+    // Two clients on one backend: two waiters for one key share one marker.
     let backend = leasehold_postgres::PostgresBackend::connect(&server.url())
         .await
         .unwrap();
@@ -380,8 +379,8 @@ async fn waiters_whose_statements_are_cancelled_leave_no_signs() {
         connect(&server.url()).await.unwrap(),
     ];
     let mut psql = server.psql_session().unwrap();
-    // Most ride them out, so it takes a while to be told of enough: five seconds, or a minute
-    // beside other builds.
+    // Most faults are retried without a report, so it takes five seconds, or a minute on a busy
+    // machine, until enough are reported.
     let (faults, end) = (Arc::new(AtomicU32::new(0)), Instant::now() + 9 * PATIENCE);
     let over =
         move |faults: &AtomicU32| faults.load(Ordering::Relaxed) >= FAULTS || Instant::now() > end;
@@ -390,7 +389,7 @@ async fn waiters_whose_statements_are_cancelled_leave_no_signs() {
         async move {
             while !over(faults) {
                 let name = format!("k{}", n % 2);
-                // On a busy machine the shorter ones are over before a fault is told.
+                // On a busy machine the shorter timeouts end before a fault is reported.
                 let limit = millis(20 << (n % 6));
                 let outcome = match n % 5 {
                     0 | 1 => client
@@ -426,15 +425,15 @@ async fn waiters_whose_statements_are_cancelled_leave_no_signs() {
     let counted = Arc::clone(&faults);
     let cancelling = tokio::task::spawn_blocking(move || {
         while !over(&counted) {
-            // Not the looks at what is held: a session that may not look is given up, and leaves
-            // nothing.
+            // Statements that check held locks are excluded: a session whose check fails is closed,
+            // and leaves nothing.
             psql.ask(&cancelling_of("query LIKE '%unnest%'"), PATIENCE)
                 .unwrap();
         }
     });
     let (_, cancelled) = tokio::join!(join_all(work), cancelling);
     cancelled.unwrap();
-    // Beside other work the machine may not get to as many as asked for.
+    // A busy machine may not reach the requested number.
     assert!(
         faults.load(Ordering::Relaxed) > 0,
         "no statement was cancelled"

@@ -1,4 +1,4 @@
-//! What is said of tokens where the server does not let us make them durable.
+//! The durability reported for tokens if the server does not permit durable ones.
 
 use leasehold_core::{Fencing, LockClient, backend::LockBackend};
 use leasehold_integration::server::{PostgresBuilder, PostgresServer};
@@ -7,8 +7,8 @@ use tokio::task::block_in_place;
 
 use crate::support::{nothing_panicked, token};
 
-/// Every function that reads or writes the log fails, as on a managed service unless `wal_level` is
-/// `logical`.
+/// Disables every function that reads or writes the log. On a managed service they fail unless
+/// `wal_level` is `logical`.
 const REFUSE: &str = "ALTER FUNCTION pg_catalog.pg_current_wal_flush_lsn() RENAME TO flush_lsn; \
      ALTER FUNCTION pg_catalog.pg_current_wal_insert_lsn() RENAME TO insert_lsn; \
      ALTER FUNCTION pg_catalog.pg_logical_emit_message(bool, text, text) RENAME TO emit; \
@@ -19,14 +19,14 @@ const REFUSE: &str = "ALTER FUNCTION pg_catalog.pg_current_wal_flush_lsn() RENAM
      CREATE FUNCTION pg_catalog.pg_logical_emit_message(bool, text, text) RETURNS pg_lsn LANGUAGE plpgsql AS \
      $$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '55000'; END $$";
 
-/// As Durable, but for what a test takes away.
+/// Returns a builder for a server with durable tokens, apart from what a test disables.
 fn builder() -> PostgresBuilder {
     PostgresServer::builder()
         .durable()
         .setting("allow_system_table_mods", "on")
 }
 
-/// Every mode can be locked, with tokens that grow; what is said of them.
+/// Asserts that every mode can be locked with increasing tokens. Returns the reported fencing.
 async fn works(url: &str) -> Fencing {
     let backend = PostgresBackend::connect(&format!("{url}?timeout=20s&connect-timeout=20s"))
         .await

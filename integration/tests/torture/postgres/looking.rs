@@ -1,4 +1,4 @@
-//! Who only looks needs no right to write, and changes nothing.
+//! Inspection needs no write permission and changes nothing.
 
 use leasehold_core::{ErrorKind, Fencing};
 use leasehold_integration::server::PostgresServer;
@@ -9,7 +9,7 @@ use crate::support::nothing_panicked;
 
 const TTL: u64 = 10_000;
 
-/// What there is in the database's schemas but the server's own.
+/// Returns the objects in the database's schemas, without the server's own.
 fn objects(server: &PostgresServer) -> String {
     let sql = "SELECT (SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace), \
                (SELECT count(*) FROM pg_namespace)";
@@ -28,7 +28,7 @@ async fn a_look_at_a_new_database_changes_nothing() {
         "{seen:?}"
     );
     assert_eq!(objects(&server), before);
-    // Who locks makes what the tokens need.
+    // The first client that locks creates the sequence of the tokens.
     looking
         .mutex("k")
         .lock()
@@ -53,7 +53,7 @@ async fn a_role_that_may_only_connect_may_look() {
             .unwrap();
     });
     let url = server.url_as("watcher");
-    // Before there is anything to see.
+    // Inspects before any lock exists.
     let early = client_of(&url, TTL).await;
     assert!(early.inspect("k").await.unwrap().holders.is_empty());
     let holder = client_of(&server.url(), TTL).await;
@@ -68,7 +68,7 @@ async fn a_role_that_may_only_connect_may_look() {
                 .collect::<Vec<_>>(),
             ["till 3"]
         );
-        // Locking it is told apart from looking.
+        // Locking fails with a different error than inspection.
         let error = watcher
             .mutex("other")
             .lock()

@@ -1,4 +1,4 @@
-//! PostgreSQL: what is tested of every backend, and what only this one can suffer.
+//! Fault tests of PostgreSQL: those of every backend, and those particular to it.
 
 mod breaking;
 mod crash;

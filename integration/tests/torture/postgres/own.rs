@@ -1,4 +1,4 @@
-//! What is the user's own: a pool, a transaction.
+//! Locks on the user's own pool or transaction.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ async fn a_pool_is_only_asked_where_it_connects() {
         .connect(&server.url())
         .await
         .unwrap();
-    // Nobody can have another connection of it.
+    // The pool has no other connection.
     let mut taken = pool.acquire().await.unwrap();
     let client = LockClient::new(
         PostgresBackend::from_pool(&pool, PostgresConfig::default())
@@ -49,7 +49,7 @@ async fn a_pool_is_only_asked_where_it_connects() {
     );
     guard.release().await.unwrap();
     drop(taken);
-    // And in the end it has no lock in it that the next borrower would have.
+    // The connection has no lock that its next borrower would inherit.
     let mut next = pool.acquire().await.unwrap();
     assert_eq!(
         sqlx::query_scalar::<_, i64>(sql)
@@ -72,7 +72,7 @@ async fn transaction_lock_and_lease_exclude_each_other() {
         .unwrap();
     let key = KeyScheme::Hash.key_of(b"item").unwrap();
 
-    // The transaction has it: the lease waits for its end.
+    // The transaction holds the lock: a lease waits for its end.
     let mut sale = pool.begin().await.unwrap();
     transaction::lock(&mut sale, key).await.unwrap();
     assert!(client.mutex("item").try_lock().await.unwrap().is_none());
@@ -86,7 +86,7 @@ async fn transaction_lock_and_lease_exclude_each_other() {
         .expect("the end was not seen")
         .unwrap();
 
-    // The lease has it: a transaction is refused, or waits.
+    // A lease holds the lock: a transaction is refused, or waits.
     let mut sale = pool.begin().await.unwrap();
     assert!(!transaction::try_lock(&mut sale, key).await.unwrap());
     assert!(
@@ -94,7 +94,7 @@ async fn transaction_lock_and_lease_exclude_each_other() {
             .await
             .unwrap()
     );
-    // A wait that is over has not ended the transaction.
+    // A wait that timed out has not ended the transaction.
     sqlx::query("SELECT 1").execute(&mut *sale).await.unwrap();
     let releasing = async {
         tokio::time::sleep(millis(300)).await;
@@ -139,7 +139,7 @@ async fn deadlock_is_retryable_for_one_transaction_only() {
     let waiting = both.into_iter().map(|(mut mine, then)| {
         tokio::spawn(async move {
             let locked = transaction::lock(&mut mine, then).await;
-            // As the documentation says, so that the other is granted.
+            // As the documentation recommends, so that the other transaction is granted the lock.
             if locked.is_ok() {
                 mine.commit().await.unwrap();
             } else {

@@ -11,27 +11,27 @@ use crate::support::{PATIENCE, is_a_fault, millis, nothing_panicked, token, unti
 
 const TTL: u64 = 2000;
 
-/// A loss is told within 50 ms on an idle machine; this one may build something else beside.
+/// The limit for reporting a loss. It takes 50 ms on an idle machine; a busy one may take longer.
 /// `is_held` is never late.
 const TOLD_WITHIN: Duration = Duration::from_secs(3);
 
-/// Whether the server sees that its connection is gone, and frees at once.
+/// Whether the server notices that the connection is gone and frees its locks immediately.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Seen {
     ByTheServer,
     ByNobody,
 }
 
-/// A holder is cut off. It is lost no later than its deadline, nothing of it succeeds any more, a
-/// rival gets the lock, soon and, unless the server has seen it, not before; and after healing all
-/// is as before.
+/// Cuts a holder off. Its lock is lost no later than its deadline, and none of its later operations
+/// succeeds. A rival acquires the lock soon, but not before the deadline unless the server has
+/// noticed. After healing, everything works as before.
 async fn cut_off(seen: Seen, how: impl FnOnce(&Proxy)) {
     let server = PostgresServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
     let client = client_of(&server.url_at(proxy.addr()), TTL).await;
     let rival = client_of(&server.url(), TTL).await;
     let guard = client.mutex("k").lock().await.unwrap();
-    // Let it be renewed at least once before.
+    // The lease is renewed at least once before the cut.
     tokio::time::sleep(millis(TTL / 2)).await;
     assert!(guard.is_held());
 
@@ -133,10 +133,10 @@ async fn a_waiter_behind_a_cut_is_granted_after_it_heals() {
     let guard = near.mutex("k").lock().await.unwrap();
     let mutex = far.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock().await });
-    // The lock, and the two signs of a writer.
+    // The lock, and the two markers of a waiting writer.
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
     block_in_place(|| until("it waits", PATIENCE, || server.psql(locks).unwrap() == "3"));
-    // The release happens while the waiter cannot hear of it.
+    // The waiter cannot receive the notification of this release.
     proxy.disconnect();
     guard.release().await.unwrap();
     let granted = tokio::time::timeout(PATIENCE, waiting).await;

@@ -1,4 +1,4 @@
-//! What must not stand between us and the server, and what may; and which server will not do.
+//! Poolers and servers, supported and refused.
 
 use leasehold_core::ErrorKind;
 use leasehold_integration::server::{PgBouncer, PoolMode, PostgresServer, Psql};
@@ -47,7 +47,7 @@ async fn a_pooler_that_gives_each_client_a_session_works() {
     assert!(near.mutex("k").try_lock().await.unwrap().is_none());
     let mutex = near.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock().await });
-    // It is renewed, too.
+    // The lease is also renewed.
     tokio::time::sleep(millis(TTL + TTL / 2)).await;
     assert!(guard.is_held());
     guard.release().await.unwrap();
@@ -63,13 +63,13 @@ async fn a_pooler_that_gives_each_client_a_session_works() {
     nothing_panicked();
 }
 
-/// A pooler that gave us a session and now lends its connections out, as after a change of its
-/// configuration: what renews the session reaches a backend that has no lock of ours.
+/// A pooler provided a session and then lends its connections out, as after a change of its
+/// configuration. The renewal reaches a backend that does not have the lock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_renewal_that_another_backend_answers_is_a_loss() {
     let server = PostgresServer::start().unwrap();
     let pooler = PgBouncer::start(&server, PoolMode::Session).unwrap();
-    // So long that nothing is renewed by itself.
+    // Long enough that nothing is renewed automatically.
     let client = client_of(
         &format!("{}?timeout=20s&connect-timeout=20s", pooler.url()),
         3_600_000,
@@ -78,7 +78,7 @@ async fn a_renewal_that_another_backend_answers_is_a_loss() {
     let guard = client.mutex("k").lock().await.unwrap();
     let ours = block_in_place(|| holder(&server, "k")).to_string();
     block_in_place(|| pooler.set_mode(PoolMode::Transaction).unwrap());
-    // With the end of the next statement the backend is anybody's.
+    // At the end of the next statement, the backend is available to every client.
     client
         .mutex("other")
         .try_lock()

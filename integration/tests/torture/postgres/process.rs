@@ -13,13 +13,13 @@ use crate::{
     support::{PATIENCE, Stage, granted, millis, refused, until},
 };
 
-/// How long a machine that builds something else beside may take for what has to be immediate.
+/// The limit for an immediate effect, long enough for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
 #[test]
 fn the_lock_of_a_killed_holder_is_free_at_once() {
     let server = PostgresServer::start().unwrap();
-    // So long that no expiry helps.
+    // Long enough that nothing expires.
     let stage = Stage::on(&server.url(), 60_000);
     let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
     let (old, _) = granted(holder.lock(0, "k", Patience::Forever).unwrap());
@@ -79,17 +79,17 @@ fn a_killed_waiter_leaves_nothing() {
     nothing_left(&server, AT_ONCE);
 }
 
-/// How a waiting writer ends without a word.
+/// The ways in which a waiting writer ends without notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Killed,
     Stopped,
-    /// It lives on.
+    /// The process stays alive.
     None,
 }
 
-/// A writer of another process waits behind a reader; whether a second reader gets in once that has
-/// ended, with a TTL of an hour.
+/// Lets a writer in another process wait behind a reader with a TTL of an hour. Returns whether a
+/// second reader is granted after the writer has ended.
 async fn reader_behind_a_writer(end: End) -> Option<()> {
     let server = PostgresServer::start().unwrap();
     let stage = Stage::on(&server.url(), HOUR);
@@ -99,7 +99,7 @@ async fn reader_behind_a_writer(end: End) -> Option<()> {
     );
     let _held = first.rwlock("k").read().await.unwrap();
     let mut writer = block_in_place(|| {
-        // It does not look by itself.
+        // The TTL is so long that the writer never polls.
         let mut writer = stage.worker_at(
             "writer",
             &format!("{}?fallback-poll-interval=3600s", server.url()),

@@ -1,4 +1,4 @@
-//! Looks at what a session has.
+//! Checks of the locks that a session has on the server.
 
 use std::sync::atomic::Ordering;
 
@@ -13,8 +13,8 @@ use crate::support::{PATIENCE, nothing_panicked};
 
 const TTL: u64 = 30_000;
 
-/// Who may not see what its session has gives the connection up, and with it the server frees
-/// everything: by then the holder knows.
+/// A session that cannot list its locks closes its connection, and the server frees all of them.
+/// The holder must notice before that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_is_given_up_is_lost_before_a_rival_is_granted() {
     let server = PostgresServer::start().unwrap();
@@ -24,7 +24,7 @@ async fn a_session_that_is_given_up_is_lost_before_a_rival_is_granted() {
     );
     let guard = client.mutex("k").lock().await.unwrap();
     let mutex = rival.mutex("k");
-    // A session that is opened looks at them, too.
+    // Opening a session lists the locks too.
     rival
         .mutex("other")
         .lock()
@@ -33,8 +33,7 @@ async fn a_session_that_is_given_up_is_lost_before_a_rival_is_granted() {
         .release()
         .await
         .unwrap();
-    // Its look at the server's locks, and the one that follows, run into the session's own
-    // `lock_timeout`.
+    // The check of the server's locks and the next one fail with the session's own `lock_timeout`.
     let mut psql = server.psql_session().unwrap();
     block_in_place(|| {
         psql.ask(
@@ -58,7 +57,7 @@ async fn a_session_that_is_given_up_is_lost_before_a_rival_is_granted() {
     nothing_panicked();
 }
 
-/// The look at its locks fails, and what logs that panics: in the task that has the session's
+/// The check of the locks fails, and the logger panics in the task that owns the session's
 /// connection.
 #[tokio::test]
 async fn a_panic_in_the_task_of_a_renewal_is_an_error_and_no_loss() {

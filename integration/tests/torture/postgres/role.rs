@@ -1,4 +1,4 @@
-//! What a role is set to by somebody else.
+//! Settings of a role that affect locks.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::{millis, nothing_panicked, token};
 const TTL: u64 = 2000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A role that may do all that it needs to, with these settings of its own.
+/// Starts a server with a role that has all required permissions and these settings.
 fn server_with_role(settings: &[&str]) -> PostgresServer {
     let server = PostgresServer::start().unwrap();
     server
@@ -26,7 +26,7 @@ fn server_with_role(settings: &[&str]) -> PostgresServer {
     server
 }
 
-/// Two clients lock, wait, hold past a TTL, and hand over.
+/// Asserts that two clients lock, wait, hold longer than a TTL, and hand over.
 async fn works(settings: &[&str]) {
     let server = block_in_place(|| server_with_role(settings));
     let url = server.url_as("shop");
@@ -74,19 +74,19 @@ async fn role_with_serializable_default_and_other_path_locks() {
     .await;
 }
 
-/// Every commit of it would be lost by a crash. See `token.rs` for what comes of its tokens.
+/// A crash would lose every commit of the role. `token.rs` tests the effect on tokens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_that_commits_asynchronously_locks_all_the_same() {
     works(&["synchronous_commit = off"]).await;
 }
 
-/// The sequence is made and drawn from all the same.
+/// The sequence is created and used nevertheless.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_that_only_reads_by_default_locks_all_the_same() {
     works(&["default_transaction_read_only = on"]).await;
 }
 
-/// What an error says is to be run.
+/// Returns the SQL in an error message.
 fn sql_in(said: &str) -> &str {
     let sql = said
         .split_once("run: ")
@@ -94,7 +94,7 @@ fn sql_in(said: &str) -> &str {
     sql.expect("the SQL is told").0
 }
 
-/// What its tokens need is not there, and it may not make it.
+/// The sequence of the tokens does not exist, and the role may not create it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn role_without_create_gets_the_sql_to_run_and_then_locks() {
     let server = PostgresServer::start().unwrap();
@@ -115,13 +115,13 @@ async fn role_without_create_gets_the_sql_to_run_and_then_locks() {
         .expect_err("there is nothing to draw a token from");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     let said = error.to_string();
-    // Or does without.
+    // A lock without tokens needs no sequence.
     let without = client_of(&format!("{url}?fencing=off"), TTL).await;
     let guard = without.mutex("k").lock().await.unwrap();
     assert_eq!(guard.fencing_token(), None);
     guard.release().await.unwrap();
     block_in_place(|| server.psql(sql_in(&said)).unwrap());
-    // The same client, without a restart.
+    // The same client works without a restart.
     let guard = client.mutex("k").lock().await.unwrap();
     let first = token(&guard);
     guard.release().await.unwrap();
@@ -129,8 +129,8 @@ async fn role_without_create_gets_the_sql_to_run_and_then_locks() {
     nothing_panicked();
 }
 
-/// Connects as `shop` with `sequence=locks.tokens`: is told SQL that has all of `parts` and no
-/// other statement, after which it locks.
+/// Connects as `shop` with `sequence=locks.tokens`. Asserts that the error contains SQL with all of
+/// `parts` and no other statement, after which locking works.
 async fn is_told(server: &PostgresServer, parts: &[&str]) {
     let url = format!("{}?sequence=locks.tokens", server.url_as("shop"));
     let error = client_of(&url, TTL)

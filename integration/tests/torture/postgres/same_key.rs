@@ -1,5 +1,5 @@
-//! One session may lock one key as often as it likes, and in both modes: what keeps our own apart
-//! is ours.
+//! PostgreSQL lets one session lock a key repeatedly and in both modes. The library must exclude
+//! its own clients.
 
 use std::{
     sync::{
@@ -23,7 +23,7 @@ use crate::support::{millis, nothing_panicked, token};
 const TTL: u64 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Two names with one CRC-32, which is all that this scheme keeps of a name.
+/// Two names with the same CRC-32. The scheme identifies a name only by this hash.
 const TWINS: [&str; 2] = ["plumless", "buckeroo"];
 
 fn url_with_twins(url: &str) -> String {
@@ -102,7 +102,7 @@ async fn readers_of_colliding_names_exclude_each_others_writers() {
     nothing_panicked();
 }
 
-/// What one lock protects, whichever name and client it was taken by.
+/// One lock protects the counter, whichever name and client is used.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_increment_under_two_names_with_one_hash_is_lost() {
     let server = shared_postgres().unwrap();
@@ -148,7 +148,7 @@ async fn attempt(backend: &Arc<dyn LockBackend>, mode: Mode) -> Option<Arc<dyn L
     }
 }
 
-/// Below the client's own gates, where all of one backend share a session.
+/// Bypasses the client's local queues; all requests of one backend share a session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn name_is_never_granted_twice_on_one_session() {
     let server = PostgresServer::start().unwrap();
@@ -189,7 +189,7 @@ async fn name_is_never_granted_twice_on_one_session() {
     block_in_place(|| nothing_left(&server, millis(3000)));
 }
 
-/// The same from several clients over one backend, with waiting.
+/// Several clients over one backend wait for each other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_clients_over_one_backend_hand_one_name_to_each_other() {
     let server = shared_postgres().unwrap();

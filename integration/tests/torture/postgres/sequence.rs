@@ -1,4 +1,4 @@
-//! Sequences that somebody else has made.
+//! Existing sequences created by another program.
 
 use leasehold_core::ErrorKind;
 use leasehold_integration::server::PostgresServer;
@@ -9,8 +9,7 @@ use crate::support::{nothing_panicked, token};
 
 const TTL: u64 = 3000;
 
-/// How it is made and what is done to it, and the smallest token that may come of it once it is
-/// repaired.
+/// How a sequence is created and changed, and the smallest token it may produce after a repair.
 const UNFIT: [(&str, u64); 9] = [
     ("CREATE SEQUENCE tokens MINVALUE -5 START -5", 1),
     (

@@ -1,4 +1,4 @@
-//! Single sessions that end.
+//! Ends of single sessions.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::support::{millis, nothing_panicked, token, until};
 
 const TTL: u64 = 3000;
 
-/// For what has to be noticed without waiting for anything to expire.
+/// The limit for noticing an end without any expiry.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -35,7 +35,7 @@ async fn terminated_backend_notifies_holder_and_waiter_is_granted() {
             "t"
         );
     });
-    // By the next renewal at the latest.
+    // The loss is reported by the next renewal at the latest.
     let lost = tokio::time::timeout(millis(TTL), guard.lost())
         .await
         .expect("not told within a TTL");
@@ -48,7 +48,7 @@ async fn terminated_backend_notifies_holder_and_waiter_is_granted() {
         .unwrap()
         .unwrap();
     assert!(token(&next) > token(&guard));
-    // The client goes on in a new session.
+    // The client continues in a new session.
     next.release().await.unwrap();
     client
         .mutex("k")
@@ -98,7 +98,7 @@ async fn waiter_with_terminated_backends_keeps_waiting() {
         .await
         .expect("the waiter hangs")
         .unwrap();
-    // A waiter may also end with an error that says so; what it may not is hang, or hold what it
+    // A waiter may end with an error that reports this. It must not hang, nor hold a lock that it
     // was not granted.
     match granted {
         Ok(guard) => drop(guard.release().await.unwrap()),
@@ -135,7 +135,7 @@ async fn holders_in_other_sessions_do_not_notice_a_terminated_one() {
     nothing_panicked();
 }
 
-/// A backend that is stopped keeps its locks, and its client can neither renew nor reach it.
+/// A paused backend keeps its locks, and its client can neither renew nor reach it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_holder_whose_backend_is_stopped_gives_up_by_its_deadline() {
     let mut server = PostgresServer::start().unwrap();

@@ -1,4 +1,4 @@
-//! What the sessions that hold locks are set to.
+//! The settings of sessions that hold locks.
 
 use leasehold_integration::server::PostgresServer;
 use tokio::task::block_in_place;
@@ -6,8 +6,8 @@ use tokio::task::block_in_place;
 use super::support::client_of;
 use crate::support::nothing_panicked;
 
-/// Runs in the session that draws a token, instead of what it names, and writes down what that
-/// session is set to: nobody else can read that.
+/// Replaces a function that runs when a token is drawn, and records the session's settings, which
+/// no other session can read.
 const SPY: &str = "CREATE TABLE seen (name text, value text); \
      CREATE FUNCTION pg_catalog.nextval(tokens text) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN \
      INSERT INTO public.seen SELECT name, current_setting(name) FROM unnest(ARRAY['tcp_keepalives_idle', \
@@ -16,7 +16,7 @@ const SPY: &str = "CREATE TABLE seen (name text, value text); \
      'search_path', 'application_name']) AS s(name); \
      RETURN nextval(tokens::regclass); END $$";
 
-/// As the server says on the very connection; of the connection's own options it asks the kernel.
+/// The server reports the settings of this connection; it asks the kernel for the TCP options.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn holding_session_overrides_its_roles_keepalive_settings() {
     let server = PostgresServer::builder()

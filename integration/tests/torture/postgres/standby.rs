@@ -1,4 +1,4 @@
-//! What is said of tokens where others copy the log.
+//! The durability reported for tokens with standbys.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::support::{PATIENCE, millis, nothing_panicked};
 const TTL: u64 = 3000;
 
 async fn fencing(url: &str) -> Fencing {
-    // It connects as soon as the machine lets it.
+    // Retries, because a busy machine may refuse a connection.
     client_of(url, TTL).await;
     PostgresBackend::connect(&format!("{url}?connect-timeout=20s&timeout=20s"))
         .await
@@ -22,7 +22,7 @@ async fn fencing(url: &str) -> Fencing {
         .fencing
 }
 
-/// Waits until the server tells these states of its standbys.
+/// Waits until the server reports these states of its standbys.
 fn until_states(primary: &PostgresServer, states: &str) {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -43,7 +43,7 @@ fn until_states(primary: &PostgresServer, states: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_are_durable_only_if_commits_wait_for_every_standby() {
-    // The checkpoint of the second copy must not take away what the first standby has not read yet.
+    // The checkpoint of the second copy must not remove a log that the first standby still needs.
     let primary = PostgresServer::builder()
         .durable()
         .setting("wal_keep_size", "16MB")
@@ -65,11 +65,11 @@ async fn tokens_are_durable_only_if_commits_wait_for_every_standby() {
         until_states(&primary, "sync");
     });
     assert_eq!(fencing(&primary.url()).await, Fencing::Durable);
-    // Who may not see what a standby is must not believe in it.
+    // A role that cannot see the state of a standby must not rely on it.
     assert_eq!(fencing(&primary.url_as("shop")).await, Fencing::BestEffort);
     block_in_place(|| primary.psql("GRANT pg_read_all_stats TO shop").unwrap());
     assert_eq!(fencing(&primary.url_as("shop")).await, Fencing::Durable);
-    // One beside it, for which no commit waits.
+    // A second standby for which no commit waits.
     let _other = block_in_place(|| {
         let other = primary.start_standby().unwrap();
         until_states(&primary, "potential,sync");

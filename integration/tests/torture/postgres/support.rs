@@ -7,13 +7,13 @@ use tokio::task::{JoinHandle, block_in_place};
 
 use crate::support::{PATIENCE, until};
 
-/// So long that nobody looks by itself before the test is over: an eighth of it at the earliest.
+/// Long enough that no waiter polls during a test: the first poll is after an eighth of it.
 pub(super) const HOUR: u64 = 3_600_000;
 
-/// For what must happen at all, on a machine that builds something else beside.
+/// The timeout of operations that must succeed, long enough for a busy machine.
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
-/// The backends that hold the lock of this name, by the key that any SQL client computes.
+/// Returns the backends that hold the lock of this name, by the key that any SQL client computes.
 pub(super) fn holders(server: &PostgresServer, name: &str) -> Vec<u32> {
     locks(server, name, true)
 }
@@ -29,7 +29,7 @@ fn locks(server: &PostgresServer, name: &str, granted: bool) -> Vec<u32> {
         .collect()
 }
 
-/// The one that holds it.
+/// Returns the single backend that holds the lock.
 #[track_caller]
 pub(super) fn holder(server: &PostgresServer, name: &str) -> u32 {
     match holders(server, name)[..] {
@@ -38,7 +38,7 @@ pub(super) fn holder(server: &PostgresServer, name: &str) -> u32 {
     }
 }
 
-/// Connections of clients, but for the one that asks.
+/// Returns the connections of clients, without the harness's own.
 pub(super) fn connections(server: &PostgresServer) -> Vec<String> {
     let rows = server.psql(
         "SELECT pid, application_name, state, query FROM pg_stat_activity \
@@ -47,13 +47,13 @@ pub(super) fn connections(server: &PostgresServer) -> Vec<String> {
     rows.unwrap().lines().map(str::to_owned).collect()
 }
 
-/// No advisory lock is left on this server, after `patience` at the latest.
+/// Asserts that within `patience` no advisory lock is left on this server.
 #[track_caller]
 pub(super) fn nothing_left(server: &PostgresServer, patience: Duration) {
     leftovers::nothing_left(patience, || leftovers::postgres(server)).unwrap();
 }
 
-/// Of all advisory locks on this server only those of these names are left, soon.
+/// Asserts that the only advisory locks left on this server are soon those of these names.
 #[track_caller]
 pub(super) fn only_left(server: &PostgresServer, names: &[&str]) {
     let until = Instant::now() + PATIENCE;
@@ -73,13 +73,12 @@ pub(super) fn only_left(server: &PostgresServer, names: &[&str]) {
     }
 }
 
-/// A client with the defaults, or why there is none.
+/// Connects a client with default options.
 pub(super) async fn connect(url: &str) -> Result<LockClient> {
     PostgresBackend::connect(url).await.map(LockClient::new)
 }
 
-/// A client with this TTL. A machine that builds something else beside may take longer to connect
-/// than a user would wait.
+/// Connects a client with this TTL, retrying because a busy machine may exceed the default timeout.
 pub(super) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
     let ttl = Ttl::from_millis(ttl_ms).unwrap();
     let end = Instant::now() + PATIENCE;
@@ -91,8 +90,8 @@ pub(super) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
     }
 }
 
-/// Waits for the lock `k` until its signs are up beside the `held` locks that there are: that is
-/// what it does when it can be told.
+/// Waits for the lock `k` in a task, and returns once its waiter markers are set beside the `held`
+/// existing locks. From then on the waiter receives notifications.
 pub(super) async fn waiting(
     server: &PostgresServer,
     client: &LockClient,

@@ -19,7 +19,7 @@ async fn tls_lock_needs_a_client_that_trusts_the_ca() {
                 .unwrap(),
             "t"
         );
-        // Every connection of ours, not only this one.
+        // Every connection of the client, not only this one.
         let plain = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
                      WHERE client_addr IS NOT NULL AND NOT ssl";
         assert_eq!(server.psql(plain).unwrap(), "0");
@@ -45,7 +45,7 @@ async fn tls_lock_needs_a_client_that_trusts_the_ca() {
 }
 
 /// Connects with each mode that encrypts, trusting the server's authority. `refused` are the modes
-/// that refuse its certificate, with a part of the reason.
+/// that reject its certificate, with a part of the reason.
 async fn modes(generate: fn(&std::path::Path) -> Result<Certificates>, refused: &[(&str, &str)]) {
     let server = block_in_place(|| {
         PostgresServer::builder()
@@ -69,7 +69,7 @@ async fn modes(generate: fn(&std::path::Path) -> Result<Certificates>, refused: 
             None => drop(connected.unwrap_or_else(|error| panic!("{mode}: {error}"))),
         }
     }
-    // As libpq reads it: encrypted, and whoever answers.
+    // As in libpq: the connection is encrypted, and the server is not verified.
     let unverified = format!(
         "postgres://postgres@{addr}/postgres?sslmode=require&timeout=20s&connect-timeout=20s"
     );
@@ -141,7 +141,7 @@ async fn server_without_tls_is_named_as_one() {
             "{mode}: {error}"
         );
     }
-    // libpq has no TLS there, whatever is asked for.
+    // As in libpq: a unix socket never uses TLS.
     let folder = server.folder().display();
     let socket = format!(
         "postgres://postgres@/postgres?host={folder}&port={}&sslmode=verify-full",

@@ -1,4 +1,4 @@
-//! Tokens through crashes of the server.
+//! Tokens across crashes of the server.
 
 use std::{
     collections::HashSet,
@@ -20,10 +20,10 @@ const TTL: u64 = 5000;
 const KEYS: usize = 4;
 const TASKS_PER_KEY: usize = 4;
 
-/// How many times the server is killed; `LEASEHOLD_KILLS` may say otherwise.
+/// The number of kills, unless `LEASEHOLD_KILLS` overrides it.
 const KILLS: u32 = 50;
 
-/// Grants between two kills, so that each kill strikes at work.
+/// The number of grants between two kills, so that each kill interrupts work.
 const GRANTS: u64 = 40;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,10 +34,10 @@ fn kills() -> u32 {
     })
 }
 
-/// What was granted of one key.
+/// The tokens granted for one key.
 #[derive(Debug, Default)]
 struct Ledger {
-    /// Of what was granted and told.
+    /// The largest token that was returned to a caller.
     largest: AtomicU64,
     all: Mutex<HashSet<u64>>,
 }
@@ -53,7 +53,7 @@ impl Load {
     async fn lock_again_and_again(self: Arc<Self>, client: LockClient, key: usize) {
         let (mutex, ledger) = (client.mutex(format!("k{key}")), &self.ledgers[key]);
         while !self.over.load(Ordering::Relaxed) {
-            // Whatever was granted before this one was asked for is smaller.
+            // Every token granted before this request is smaller than its token.
             let before = ledger.largest.load(Ordering::SeqCst);
             match mutex.lock_timeout(millis(2000)).await {
                 Ok(Some(guard)) => {
@@ -65,7 +65,7 @@ impl Load {
                     );
                     ledger.largest.fetch_max(token, Ordering::SeqCst);
                     self.granted.fetch_add(1, Ordering::Relaxed);
-                    // The answer may be lost, the lock may be: no matter.
+                    // The answer or the lock may be lost, which does not matter here.
                     drop(guard.release().await);
                 }
                 Ok(None) => tokio::time::sleep(millis(5)).await,
@@ -78,10 +78,10 @@ impl Load {
     }
 }
 
-/// Kills the server under load, again and again: no token repeats, and none is smaller than one
-/// that was granted before it.
+/// Kills the server under load repeatedly. No token is repeated, and none is smaller than one
+/// granted before.
 async fn killed_under_load(url: impl FnOnce(&PostgresServer) -> String) {
-    // Nothing writes what was committed asynchronously for so long that a kill is sure to lose it.
+    // Asynchronous commits are written so late that a kill is certain to lose them.
     let mut server = PostgresServer::builder()
         .durable()
         .setting("wal_writer_delay", "10s")
@@ -110,7 +110,7 @@ async fn killed_under_load(url: impl FnOnce(&PostgresServer) -> String) {
             );
             tokio::time::sleep(millis(1)).await;
         }
-        // At any moment of a commit.
+        // The kill may hit any moment of a commit.
         tokio::time::sleep(Duration::from_micros(rand::random_range(0..3000))).await;
         let killed = Instant::now();
         block_in_place(|| {
@@ -151,7 +151,7 @@ async fn tokens_grow_although_the_role_commits_asynchronously() {
     .await;
 }
 
-/// The control: a number that was drawn and told without being made durable is drawn again.
+/// A control: a number that was returned without being made durable is drawn again.
 #[test]
 fn without_a_durable_record_a_kill_makes_tokens_repeat() {
     let mut server = PostgresServer::builder()

@@ -1,4 +1,4 @@
-//! The connection on which waiters are told.
+//! The connection that notifies waiters.
 
 use leasehold_integration::{
     proxy::Proxy,
@@ -10,7 +10,7 @@ use tokio::task::block_in_place;
 use super::support::{HOUR, MINUTE, client_of, nothing_left, waiting};
 use crate::support::{millis, nothing_panicked, until};
 
-/// The connections on which waiters are told.
+/// Returns the connections that notify waiters.
 fn listeners(server: &PostgresServer) -> Vec<u32> {
     let pids = server
         .psql("SELECT pid FROM pg_stat_activity WHERE application_name = 'leasehold listens'")
@@ -18,8 +18,8 @@ fn listeners(server: &PostgresServer) -> Vec<u32> {
     pids.lines().map(|pid| pid.parse().unwrap()).collect()
 }
 
-/// Nothing comes from it and nothing goes to it, and nobody says that it is gone: a cut that no
-/// reset follows looks the same.
+/// Nothing arrives from the connection and nothing can be sent to it, without any report. A cut
+/// without a reset looks the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waiter_is_notified_although_its_listener_falls_silent() {
     let mut server = PostgresServer::start().unwrap();
@@ -45,7 +45,7 @@ async fn waiter_is_notified_although_its_listener_falls_silent() {
     nothing_panicked();
 }
 
-/// What is told is told in the order of the releases.
+/// Notifications arrive in the order of the releases.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_notifies_if_somebody_waits_and_only_then() {
     let server = PostgresServer::start().unwrap();
@@ -62,7 +62,7 @@ async fn a_release_notifies_if_somebody_waits_and_only_then() {
             holder.mutex("other").lock().await.unwrap(),
         );
         let permit = holder.semaphore("s", 2).acquire().await.unwrap();
-        // Alone, and in one statement.
+        // Both a single release and a batch.
         one.release().await.unwrap();
         let (reading, other, permit) =
             tokio::join!(reading.release(), other.release(), permit.release());
@@ -112,8 +112,7 @@ fn administer(psql: &mut Psql, sql: &str) {
     block_in_place(|| psql.ask(sql, MINUTE).unwrap());
 }
 
-/// By a server that refuses at once: the driver itself asks again where it is told that there is no
-/// room.
+/// The server refuses immediately, because the driver itself retries when there is no room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_connections_back_off_and_waiter_is_granted_later() {
     let server = PostgresServer::start().unwrap();

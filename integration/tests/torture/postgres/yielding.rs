@@ -1,4 +1,4 @@
-//! Letting others go first.
+//! Attempts that yield to waiters.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ fn turn(key: &str) -> Request {
     Request::new(key.try_into().unwrap()).with_ttl(Ttl::from_millis(HOUR).unwrap())
 }
 
-/// Who waits is kept from taking what is free: then only its sign says that it waits.
+/// The waiter is kept from acquiring the free lock, so that only its marker shows that it waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_courteous_attempt_leaves_what_is_free_to_who_waits() {
     let mut server = PostgresServer::start().unwrap();
@@ -66,7 +66,7 @@ async fn a_courteous_attempt_leaves_what_is_free_to_who_waits() {
     nothing_panicked();
 }
 
-/// Alone, and in one statement with others.
+/// Both a single release and a batch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn releases_alone_and_together_free_what_is_waited_for() {
     let server = PostgresServer::start().unwrap();
@@ -86,7 +86,7 @@ async fn releases_alone_and_together_free_what_is_waited_for() {
             None
         };
         if waited_for {
-            // All go together.
+            // All releases are batched.
             let (one, two, three) = tokio::join!(lease.release(), other.release(), third.release());
             assert_eq!(
                 [one.unwrap(), two.unwrap(), three.unwrap()],
