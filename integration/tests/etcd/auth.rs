@@ -1,4 +1,4 @@
-//! Users, and the tokens that the server gives them.
+//! Users, and the tokens that the server issues to them.
 
 use std::{
     fs,
@@ -24,18 +24,18 @@ use crate::support::{SOON, free, ttl};
 const SHOP: &str = "shop:s3cr%3At@";
 const ROOT: [&str; 2] = ["--user", "root:root secret"];
 
-/// What the server gives those who authenticate.
+/// The kind of token that the server issues.
 #[derive(Clone, Copy, Debug)]
 enum Tokens {
-    /// Kept by each member, and forgotten when not used for a second.
+    /// Stored by each member, and dropped after one second without use.
     Simple,
-    /// Signed, with the revision of the users and roles that they were made at.
+    /// Signed, with the auth revision at which it was issued.
     Signed,
     /// Signed, and valid for two seconds.
     SignedBriefly,
 }
 
-/// A cluster of one member, with users.
+/// Starts a cluster of one member with users.
 fn cluster_with(tokens: Tokens) -> (EtcdCluster, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let key = folder.path().join("key");
@@ -60,12 +60,12 @@ fn cluster_with(tokens: Tokens) -> (EtcdCluster, tempfile::TempDir) {
     (cluster, folder)
 }
 
-/// What an administrator does.
+/// Runs a command as an administrator.
 fn administer(cluster: &EtcdCluster, arguments: &[&str]) {
     cluster.at(0).ctl(&[&ROOT, arguments].concat()).unwrap();
 }
 
-/// How many watches the server has.
+/// Returns the number of watches on the server.
 fn watches(cluster: &EtcdCluster) -> f64 {
     let metrics = cluster.at(0).metrics().unwrap();
     let value = metrics
@@ -82,7 +82,7 @@ async fn until_watches(cluster: &EtcdCluster, count: f64) {
     }
 }
 
-/// Supplies whatever password it was given last.
+/// Supplies the password that was set last.
 #[derive(Debug)]
 struct Rotating {
     password: Mutex<String>,
@@ -110,7 +110,7 @@ impl CredentialsProvider for Rotating {
     }
 }
 
-/// With the user `shop`, whose password is `s3cr:t` and who may use the prefix `shop/`.
+/// Creates the user `shop` with the password `s3cr:t` and access to the prefix `shop/`.
 fn with_users(cluster: &EtcdCluster) {
     let member = cluster.at(0);
     member.ctl(&["user", "add", "root:root secret"]).unwrap();
@@ -164,8 +164,8 @@ async fn a_user_needs_the_right_password_and_the_access() {
     free(guard).await;
 }
 
-/// The server forgets tokens that were not used for a while, and all of them when it restarts:
-/// requests, renewals and waiters go on.
+/// The server drops tokens that were not used for a while, and all of them when it restarts.
+/// Requests, renewals and waiters continue.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_has_expired_is_asked_for_anew() {
     let mut cluster = EtcdCluster::builder()
@@ -177,7 +177,7 @@ async fn a_token_that_has_expired_is_asked_for_anew() {
         connect(&cluster, SHOP, "shop/").await.unwrap(),
         connect(&cluster, SHOP, "shop/").await.unwrap(),
     );
-    // Renewed every 5 s: each time its token has expired.
+    // Renewed every 5 s, each time with an expired token.
     let guard = one.mutex("k").with_ttl(ttl(15)).lock().await.unwrap();
     let waiter = tokio::spawn({
         let other = other.clone();
@@ -190,7 +190,7 @@ async fn a_token_that_has_expired_is_asked_for_anew() {
         "{:?}: it was not renewed",
         guard.remaining()
     );
-    // Now its token has expired again.
+    // The token has expired again.
     sleep(Duration::from_secs(3)).await;
     let beside = one.mutex("beside").with_ttl(ttl(15)).lock().await.unwrap();
 
@@ -202,8 +202,7 @@ async fn a_token_that_has_expired_is_asked_for_anew() {
     free(next).await;
 }
 
-/// The token of the stream with the watches has expired: a lock that is waited for later is watched
-/// too.
+/// The token of the watch stream has expired, and a later watch needs a new one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_is_watched_after_the_token_has_expired() {
     for tokens in [Tokens::Simple, Tokens::SignedBriefly] {
@@ -235,8 +234,8 @@ async fn a_lock_is_watched_after_the_token_has_expired() {
     }
 }
 
-/// A change of users makes all signed tokens useless: what is held stays held, who waits waits on,
-/// and new watches are opened on the stream of the old ones.
+/// A change of users invalidates all signed tokens. Held locks stay held, waiters keep waiting, and
+/// new watches are opened on the existing stream.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_users_interrupts_nobody() {
     for tokens in [Tokens::Signed, Tokens::Simple] {
@@ -254,7 +253,7 @@ async fn a_change_of_users_interrupts_nobody() {
         until_watches(&cluster, 1.0).await;
         for user in ["a", "b"] {
             administer(&cluster, &["user", "add", &format!("{user}:x")]);
-            // Past the deadline that it had.
+            // Past the deadline at the time of the change.
             sleep(Duration::from_millis(4_500)).await;
             assert!(held.is_held() && !waiter.is_finished(), "{tokens:?}");
         }
@@ -269,7 +268,7 @@ async fn a_change_of_users_interrupts_nobody() {
     }
 }
 
-/// The password is changed on the server, and a little later the provider has it too.
+/// The password changes on the server first, and a little later at the provider.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_that_rotates_costs_no_lock() {
     for tokens in [Tokens::Signed, Tokens::Simple] {
@@ -301,7 +300,7 @@ async fn a_password_that_rotates_costs_no_lock() {
             let asked = provider.asked.load(Ordering::Relaxed);
             free(one.mutex("new").try_lock().await.unwrap().unwrap()).await;
             assert!(provider.asked.load(Ordering::Relaxed) > asked);
-            // Past the deadline that it had.
+            // Past the deadline at the time of the change.
             sleep(Duration::from_millis(6_500)).await;
             assert!(held.is_held() && !waiter.is_finished(), "{tokens:?}");
         }
@@ -310,8 +309,8 @@ async fn a_password_that_rotates_costs_no_lock() {
     }
 }
 
-/// An administrator changes users, roles and passwords at random, and the server restarts: nobody
-/// who still has access loses a lock or is refused one, and no two hold at once.
+/// An administrator changes users, roles and passwords at random, and the server restarts. No
+/// client with access loses a lock or is refused one, and no two hold the same lock.
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_done_to_users_locks_go_on() {
     for (tokens, seed) in [(Tokens::Signed, 1_u64), (Tokens::Simple, 2)] {
@@ -347,7 +346,7 @@ async fn whatever_is_done_to_users_locks_go_on() {
                 (Arc::clone(&inside), Arc::clone(&rounds), Arc::clone(&over));
             workers.push(tokio::spawn(async move {
                 while !over.load(Ordering::Relaxed) {
-                    // While the server restarts, and while the provider is late.
+                    // The server may be restarting, or the provider may have an old password.
                     let guard = match client.mutex("shared").with_ttl(ttl(10)).lock().await {
                         Err(error) if error.is_retryable() => continue,
                         granted => granted.unwrap(),
@@ -411,7 +410,7 @@ async fn whatever_is_done_to_users_locks_go_on() {
     }
 }
 
-/// It cannot prove its lock any more, and must not keep it from others.
+/// The holder can no longer prove its lock, and must not keep it from other clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_holder_that_loses_its_access_blocks_nobody() {
     let (cluster, _folder) = cluster_with(Tokens::Simple);
@@ -426,7 +425,7 @@ async fn a_holder_that_loses_its_access_blocks_nobody() {
         .unwrap()
         .unwrap();
     assert!(!held.is_held(), "two hold");
-    // It goes on trying.
+    // The holder keeps retrying.
     sleep(Duration::from_secs(4)).await;
     assert!(next.is_held());
     free(next).await;

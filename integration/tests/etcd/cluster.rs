@@ -1,4 +1,4 @@
-//! Three members, of which some fail.
+//! Three members, some of which fail.
 
 use std::time::Duration;
 
@@ -9,8 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{SOON, client, ttl};
 
-/// A client, as soon as the members have a leader: who connects while they elect one is told so at
-/// once.
+/// Connects once the members have a leader. A connection during an election fails immediately.
 async fn client_once_led(url: &str) -> LockClient {
     let begun = Instant::now();
     loop {
@@ -37,7 +36,7 @@ async fn the_lock_and_its_token_outlive_the_leader() {
     sleep(Duration::from_millis(300)).await;
     let leader = cluster.leader().unwrap();
     cluster.member(leader).kill();
-    // Longer than a TTL: it has been renewed at the others.
+    // Longer than a TTL: the lock has been renewed through the remaining members.
     sleep(Duration::from_secs(8)).await;
     assert!(guard.is_held() && !waiter.is_finished());
     let token = guard.fencing_token();
@@ -68,7 +67,7 @@ async fn any_one_member_may_be_dead_or_stopped() {
     }
 }
 
-/// What is held in one is free in the other.
+/// A lock held in one cluster is free in the other.
 #[tokio::test(flavor = "multi_thread")]
 async fn members_of_two_clusters_are_refused() {
     let (mut first, mut second) = (EtcdCluster::start().unwrap(), EtcdCluster::start().unwrap());
@@ -80,7 +79,7 @@ async fn members_of_two_clusters_are_refused() {
         "{error}"
     );
 
-    // The other one does not run until the first fails.
+    // The other cluster is down until the first fails.
     second.member(0).kill();
     let (one, other) = (client(&url).await, client(&url).await);
     let held = one.mutex("k").with_ttl(ttl(120)).lock().await.unwrap();

@@ -12,12 +12,12 @@ use crate::support::{client, locks, until_locks};
 
 const KEYS: usize = 100;
 const WAITERS: usize = 10_000;
-/// For each waiter: its task, its place in the local queue, its request. About 3 KB in a build
-/// without optimisation.
+/// The memory of a waiter: its task, its place in the local queue, and its request. About 3 KB in
+/// an unoptimized build.
 const BYTES: usize = 16 * 1024;
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// What is resident of this process, in bytes.
+/// Returns the resident memory of this process in bytes.
 fn resident() -> usize {
     let statm = fs::read_to_string("/proc/self/statm").unwrap();
     statm
@@ -29,7 +29,7 @@ fn resident() -> usize {
         * rustix::param::page_size()
 }
 
-/// They wait in a process of their own, so that nothing else uses its memory.
+/// The waiters run in a process of their own, so that its memory is only theirs.
 async fn wait_in_crowds(url: &str) {
     let one = client(url).await;
     drop(one.mutex("warm").lock().await.unwrap());
@@ -71,7 +71,7 @@ async fn ten_thousand_waiters_on_a_hundred_keys_are_all_served() {
     let test = "crowd::ten_thousand_waiters_on_a_hundred_keys_are_all_served";
     let mut crowd = Peer::this_test(test, &cluster.url()).unwrap();
     assert_eq!(crowd.hear(PATIENCE).unwrap(), "waiting");
-    // One of them for each key contends.
+    // One waiter per key contends on the server.
     until_locks(&cluster, "holders and first waiters", |keys| {
         keys.len() == 2 * KEYS
     })

@@ -1,4 +1,4 @@
-//! The connection is cut at every point of an acquisition, while the session goes on being renewed.
+//! The connection is cut at every point of an acquisition, while the session is still renewed.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     support::{SOON, client, free, locks, ttl},
 };
 
-/// Pieces that an acquisition sends or receives before the cut: more than there are.
+/// The number of chunks before the cut. An acquisition has fewer.
 const POINTS: u64 = 6;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -27,7 +27,7 @@ async fn cut_anywhere_leaves_nothing_in_a_renewed_session() {
     ))
     .await;
     let direct = client(&cluster.url()).await;
-    // Keeps the session alive all the time.
+    // Keeps the session alive during the whole test.
     let kept = through.mutex("kept").with_ttl(ttl(2)).lock().await.unwrap();
     let mut cuts = 0;
     for direction in [Direction::ClientToServer, Direction::ServerToClient] {
@@ -45,16 +45,16 @@ async fn cut_anywhere_leaves_nothing_in_a_renewed_session() {
                     async move { through.mutex("cut").with_ttl(ttl(2)).lock().await }
                 });
                 if let Some(holder) = holder {
-                    // It waits, or tries again to.
+                    // The acquisition is waiting or retrying.
                     sleep(Duration::from_millis(50)).await;
                     free(holder).await;
                 }
-                // Whatever came of it, the guard is released.
+                // A guard is released if there is one, whatever the result.
                 drop(timeout(SOON, attempt).await.unwrap().unwrap());
                 cuts += proxy.counters().connections - before;
-                // Takes the wire down if the acquisition needed fewer pieces.
+                // Removes the trip-wire if the acquisition needed fewer chunks.
                 proxy.heal();
-                // It is in our own way until a renewal has removed it.
+                // The leftover key blocks the lock until a renewal has removed it.
                 let next = timeout(SOON, direct.mutex("cut").with_ttl(ttl(2)).lock())
                     .await
                     .unwrap()
@@ -74,7 +74,7 @@ async fn cut_anywhere_leaves_nothing_in_a_renewed_session() {
     assert_eq!(kept.release().await.unwrap(), Released::Freed);
 }
 
-/// The backend sends it again, and the server then finds nothing.
+/// The backend repeats the request, and the server finds no key.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_whose_answer_was_lost_is_no_loss() {
     let cluster = EtcdCluster::start().unwrap();

@@ -1,4 +1,4 @@
-//! A leader that was stopped, deposed, and goes on: it acknowledges keep-alives that mean nothing.
+//! A leader that was paused and deposed, and continues: it acknowledges keep-alives without effect.
 
 use std::{env, sync::Arc, time::Duration};
 
@@ -15,15 +15,16 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{SOON, backend, client, ttl};
 
-/// How many rounds there are at most, and for how long: a machine with time to spare may set it to
-/// 50 or more, and then all of them are run.
+/// The environment variable with the maximum number of rounds, such as 50, all of which are then
+/// run.
 const ROUNDS: &str = "LEASEHOLD_ROUNDS";
 const FEW: u64 = 10;
 const BRIEFLY: Duration = Duration::from_secs(40);
-/// Holders in one round, each with a session of its own and a keep-alive queued at another moment.
+/// The number of holders in one round, each with its own session and a keep-alive queued at a
+/// different time.
 const HOLDERS: u64 = 5;
 
-/// Renews until once told that it worked, or that it is over; then no more.
+/// Renews until one renewal succeeds or the lease is lost.
 async fn renew_once(lease: Arc<dyn Lease>) -> Result<(), leasehold_core::Error> {
     loop {
         match Arc::clone(&lease).renew().await {
@@ -34,8 +35,8 @@ async fn renew_once(lease: Arc<dyn Lease>) -> Result<(), leasehold_core::Error> 
     }
 }
 
-/// A lease that was renewed: its stream stands, so that one keep-alive is one message. A member
-/// that has just gone on, or a machine that is busy, may let it fail first.
+/// Acquires a lease and renews it, so that its stream is open and one keep-alive is one message. On
+/// a busy machine, or after a member has continued, the renewal may fail at first.
 async fn acquired(holder: &Arc<EtcdBackend>, key: &str) -> Arc<dyn Lease> {
     let begun = Instant::now();
     loop {
@@ -52,7 +53,7 @@ async fn acquired(holder: &Arc<EtcdBackend>, key: &str) -> Arc<dyn Lease> {
     }
 }
 
-/// When these keys were seen to be gone on this member: they were gone before.
+/// Returns when these keys were first seen to be deleted on this member.
 async fn gone(cluster: &EtcdCluster, member: usize, prefix: &str) -> Timestamp {
     let begun = Instant::now();
     while !cluster
@@ -66,8 +67,8 @@ async fn gone(cluster: &EtcdCluster, member: usize, prefix: &str) -> Timestamp {
     SystemClock.now()
 }
 
-/// Many hold while the leader stands still for longer than their TTL; then it goes on, deposed. How
-/// many have lost their locks.
+/// Pauses the leader for longer than the TTL of many locks, then lets it continue as a deposed one.
+/// Returns how many locks were lost.
 async fn lost_to_a_deposed_leader(cluster: &mut EtcdCluster) -> usize {
     const TTL_S: u64 = 4;
     let leader = cluster.leader().unwrap();
@@ -89,7 +90,7 @@ async fn lost_to_a_deposed_leader(cluster: &mut EtcdCluster) -> usize {
     }
     cluster.member(leader).pause().unwrap();
     sleep(Duration::from_secs(TTL_S + 4)).await;
-    // A busy machine may renew too late. That is an expiry, and not what is counted here.
+    // A busy machine may renew too late, which is an expiry and not counted.
     let is_revoked = |guard: &LockGuard| {
         guard
             .loss()
@@ -101,7 +102,7 @@ async fn lost_to_a_deposed_leader(cluster: &mut EtcdCluster) -> usize {
         .count();
     assert_eq!(lost_before, 0, "the others go on without their leader");
     cluster.member(leader).resume().unwrap();
-    // It revokes at once; each holder renews after a third of its TTL.
+    // The deposed leader revokes immediately; each holder renews after a third of its TTL.
     sleep(Duration::from_secs(TTL_S)).await;
     let lost = holders
         .iter()
@@ -113,7 +114,7 @@ async fn lost_to_a_deposed_leader(cluster: &mut EtcdCluster) -> usize {
     lost
 }
 
-/// The machine's own etcd may revoke them: `members_that_revoke_live_leases_are_told_of`.
+/// The system's etcd may revoke leases, see `members_that_revoke_live_leases_are_told_of`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_later_release_revokes_no_live_lease_when_deposed() {
     let mut cluster = EtcdCluster::builder()
@@ -126,8 +127,8 @@ async fn a_later_release_revokes_no_live_lease_when_deposed() {
     }
 }
 
-/// The leader is stopped, keep-alives are queued in its socket, another leader is elected, the old
-/// leader goes on and answers. What is believed after that must end before the key does.
+/// The leader is paused, keep-alives are queued in its socket, another leader is elected, and the
+/// old one continues and answers. The holder's deadline must still end before its key is deleted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deposed_leader_that_goes_on_extends_nothing() {
     let rounds: Option<u64> = env::var(ROUNDS).ok().map(|rounds| rounds.parse().unwrap());
@@ -145,7 +146,7 @@ async fn a_deposed_leader_that_goes_on_extends_nothing() {
             holders.push((holder, lease));
         }
         cluster.member(leader).pause().unwrap();
-        // From before an election to the end of the holder's time.
+        // From before an election up to the holder's deadline.
         let pause = Duration::from_millis(200 + 90 * (round % 20));
         let renewals: Vec<_> = (0..)
             .zip(&holders)
@@ -173,13 +174,14 @@ async fn a_deposed_leader_that_goes_on_extends_nothing() {
     }
 }
 
-/// The control: under the same attack, with the old leader kept from hearing of the new one, who
-/// takes a keep-alive's answer for a proof believes in its lock for seconds after the key is gone.
-/// We do not.
+/// A control: under the same fault, with the old leader isolated from the new one, a client that
+/// trusts a keep-alive's answer considers its lock held for seconds after the key is gone. This
+/// library does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_believes_a_keep_alive_alone_outlives_the_key() {
     const TTL_S: i64 = 6;
-    // It answers only before it finds itself without a majority: a busy machine may miss that.
+    // The old leader answers only until it notices that it has no majority, which a busy machine
+    // may miss.
     for _ in 0..5 {
         let mut cluster = EtcdCluster::builder().members(3).linked().start().unwrap();
         let leader = cluster.leader().unwrap();
@@ -219,7 +221,7 @@ async fn who_believes_a_keep_alive_alone_outlives_the_key() {
             until.since(ours_freed)
         );
         if matches!(&answered, Ok(Ok(Some(answer))) if answer.ttl() > 0) {
-            // The others may have elected a leader late: then it kept the key for long.
+            // The other members may have elected a leader late, and then kept the key for longer.
             if ClockDrift::DEFAULT
                 .deadline(sent, ttl(TTL_S as u64))
                 .moment()

@@ -1,4 +1,4 @@
-//! Leases whose ids exist already are nobody's but who granted them.
+//! A lease with a known id is used only by the client that granted it.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
     support::{SOON, client, free, ttl},
 };
 
-/// It would end with the stranger's TTL, or whenever the stranger likes.
+/// The lease would end with the other client's TTL, or whenever that client revokes it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_that_a_stranger_granted_is_not_used() {
     for fate in [Fate::Taken, Fate::AnswerLost] {
@@ -18,7 +18,7 @@ async fn a_lease_that_a_stranger_granted_is_not_used() {
         let (relay, addr) = Relay::start(cluster.at(0).addr(), fate).await;
         let victim = client(&format!("etcd://{addr}/")).await;
         let rival = client(&cluster.url()).await;
-        // Not renewed before the stranger's lease is over.
+        // Not renewed before the other client's lease expires.
         let held = victim.mutex("k").with_ttl(ttl(30)).lock().await.unwrap();
         assert!(
             relay.is_done(),
@@ -32,14 +32,14 @@ async fn a_lease_that_a_stranger_granted_is_not_used() {
     }
 }
 
-/// Nothing but its lease says for how long a session's key stays.
+/// Only the lease limits the life of a session's key.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_whose_key_is_of_no_lease_is_over() {
     let cluster = EtcdCluster::start().unwrap();
     let one = client(&cluster.url()).await;
     let held = one.mutex("k").with_ttl(ttl(3)).lock().await.unwrap();
     let session = cluster.at(0).keys("%session/").unwrap().remove(0);
-    // Such as a tool does that copies keys from one cluster to another.
+    // A tool that copies keys between clusters does this.
     cluster.at(0).ctl(&["put", &session, "copied"]).unwrap();
     let lost = timeout(SOON, held.lost()).await;
     assert!(lost.is_ok(), "its renewals go on");

@@ -1,4 +1,4 @@
-//! Who holds, who waits, and taking it away.
+//! Inspection of holders and waiters, and revocation.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ async fn inspection_lists_all_and_revocation_hits_one_holder() {
             .is_some_and(|left| left <= Duration::from_secs(3))
     );
 
-    // Gently: it lives to its deadline, and is told.
+    // A graceful revocation: the lock is held to its deadline, and the holder is notified.
     let begun = Instant::now();
     assert!(matches!(
         looking
@@ -74,7 +74,7 @@ async fn inspection_lists_all_and_revocation_hits_one_holder() {
     );
     assert!(next.is_held());
 
-    // At once.
+    // An immediate revocation.
     let holders = inspect().await.holders;
     assert_eq!(
         looking

@@ -1,4 +1,4 @@
-//! `etcdctl lock` and we exclude each other, both ways, held and waited for.
+//! Mutual exclusion with `etcdctl lock` in both directions, for held locks and for waiters.
 
 use std::{
     io::{BufRead, BufReader},
@@ -13,8 +13,8 @@ use tokio::time::{sleep, timeout};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// `etcdctl lock NAME`: says its key once it holds, and holds until it is interrupted. Killed on
-/// drop.
+/// `etcdctl lock NAME`, which prints its key once it holds the lock, and holds it until it is
+/// interrupted. Killed on drop.
 struct Ctl {
     child: Child,
     lines: std::sync::mpsc::Receiver<String>,
@@ -44,7 +44,7 @@ impl Ctl {
         self.lines.recv_timeout(within).is_ok()
     }
 
-    /// Waits without blocking the runtime.
+    /// Waits until the lock is held, without blocking the runtime.
     async fn comes_to_hold(&self) -> bool {
         for _ in 0..1000 {
             if self.holds(Duration::ZERO) {
@@ -64,7 +64,7 @@ impl Ctl {
 
 impl Drop for Ctl {
     fn drop(&mut self) {
-        // Gone already is as good.
+        // An error means that the process has already ended.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -80,7 +80,7 @@ async fn etcdctl_and_leasehold_exclude_each_other() {
     let client = LockClient::new(EtcdBackend::connect(&cluster.url()).await.unwrap());
     let mutex = client.mutex("item");
 
-    // It holds: we are refused, and we wait.
+    // etcdctl holds the lock: the library is refused, and waits.
     let ctl = ctl_lock(&mut cluster, "item");
     assert!(ctl.comes_to_hold().await);
     assert!(mutex.try_lock().await.unwrap().is_none());
@@ -94,14 +94,14 @@ async fn etcdctl_and_leasehold_exclude_each_other() {
     ctl.release();
     let guard = timeout(SOON, waiter).await.unwrap().unwrap();
 
-    // We hold: it waits, until we release.
+    // The library holds the lock: etcdctl waits until the release.
     let ctl = ctl_lock(&mut cluster, "item");
     sleep(Duration::from_millis(300)).await;
     assert!(!ctl.holds(Duration::ZERO));
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
     assert!(ctl.comes_to_hold().await);
 
-    // It waits behind us and goes before those who come later.
+    // etcdctl waits behind the library, and precedes later waiters.
     let second = ctl_lock(&mut cluster, "item");
     sleep(Duration::from_millis(300)).await;
     let waiter = tokio::spawn(async move { mutex.lock().await.unwrap() });
@@ -113,7 +113,7 @@ async fn etcdctl_and_leasehold_exclude_each_other() {
     let guard = timeout(SOON, waiter).await.unwrap().unwrap();
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
 
-    // A reader of ours keeps its writers out.
+    // A reader of the library excludes writers of etcdctl.
     let reader = client.rwlock("item").read().await.unwrap();
     let ctl = ctl_lock(&mut cluster, "item");
     sleep(Duration::from_millis(300)).await;

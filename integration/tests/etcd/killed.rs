@@ -1,4 +1,4 @@
-//! A waiter that was killed blocks nobody for long, whatever its TTL.
+//! A killed waiter blocks nobody for long, whatever its TTL.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::support::{SOON, client, free, ttl, until_locks};
 const HOUR: u64 = 3_600;
 const MODES: [&str; 3] = ["writer", "reader", "permit"];
 
-/// Locks in this mode.
+/// Acquires a lock in this mode.
 async fn lock(client: &LockClient, mode: &str) -> Held {
     let hour = ttl(HOUR);
     match mode {
@@ -43,7 +43,7 @@ async fn lock(client: &LockClient, mode: &str) -> Held {
     }
 }
 
-/// Waits until it is killed.
+/// Waits until the process is killed.
 async fn wait(role: &str) {
     let (mode, url) = role.split_once(' ').unwrap();
     let one = client(url).await;
@@ -64,7 +64,7 @@ async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
     for mode in MODES {
         let cluster = EtcdCluster::start().unwrap();
         let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
-        // A writer keeps out readers and writers; the only permit keeps out the next.
+        // A writer excludes readers and writers; the only permit excludes the next one.
         let held = lock(&one, if mode == "permit" { mode } else { "writer" }).await;
         let test = "killed::a_killed_waiter_blocks_for_seconds_whatever_its_ttl";
         let mut doomed = Peer::this_test(test, &format!("{mode} {}", cluster.url())).unwrap();
@@ -76,7 +76,7 @@ async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
         until_locks(&cluster, "holder and two waiters", |keys| keys.len() == 3).await;
         doomed.process().kill();
         free(held).await;
-        // Against its TTL of an hour.
+        // Far less than the killed waiter's TTL of an hour.
         let next = timeout(SOON, next)
             .await
             .unwrap_or_else(|_| panic!("a dead {mode} blocks"))
@@ -86,8 +86,8 @@ async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
     }
 }
 
-/// What is granted to a waiter is of the session with its own TTL: the session of the waiters ends
-/// a little later.
+/// A granted lock belongs to the session with its own TTL. The waiters' session ends a little
+/// later.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_waiter_is_granted_outlives_its_waiting() {
     let cluster = EtcdCluster::start().unwrap();
@@ -108,7 +108,7 @@ async fn what_a_waiter_is_granted_outlives_its_waiting() {
             "{mode}: {:?}",
             granted.remaining()
         );
-        // Until the session of the waiters is closed, or has expired.
+        // The waiters' session is closed or has expired.
         until_sessions(&cluster, 2).await;
         assert!(granted.is_held());
         let contended = timeout(

@@ -1,4 +1,4 @@
-//! What is larger than the 4 MiB that the driver reads in one message by default.
+//! Messages larger than the driver's default limit of 4 MiB.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use crate::support::{client, free, ttl};
 
 const LOCKS: usize = 10_000;
 const READERS: usize = 2_000;
-/// A look at so many keys every third renewal, on a machine that builds something else beside.
+/// The timeout for listing so many keys every third renewal on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// A quarter of it is for each answer.
+/// A quarter of the TTL is the timeout of each request.
 const TTL_S: u64 = 24;
 
 fn name(n: usize) -> String {
@@ -57,7 +57,7 @@ async fn a_loss_among_ten_thousand_long_names_is_told() {
 async fn a_queue_of_more_than_4_mib_can_be_inspected() {
     let cluster = EtcdCluster::builder().in_memory().start().unwrap();
     let readers = client(&format!("{}?timeout=60s", cluster.url())).await;
-    // Each byte of it is three on the server.
+    // Each byte becomes three on the server.
     let name = "/".repeat(1024);
     let mut granted = JoinSet::new();
     for _ in 0..READERS {

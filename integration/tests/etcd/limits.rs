@@ -1,4 +1,4 @@
-//! Servers with limits of their own.
+//! Servers with lower limits.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::support::{SOON, backend, client, free, lease_of, locks, ttl};
 
 const TASKS: usize = 64;
 
-/// As few operations in a transaction as one lock needs, and a few more.
+/// The limit of operations per transaction is as low as one lock needs, and a little higher.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_tasks_lock_at_once_where_transactions_are_short() {
     for operations in ["3", "16"] {
@@ -48,7 +48,7 @@ async fn many_tasks_lock_at_once_where_transactions_are_short() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_tasks_lock_at_once_where_requests_are_small() {
-    // The server reads half a MiB more, so that both its refusals come.
+    // The server reads half a MiB more, so that both of its errors occur.
     for bytes in ["20000", "1"] {
         let cluster = EtcdCluster::builder()
             .option("--max-request-bytes", bytes)
@@ -102,7 +102,7 @@ async fn many_orphans_are_removed_where_transactions_are_short() {
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
 }
 
-/// One lock needs three.
+/// One lock needs three operations.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_that_no_lock_fits_into_is_named() {
     let cluster = EtcdCluster::builder()

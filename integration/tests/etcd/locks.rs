@@ -1,4 +1,4 @@
-//! What a lock is.
+//! The basic properties of a lock.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ async fn an_exclusive_lock_excludes_and_its_tokens_grow() {
             guard.remaining()
         );
         assert!(other.mutex("item/42").try_lock().await.unwrap().is_none());
-        // Another name is another lock, also where one looks like the other's folder.
+        // Other names are other locks, even if a name looks like a parent folder of the other.
         drop(other.mutex("item").try_lock().await.unwrap().unwrap());
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
     }
@@ -183,7 +183,7 @@ async fn awkward_names_are_locks_of_their_own() {
 async fn thousands_of_tasks_get_thousands_of_locks() {
     let cluster = EtcdCluster::start().unwrap();
     let one = client(&cluster.url()).await;
-    // Enough to be gathered; every tenth name twice.
+    // Enough for batches; every tenth name is used twice.
     let tasks = (0..2_000).map(|n| {
         let one = one.clone();
         tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! What nobody owns does not stay.
+//! Keys without an owner are removed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,7 +37,7 @@ async fn an_orphan_of_our_session_is_removed_by_a_renewal() {
     let lease = Arc::clone(&backend).acquire(request).await.unwrap();
     let key = locks(&cluster).remove(0);
     let id = lease_of(&key, "k");
-    // What a lost reply leaves behind.
+    // A lost reply leaves such a key behind.
     let orphan = format!("orphan/{id}-7");
     cluster
         .at(0)

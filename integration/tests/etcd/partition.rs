@@ -1,4 +1,4 @@
-//! A member that is cut off from the others, with the holder on its side.
+//! A member that is cut off from the rest, with the holder on its side.
 
 use std::time::Duration;
 
@@ -8,8 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{SOON, client, free, ttl};
 
-/// Whether it leads or follows, the member on the minority's side goes on running and answers its
-/// clients.
+/// The member in the minority keeps running and answers its clients, whether it leads or follows.
 #[tokio::test(flavor = "multi_thread")]
 async fn holder_in_minority_gives_up_before_rival_is_granted() {
     for with_the_leader in [true, false] {
@@ -45,7 +44,7 @@ async fn holder_in_minority_gives_up_before_rival_is_granted() {
             lost - granted
         );
         assert!(next.fencing_token() > guard.fencing_token());
-        // No new lock on that side either, and the error is a retryable one that says so.
+        // No new lock is granted on that side, and the error is retryable and says why.
         let error = one
             .mutex("other")
             .with_ttl(ttl(2))
@@ -57,7 +56,7 @@ async fn holder_in_minority_gives_up_before_rival_is_granted() {
         cluster.links().unwrap().heal();
         assert!(!guard.is_held());
         assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::Lost);
-        // With the others again that side works as before.
+        // Once reconnected, that side works as before.
         let begun = Instant::now();
         let again = loop {
             match one.mutex("other").with_ttl(ttl(2)).lock().await {

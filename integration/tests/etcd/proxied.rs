@@ -1,4 +1,4 @@
-//! etcd's own gRPC proxy answers keep-alives by itself, which no deadline can be counted from.
+//! etcd's own gRPC proxy answers keep-alives itself, so no deadline can be based on them.
 
 use std::{net::TcpStream, path::PathBuf, time::Duration};
 
@@ -8,7 +8,7 @@ use leasehold_integration::server::{EtcdCluster, Process, later_etcd};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// `etcd grpc-proxy start` before the cluster: its address.
+/// Starts `etcd grpc-proxy` in front of the cluster. Returns its process and address.
 fn proxy_before(cluster: &EtcdCluster, program: PathBuf, advertised: &str) -> (Process, String) {
     let addr = format!("127.0.0.1:{}", leasehold_testkit::free_port().unwrap());
     let mut proxy = Process::new("etcd-proxy", program).unwrap();
@@ -40,7 +40,7 @@ fn proxy_before(cluster: &EtcdCluster, program: PathBuf, advertised: &str) -> (P
 async fn behind_the_grpc_proxy_nothing_is_promised() {
     let cluster = EtcdCluster::start().unwrap();
     for program in [PathBuf::from("etcd"), later_etcd().unwrap()] {
-        // It answers itself who the members are, or lets the server answer.
+        // The proxy lists the members itself, or forwards the request to the server.
         for advertised in ["127.0.0.1:23790", ""] {
             let (_proxy, addr) = proxy_before(&cluster, program.clone(), advertised);
             let error = EtcdBackend::connect(&format!("etcd://{addr}/"))

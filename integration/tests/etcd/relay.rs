@@ -1,4 +1,4 @@
-//! A relay before the server that reads what a client asks for.
+//! A relay in front of the server that reads the client's requests.
 
 use std::{
     io,
@@ -25,17 +25,17 @@ pub(crate) const STRANGERS_TTL_S: i64 = 2;
 /// The treatment of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// A stranger grants a lease with the id of the first that is asked for, before it.
+    /// Another client grants a lease with the first requested id, before the request arrives.
     Taken,
     /// The first lease is granted, and the answer is lost.
     AnswerLost,
-    /// The first delete of a key of the lock `k` is done, and the answer is lost.
+    /// The first delete of a key of the lock `k` is executed, and the answer is lost.
     DeleteLost,
     /// Watches on locks never reach the server.
     Unwatched,
 }
 
-/// Stands before the server. Reads HTTP/2 only as far as it must.
+/// A relay in front of the server. It parses HTTP/2 only as far as it must.
 #[derive(Clone)]
 pub(crate) struct Relay {
     server: SocketAddr,
@@ -45,7 +45,7 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Starts it: where it listens.
+    /// Starts a relay and returns its address.
     pub(crate) async fn start(server: SocketAddr, fate: Fate) -> (Self, SocketAddr) {
         let stranger = Client::connect([server.to_string()], None).await.unwrap();
         let relay = Self {
@@ -69,7 +69,7 @@ impl Relay {
         (relay, addr)
     }
 
-    /// Returns whether the request that it waits for was sent.
+    /// Returns whether the expected request was sent.
     pub(crate) fn is_done(&self) -> bool {
         self.done.load(Ordering::Relaxed)
     }
@@ -84,8 +84,7 @@ impl Relay {
         }
     }
 
-    /// Passes on the frames of HTTP/2. Ends when the answer is to be lost; before that, it sets
-    /// `mute`.
+    /// Forwards HTTP/2 frames. Ends when an answer must be lost, after setting `mute`.
     async fn frames(
         &self,
         mut from: OwnedReadHalf,
@@ -129,7 +128,7 @@ impl Relay {
                     self.done.store(true, Ordering::Relaxed);
                     return Ok(());
                 }
-                // A key of the lock `k`. Such keys are read by ranges and transactions alone.
+                // A key of the lock `k`. Only ranges and transactions read such keys.
                 (Fate::DeleteLost, _, Some(key)) if is_data && key.starts_with(b"k/") => {
                     mute.store(true, Ordering::Relaxed);
                     to.write_all(&frame).await?;
@@ -147,8 +146,8 @@ impl Relay {
                     self.done.store(true, Ordering::Relaxed);
                     return Ok(());
                 }
-                // It begins with a key. The one by which the backend looks for a proxy has a large
-                // id.
+                // The request begins with a key. The watch by which the backend detects a proxy has
+                // a large id.
                 (Fate::Unwatched, _, Some(watch))
                     if head[3] == 0
                         && watch.starts_with(&[0x0a])
@@ -164,7 +163,7 @@ impl Relay {
     }
 }
 
-/// Passes on what the server says, until `mute` is set.
+/// Forwards the server's data until `mute` is set.
 async fn answers(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -183,21 +182,20 @@ async fn answers(
     }
 }
 
-/// The id in a request for a lease: a TTL and a number that is larger than anything else that is
-/// sent as a second field.
+/// Returns the id in a lease request: a TTL, and a number larger than any other second field.
 fn asked_id(frame: &[u8]) -> Option<i64> {
     let (_ttl, rest) = number(frame.get(5..)?.strip_prefix(&[0x08])?)?;
     let (id, rest) = number(rest.strip_prefix(&[0x10])?)?;
     (rest.is_empty() && id > u32::MAX.into()).then_some(id as i64)
 }
 
-/// What a message has in it that has nothing but one text, or one message.
+/// Returns the content of a message whose only field is a text or a message.
 fn only_field(frame: &[u8]) -> Option<&[u8]> {
     let (length, field) = number(frame.get(5..)?.strip_prefix(&[0x0a])?)?;
     (length == field.len() as u64).then_some(field)
 }
 
-/// A number as protobuf writes it, and what follows.
+/// Parses a protobuf number. Returns it and the remaining bytes.
 fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let last = bytes.iter().position(|byte| byte & 0x80 == 0)?;
     let value = bytes[..=last]

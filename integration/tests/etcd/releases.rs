@@ -1,5 +1,5 @@
-//! Releases whose deposed leader revokes live leases (etcd issue 15247) are known and told of; and
-//! those without the fault.
+//! Warnings about etcd releases in which a deposed leader revokes live leases (etcd issue 15247),
+//! and none about other releases.
 
 use std::{
     io::{self, Write},
@@ -13,10 +13,10 @@ use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt};
 
 use crate::support::backend;
 
-/// Two looks at the members, on a machine that builds something else beside.
+/// The timeout for two checks of the members on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What was logged on this thread.
+/// The log of this thread.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -25,7 +25,7 @@ impl Log {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 
-    /// How many warnings there are of this member, of which each says this.
+    /// Returns the number of warnings about this member that contain `says`.
     fn warnings(&self, member: &str, says: &str) -> usize {
         let of = format!("member=\"{member}\"");
         self.read()
@@ -63,8 +63,8 @@ fn logging() -> (Log, impl Sized) {
     (log, subscriber.set_default())
 }
 
-/// Also of the members that the URL does not name. The machine's own etcd has the fault where it is
-/// Debian 12's.
+/// The warning includes members that the URL does not name. The system's etcd has the fault on
+/// Debian 12.
 #[tokio::test]
 async fn members_that_revoke_live_leases_are_told_of() {
     let (log, _logging) = logging();
@@ -103,7 +103,7 @@ async fn a_later_release_keeps_locks_over_a_fail_over() {
     backend.close().await.unwrap();
 }
 
-/// Who is alone is never deposed.
+/// A single member is never deposed.
 #[tokio::test]
 async fn a_member_that_is_alone_is_no_matter_of_warnings() {
     let (log, _logging) = logging();
@@ -114,8 +114,8 @@ async fn a_member_that_is_alone_is_no_matter_of_warnings() {
     backend.close().await.unwrap();
 }
 
-/// A cluster on its way to a later release: the last member is down, comes back as what it was, and
-/// then as the later one.
+/// A rolling upgrade: the last member is down, restarts as the old release, and then as the later
+/// one.
 #[tokio::test]
 async fn a_member_that_joins_later_is_told_of() {
     let (log, _logging) = logging();

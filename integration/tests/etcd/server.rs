@@ -62,7 +62,7 @@ async fn a_killed_and_restarted_server_keeps_the_lock_and_its_waiter() {
     assert!(next.fencing_token() > token);
 }
 
-/// Connects to where no etcd answers: what the error says.
+/// Connects to an address without etcd and returns the error message.
 async fn refused(url: &str) -> String {
     let error = EtcdBackend::connect(url).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
@@ -105,7 +105,8 @@ async fn errors_say_what_to_do() {
     );
 }
 
-/// Each says something of its own, or nothing, to what it does not understand.
+/// Each kind of server answers a request that it does not understand with its own message, or not
+/// at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_no_etcd_is_told() {
     let (redis, postgres) = (

@@ -1,4 +1,4 @@
-//! One lease keeps many locks, and ends with them.
+//! A session's lease keeps many locks, and they end with it.
 
 use std::time::Duration;
 
@@ -76,7 +76,7 @@ async fn revoked_session_notifies_holder_and_grants_no_waiter() {
             .ctl(&["lease", "revoke", &lease_of(which, "k")])
             .unwrap();
     };
-    // The waiter's session first: it queues again in a new one.
+    // The waiter's session ends first: the waiter queues again in a new one.
     let keys = locks(&cluster);
     let token = guard.fencing_token().unwrap().get();
     let holder = holder_key(&cluster, token);
@@ -87,7 +87,7 @@ async fn revoked_session_notifies_holder_and_grants_no_waiter() {
     })
     .await;
     assert!(guard.is_held() && !waiter.is_finished());
-    // Then the holder's.
+    // Then the holder's session ends.
     revoke(&cluster, &holder);
     let next = timeout(SOON, waiter).await.unwrap().unwrap();
     assert!(next.fencing_token() > guard.fencing_token());

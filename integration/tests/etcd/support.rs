@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers shared by the tests.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use leasehold_etcd::EtcdBackend;
 use leasehold_integration::{held::Held, server::EtcdCluster};
 use tokio::time::{Instant, sleep};
 
-/// For what must happen at all, on a machine that builds something else beside.
+/// The timeout of operations that must succeed, long enough for a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) async fn backend(url: &str) -> Arc<EtcdBackend> {
@@ -26,14 +26,14 @@ pub(crate) async fn free(guard: impl Into<Held>) {
     assert_eq!(guard.into().release().await.unwrap(), Released::Freed);
 }
 
-/// The keys of those who hold or wait: all but those of sessions.
+/// Returns the keys of holders and waiters, without those of sessions.
 pub(crate) fn locks(cluster: &EtcdCluster) -> Vec<String> {
     let mut keys = cluster.at(0).keys("").unwrap();
     keys.retain(|key| !key.starts_with("%session/"));
     keys
 }
 
-/// Waits until the keys of those who hold or wait are as they should be.
+/// Waits until the keys of holders and waiters satisfy a condition.
 pub(crate) async fn until_locks(
     cluster: &EtcdCluster,
     what: &str,
@@ -50,7 +50,7 @@ pub(crate) async fn until_locks(
     }
 }
 
-/// The lease in a key of `name`.
+/// Returns the lease id in a key of `name`.
 pub(crate) fn lease_of(key: &str, name: &str) -> String {
     key.strip_prefix(&format!("{name}/"))
         .unwrap()

@@ -1,4 +1,4 @@
-//! TLS, with certificates of a private authority.
+//! TLS with certificates of a private authority.
 
 use leasehold_core::ErrorKind;
 use leasehold_etcd::EtcdBackend;
@@ -34,15 +34,14 @@ async fn only_the_right_certificates_on_both_sides_connect() {
         client.close().await.unwrap();
     }
 
-    // An authority that did not sign the server's; none of our own; one that the server's authority
-    // did not sign.
+    // An authority that did not sign the server's certificate; no client certificate; a client
+    // certificate of another authority.
     for (url, says) in [
         (url("127.0.0.1", &other, Some(&right)), "?ca="),
         (url("127.0.0.1", &right, None), "?cert="),
         (url("127.0.0.1", &right, Some(&other)), "?cert="),
     ] {
-        // What the server says of ours may be overtaken by the end of the connection, but not for
-        // ever.
+        // The server's alert may be lost when the connection ends, but not in every attempt.
         let mut told = None;
         for _ in 0..50 {
             let error = EtcdBackend::connect(&url).await.unwrap_err();
@@ -57,7 +56,7 @@ async fn only_the_right_certificates_on_both_sides_connect() {
             "{url}: {told:?}"
         );
     }
-    // In order, but for another host.
+    // A valid certificate for another host.
     let elsewhere = Certificates::generate_for(folders[2].path(), &["elsewhere.example"]).unwrap();
     let stranger = EtcdCluster::builder().tls(&elsewhere).start().unwrap();
     let (ca, own) = (elsewhere.ca(), (elsewhere.certificate(), elsewhere.key()));
@@ -72,7 +71,7 @@ async fn only_the_right_certificates_on_both_sides_connect() {
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
 
-    // Without TLS nothing is understood, and it does not hang.
+    // A client without TLS gets an error and does not hang.
     let plain = EtcdBackend::connect(&format!("etcd://127.0.0.1:{port}/"))
         .await
         .unwrap_err();

@@ -1,4 +1,4 @@
-//! Waiters are woken, and leave nothing.
+//! Waiters are notified and leave nothing behind.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     support::{SOON, backend, client, free, locks, ttl, until_locks},
 };
 
-/// With the fallback poll interval an hour away.
+/// The fallback poll interval is an hour.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiter_of_another_process_is_woken() {
     let cluster = EtcdCluster::start().unwrap();
@@ -33,7 +33,7 @@ async fn a_waiter_of_another_process_is_woken() {
     }
 }
 
-/// For a quarter of 5 s nobody would hear its answers.
+/// Each answer takes longer than a quarter of 5 s.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiter_far_from_its_cluster_is_granted_what_it_waits_for() {
     let cluster = EtcdCluster::start().unwrap();
@@ -55,7 +55,7 @@ async fn a_waiter_far_from_its_cluster_is_granted_what_it_waits_for() {
     assert!(granted.is_held());
 }
 
-/// It looks at its place by itself.
+/// The waiter polls its position in the queue.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiter_without_a_watch_looks_often() {
     let cluster = EtcdCluster::start().unwrap();
@@ -104,7 +104,7 @@ async fn cancelled_waiters_leave_nothing() {
             .await
         {
             Ok(guard) => assert!(guard.is_none(), "two hold"),
-            // So soon the cluster may not have answered.
+            // The cluster may not have answered yet.
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}"),
         }
     }
@@ -187,12 +187,12 @@ async fn who_waits_while_its_lease_expires_is_not_granted() {
     proxy.heal();
     sleep(Duration::from_secs(1)).await;
     if waiter.is_finished() {
-        // It has given up after a TTL without an answer.
+        // The waiter has failed after a TTL without an answer.
         let error = waiter.await.unwrap().unwrap_err();
         assert!(error.is_retryable(), "{error:?}");
         free(rival).await;
     } else {
-        // It queues anew, behind the rival.
+        // The waiter queues again, behind the rival.
         let token = rival.fencing_token();
         free(rival).await;
         let next = timeout(SOON, waiter).await.unwrap().unwrap().unwrap();
@@ -202,7 +202,8 @@ async fn who_waits_while_its_lease_expires_is_not_granted() {
     until_locks(&cluster, "nobody", <[String]>::is_empty).await;
 }
 
-/// A notification is a hint: whatever happens to the holder's key but its end, the waiter waits.
+/// A notification is a hint: the waiter waits until the holder's key is deleted, whatever else
+/// happens to it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_to_the_holders_key_grants_no_waiter() {
     let cluster = EtcdCluster::start().unwrap();
@@ -228,7 +229,7 @@ async fn a_write_to_the_holders_key_grants_no_waiter() {
             .unwrap(),
         RevokeOutcome::FreeWithin(Some(_))
     ));
-    // Somebody ahead of the waiter comes and goes, too: not the holder.
+    // A key before the waiter's, other than the holder's, appears and disappears too.
     let ahead = format!("{key}0");
     cluster.at(0).ctl(&["put", &ahead, "x"]).unwrap();
     cluster.at(0).ctl(&["del", &ahead]).unwrap();
@@ -238,7 +239,7 @@ async fn a_write_to_the_holders_key_grants_no_waiter() {
     free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
 }
 
-/// An operator who breaks a lock in the moment between two holders means the next one.
+/// An operator who revokes a lock between two holders means the next holder.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiter_broken_before_its_grant_queues_again() {
     let cluster = EtcdCluster::start().unwrap();

@@ -1,4 +1,4 @@
-//! Users, TLS, and what is refused.
+//! Users, TLS, and refused access.
 
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ async fn what_one_user_made_another_cannot_touch() {
             "{denied:?}"
         );
     }
-    // The same user in another process is at home.
+    // The same user in another process has access.
     let again = client(&(url("alice:s3cr%3At@") + "?acl=creator")).await;
     free(again.mutex("k").with_ttl(ttl(10)).lock().await.unwrap()).await;
 }
@@ -75,7 +75,7 @@ async fn a_root_that_others_own_is_denied_and_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_needs_a_client_that_trusts_the_ca() {
     let server = ZookeeperServer::builder().tls().start().unwrap();
-    // The server's first connection over TLS takes long on a busy machine.
+    // The first TLS connection to a server takes long on a busy machine.
     let patient = "&connect-timeout=30s&timeout=30s";
     let secure = client(&(server.secure_url(server.certificates().unwrap()) + patient)).await;
     let plain = client(&server.url()).await;
@@ -103,7 +103,7 @@ async fn tls_needs_a_client_that_trusts_the_ca() {
         "{refused}"
     );
     assert!(begun.elapsed() < SOON);
-    // Not for this server.
+    // A certificate for another server.
     let wrong = format!(
         "zookeepers://{}?ca={}",
         server.addr(),
@@ -131,7 +131,7 @@ async fn tls_needs_a_client_that_trusts_the_ca() {
     );
 }
 
-/// It says so after the handshake.
+/// The server reports it after the handshake.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_wants_a_certificate_says_so() {
     let server = ZookeeperServer::builder()
@@ -172,7 +172,7 @@ async fn a_client_of_the_users_own_will_do() {
     );
     free(guard).await;
     locks.close().await.unwrap();
-    // It is theirs, and lives on.
+    // A node of another program, which must survive.
     own.create(
         "/theirs",
         b"",
@@ -274,7 +274,7 @@ async fn awkward_names_are_locks_of_their_own() {
     }
 }
 
-/// A password that somebody changes.
+/// A password that changes.
 #[derive(Debug)]
 struct Rotating(std::sync::Mutex<&'static str>);
 
@@ -346,7 +346,7 @@ async fn a_password_that_changes_costs_no_lock() {
         "the provider has no other password yet: {denied}"
     );
     passwords.set("two");
-    // In the session that there is, and in a new one.
+    // In the existing session, and in a new one.
     free(locks.mutex("new").with_ttl(ttl(10)).lock().await.unwrap()).await;
     free(locks.mutex("new").with_ttl(ttl(12)).lock().await.unwrap()).await;
     held.renew().await.unwrap();
@@ -375,7 +375,7 @@ async fn another_server_behind_the_port_is_named() {
     let answering = tokio::spawn(async move {
         loop {
             let (mut stream, _) = web.accept().await.unwrap();
-            // What is hostile in it is shown and not printed.
+            // The error shows escape sequences of the answer in escaped form.
             drop(
                 stream
                     .write_all("HTTP/1.1 400 Bad\u{9b}31m\r\n\r\n".as_bytes())
@@ -408,7 +408,7 @@ async fn a_missing_answer_names_its_limit_and_the_option() {
     server.resume().unwrap();
 }
 
-/// Holds as many as its role says for as long as it lives.
+/// Holds as many locks as its role says, until it is killed.
 async fn hold_with_the_longest_name(role: &str) {
     let (count, url) = role.split_once(' ').unwrap();
     let client = client(url).await;
@@ -420,12 +420,12 @@ async fn hold_with_the_longest_name(role: &str) {
     drop(held);
 }
 
-/// Each byte is written as three.
+/// Returns a name of which each byte is written as three.
 fn longest_name() -> Vec<u8> {
     vec![1; LockKey::MAX_LEN]
 }
 
-/// When a session ends, all that it owns is in one message from the leader to its followers.
+/// When a session ends, the leader sends all of its nodes to the followers in one message.
 #[tokio::test(flavor = "multi_thread")]
 async fn ensemble_survives_holders_with_the_longest_names() {
     const NAME: &str = "access::ensemble_survives_holders_with_the_longest_names";
@@ -449,7 +449,7 @@ async fn ensemble_survives_holders_with_the_longest_names() {
         }
     };
     timeout(SOON, freed).await.expect("the ensemble serves on");
-    // What they have written they can read again.
+    // The members can read their own data again.
     for member in ensemble.members() {
         member.restart().unwrap();
     }
@@ -475,7 +475,7 @@ async fn hundreds_of_holders_with_the_longest_names_are_seen() {
         client.inspect(name).await.unwrap().holders.len(),
         HOLDERS as usize
     );
-    // Most are not watched: there is no room. The next renewal tells.
+    // Most locks are not watched, because there is no room. The next renewal reports the loss.
     let operator = Client::connect(&server.addr().to_string()).await.unwrap();
     for path in members(&server) {
         operator.delete(&path, None).await.unwrap();

@@ -1,4 +1,4 @@
-//! Many.
+//! Many waiters.
 
 use std::{
     collections::BTreeMap,
@@ -17,14 +17,14 @@ use crate::support::{client, free, nothing_left, token, ttl};
 const KEYS: usize = 100;
 const WAITERS: usize = 10_000;
 
-/// A machine that builds something else beside.
+/// Long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_waiters_on_a_hundred_keys_are_all_served() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server.url()).await;
-    // All are asleep until everybody has come.
+    // All tasks wait until every one has started.
     let mut held = Vec::new();
     for key in 0..KEYS {
         held.push(

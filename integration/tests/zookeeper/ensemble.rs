@@ -1,4 +1,4 @@
-//! Three servers, of which one fails.
+//! Three servers, one of which fails.
 
 use leasehold_integration::server::ZookeeperEnsemble;
 use tokio::time::{sleep, timeout};
@@ -18,7 +18,7 @@ async fn the_lock_and_its_token_outlive_the_leader() {
     let leader = ensemble.leader().unwrap();
     ensemble.member(leader).kill();
     until("another leader", || ensemble.leader().is_ok()).await;
-    // Longer than a session: it has been renewed at the others.
+    // Longer than a session: it has been renewed through the remaining servers.
     sleep(millis(10_000)).await;
     assert!(guard.is_held() && !waiter.is_finished());
     assert_eq!(token(&guard), held);
@@ -47,7 +47,7 @@ async fn any_one_member_may_be_dead_or_stopped() {
         ensemble.member(at).kill();
         let mut freed = 0;
         while freed < 5 {
-            // Its session may be at the one that has just died.
+            // The client's session may be on the server that has just been killed.
             let guard = lock(&one.mutex("k").with_ttl(ttl(5))).await;
             assert!(token(&guard) > last);
             last = token(&guard);

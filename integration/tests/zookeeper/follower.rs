@@ -1,9 +1,9 @@
-//! The holder's server loses its leader, and does not know it.
+//! The holder's server loses its leader without noticing.
 //!
-//! It goes on answering pings and reads, and the sessions of its clients end at the others without
-//! a word to them. So every holder must have given up by its own clock before the rival, who is
-//! elsewhere, is granted. Two processes, whose stamps are of the clock that all processes of a host
-//! share.
+//! It keeps answering pings and reads, while the sessions of its clients expire at the remaining
+//! servers without any notice. Every holder must therefore give up by its own clock before a rival
+//! on another server is granted. The test uses two processes, whose timestamps come from a clock
+//! that all processes of a host share.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -20,13 +20,13 @@ use crate::support::{client, lock, members, millis, ttl, until};
 const SESSIONS: usize = 50;
 const TTL_SECS: u64 = 3;
 
-/// Long enough for a leader that stands still meanwhile.
+/// Longer than the pause of the leader.
 const LONG_TTL_SECS: u64 = 8;
 
-/// How often the holder looks at all of its guards.
+/// The interval at which the holder checks all of its guards.
 const GLANCE: Duration = Duration::from_micros(500);
 
-/// After the fault and the TTL: a session ends at a tick, and the machine is busy.
+/// The timeout after the fault and the TTL: a session ends at a tick, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -59,8 +59,8 @@ async fn holders_of_a_cut_off_server_give_up_before_a_rival() {
     .await;
 }
 
-/// What the holders asked for meanwhile is in the leader's hands, and done when it goes on. What
-/// their server has heard of them since the leader stood still is not.
+/// The paused leader executes the holders' queued requests when it continues. It has not received
+/// the keep-alives that their server has seen since the pause.
 #[tokio::test(flavor = "multi_thread")]
 async fn holders_whose_leader_stood_still_give_up_before_a_rival() {
     const NAME: &str = "follower::holders_whose_leader_stood_still_give_up_before_a_rival";
@@ -89,7 +89,7 @@ async fn overtaken(
     heal: impl Fn(&mut ZookeeperEnsemble, usize),
 ) {
     let rounds = std::env::var("LEASEHOLD_ROUNDS").map_or(2, |rounds| rounds.parse().unwrap());
-    // A follower that is patient with its leader is the worst server to hold at.
+    // A follower with a high sync limit is the worst server for a holder.
     let mut ensemble = ZookeeperServer::builder()
         .sync_limit(60)
         .links()
@@ -108,7 +108,7 @@ async fn overtaken(
             members(ensemble.member(leader)).difference(&held).count() == SESSIONS
         })
         .await;
-        // At any phase of the leader's pings; the sessions have phases of their own.
+        // At a random phase of the leader's pings; the phases of the sessions differ too.
         tokio::time::sleep(millis(rand::random_range(0..1000))).await;
         tokio::task::block_in_place(|| fault(&mut ensemble, follower));
         let (ended, granted) = (stamps(&mut holder).await, stamps(&mut rival).await);
@@ -145,7 +145,7 @@ async fn stamps(peer: &mut Peer) -> BTreeMap<usize, u64> {
     serde_json::from_str(&heard(peer, "stamps ").await).unwrap()
 }
 
-/// A peer.
+/// Runs a peer.
 async fn play(role: &str) {
     let [part, url, round, secs] = *role.split(' ').collect::<Vec<_>>() else {
         panic!("no such role: {role}")
@@ -165,11 +165,11 @@ async fn play(role: &str) {
         "stamps {}",
         serde_json::to_string(&stamps).unwrap()
     ));
-    // What it has it keeps until it is killed.
+    // The guards are held until the process is killed.
     tokio::task::block_in_place(|| while listen().is_some() {});
 }
 
-/// One session, opened at a time of its own.
+/// Opens a session and acquires a lock at a random time.
 async fn hold(url: &str, round: &str, secs: u64, n: usize) -> (LockClient, LockGuard) {
     tokio::time::sleep(millis(rand::random_range(0..1000 * secs))).await;
     let client = client(url).await;
@@ -177,13 +177,13 @@ async fn hold(url: &str, round: &str, secs: u64, n: usize) -> (LockClient, LockG
     (client, guard)
 }
 
-/// Until when each was believed in, on a thread that no runtime delays.
+/// Returns the end of each hold, observed on a thread that no runtime delays.
 fn watch(held: &[(LockClient, LockGuard)]) -> BTreeMap<usize, u64> {
     let mut ended = BTreeMap::new();
     while ended.len() < held.len() {
         for (n, (_, guard)) in held.iter().enumerate() {
             if !ended.contains_key(&n) && !guard.is_held() {
-                // Not held at any time after its deadline, also if it was not looked at in between.
+                // A guard is not held after its deadline, even if it was not checked in between.
                 ended.insert(n, now_ns().min(guard.deadline().moment().as_nanos()));
             }
         }
@@ -192,16 +192,16 @@ fn watch(held: &[(LockClient, LockGuard)]) -> BTreeMap<usize, u64> {
     ended
 }
 
-/// When each was granted.
+/// Returns the time of each grant.
 async fn wait(url: &str, round: &str) -> BTreeMap<usize, u64> {
     let client = client(url).await;
     let granted = (0..SESSIONS).map(|n| {
-        // A session that outlives the whole test.
+        // A session that outlives the test.
         let mutex = client.mutex(format!("{round}-{n}")).with_ttl(ttl(20));
         async move {
             let guard = lock(&mutex).await;
             let granted = now_ns();
-            // Not released, so that nothing else happens meanwhile.
+            // Not released, to exclude other events.
             drop(tokio::spawn(async move { guard.lost().await }));
             (n, granted)
         }

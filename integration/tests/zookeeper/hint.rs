@@ -1,4 +1,4 @@
-//! A watch that fires is a hint: a waiter is granted by what it reads, never by what it is told.
+//! A watch event is a hint: a waiter is granted by what it reads, never by the event.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use tokio::time::{sleep, timeout};
 
 use crate::support::{SOON, client, free, members, nothing_left, token, ttl, until, until_waiting};
 
-/// How often the holder's node is written.
+/// The number of writes to the holder's node.
 const WRITES: usize = 5;
 
-/// A write wakes the waiter within this on an idle machine. A waiter that is slower is not tested,
-/// and passes.
+/// A write notifies the waiter within this time on an idle machine. A slower waiter passes
+/// untested.
 const PAUSE: Duration = Duration::from_millis(200);
 
 async fn operator(server: &ZookeeperServer) -> Client {
@@ -57,8 +57,8 @@ async fn a_write_to_the_holders_node_grants_nobody() {
     nothing_left(&server, SOON);
 }
 
-/// As Curator's `Revoker` asks a holder of another program, which may take its time or not listen
-/// at all.
+/// Curator's `Revoker` asks a holder of another program like this. The holder may answer late or
+/// never.
 #[tokio::test(flavor = "multi_thread")]
 async fn asking_a_foreign_holder_to_revoke_grants_nobody() {
     let server = ZookeeperServer::start().unwrap();
@@ -102,7 +102,7 @@ async fn a_gentle_break_grants_nobody_before_the_deadline() {
         async move { other.mutex("k").with_ttl(ttl(4)).lock().await.unwrap() }
     });
     until("it waits", || members(&server).len() == 2).await;
-    // It is watched by now, and by whoever waits.
+    // The node is watched by now, and by the waiter.
     sleep(PAUSE).await;
     let held = holder(&other).await;
     other.revoke(&held, Revocation::Graceful).await.unwrap();

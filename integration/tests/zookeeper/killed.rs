@@ -1,4 +1,4 @@
-//! A waiter that was killed or stopped blocks nobody for long, whatever its TTL.
+//! A killed or paused waiter blocks nobody for long, whatever its TTL.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::support::{
 const HOUR: u64 = 3_600;
 const MODES: [&str; 3] = ["writer", "reader", "permit"];
 
-/// A server that keeps sessions for an hour.
+/// Starts a server that keeps sessions for an hour.
 fn server() -> ZookeeperServer {
     ZookeeperServer::builder()
         .setting("maxSessionTimeout", HOUR * 1_000)
@@ -27,7 +27,7 @@ fn server() -> ZookeeperServer {
         .unwrap()
 }
 
-/// Locks in this mode.
+/// Acquires a lock in this mode.
 async fn lock(client: &LockClient, mode: &str) -> Held {
     let hour = ttl(HOUR);
     match mode {
@@ -55,12 +55,12 @@ async fn lock(client: &LockClient, mode: &str) -> Held {
     }
 }
 
-/// A mode that excludes this one.
+/// Returns a mode that excludes this one.
 fn against(mode: &str) -> &str {
     if mode == "permit" { mode } else { "writer" }
 }
 
-/// A peer: says when it holds, and releases when it is told to.
+/// Runs a peer that reports when it holds the lock, and releases it on command.
 async fn play(role: &str) {
     let (mode, url) = role.split_once(' ').unwrap();
     let guard = lock(&client(url).await, mode).await;
@@ -90,7 +90,7 @@ async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
         until_waiting(&server, 2).await;
         doomed.process().kill();
         free(held).await;
-        // Against its TTL of an hour.
+        // Far less than the killed waiter's TTL of an hour.
         let next = timeout(SOON, next)
             .await
             .unwrap_or_else(|_| panic!("a dead {mode} blocks"))
@@ -138,7 +138,7 @@ async fn what_a_waiter_is_granted_outlives_its_waiting() {
             granted.fencing_token(),
             "{mode}"
         );
-        // Those of the two clients are left when the waiters' has been closed, or has expired.
+        // The two clients' sessions remain when the waiters' session is closed or has expired.
         until("the session of the waiters ends", || {
             sessions(&server).len() == 2
         })
@@ -153,7 +153,7 @@ async fn what_a_waiter_is_granted_outlives_its_waiting() {
     }
 }
 
-/// It is passed over while it is stopped, and comes last when it goes on.
+/// The waiter is skipped while it is paused, and queues last when it continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_waiter_blocks_for_seconds_and_waits_again() {
     const NAME: &str = "killed::a_stopped_waiter_blocks_for_seconds_and_waits_again";
@@ -185,7 +185,7 @@ async fn a_stopped_waiter_blocks_for_seconds_and_waits_again() {
     nothing_left(&server, SOON);
 }
 
-/// For a quarter of 5 s nobody would hear its answers.
+/// Each answer takes longer than a quarter of 5 s.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiter_far_from_its_servers_is_granted_what_it_waits_for() {
     let server = server();
@@ -209,7 +209,7 @@ async fn a_waiter_far_from_its_servers_is_granted_what_it_waits_for() {
     assert!(granted.is_held());
 }
 
-/// A free lock is taken in the session that it is held in.
+/// A free lock is acquired in the session that holds it.
 #[tokio::test(flavor = "multi_thread")]
 async fn free_lock_costs_two_transactions_before_and_after_waiting() {
     const PAIRS: i64 = 50;
@@ -239,7 +239,7 @@ async fn free_lock_costs_two_transactions_before_and_after_waiting() {
     free(held).await;
     timeout(SOON, waiter).await.unwrap().unwrap();
     let after = pairs().await;
-    // Sessions are opened, renewed and closed meanwhile.
+    // Opening, renewing and closing sessions costs transactions too.
     assert!(
         before < PAIRS * 5 / 2 && after < PAIRS * 5 / 2,
         "{before} and {after} for {PAIRS} pairs"

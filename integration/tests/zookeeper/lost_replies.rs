@@ -1,4 +1,4 @@
-//! Requests that were carried out, and whose answers never came.
+//! Requests that were executed and whose answers were lost.
 
 use std::collections::BTreeSet;
 
@@ -14,12 +14,12 @@ use crate::support::{
     SOON, client, free, is_a_fault, members, millis, nothing_left, sessions, ttl, until,
 };
 
-/// A session's: it outlives the whole test, so nothing goes by itself.
+/// The session outlives the test, so that no node expires.
 const TTL_SECS: u64 = 40;
 const LOST: usize = 100;
 
-/// The server creates the node and its answer is lost, a hundred times in one session: whoever
-/// asked goes on, or gives up. Either way nothing that nobody owns blocks the queue.
+/// The server creates the node and the answer is lost, a hundred times in one session. The client
+/// continues or gives up. No node without an owner blocks the queue.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_replies_to_create_leave_no_orphan_in_a_live_session() {
     let server = ZookeeperServer::builder()
@@ -41,7 +41,7 @@ async fn lost_replies_to_create_leave_no_orphan_in_a_live_session() {
             let mutex = mutex.clone();
             async move { mutex.lock().await }
         });
-        // It is there, and the one who asked for it has not heard of it.
+        // The node exists, and the client does not know it.
         until("it is created", || {
             let before = created.len();
             created.extend(members(&server));
@@ -61,7 +61,7 @@ async fn lost_replies_to_create_leave_no_orphan_in_a_live_session() {
             Ok(Err(error)) => assert!(is_a_fault(error.kind()), "{error:?}"),
             Err(cancelled) => assert!(cancelled.is_cancelled()),
         }
-        // By itself, and not because somebody else asks for it.
+        // The client removes it without any other request for the lock.
         until("it is removed", || members(&server).is_empty()).await;
     }
     assert!(created.len() >= LOST);
@@ -81,7 +81,7 @@ async fn lost_replies_to_create_leave_no_orphan_in_a_live_session() {
     .await;
 }
 
-/// Which way, and after how many pieces.
+/// The direction, and the number of chunks before the cut.
 const CUTS: [(Direction, u64); 16] = {
     let mut cuts = [(Direction::ClientToServer, 0); 16];
     let mut n = 0;
@@ -93,7 +93,7 @@ const CUTS: [(Direction, u64); 16] = {
     cuts
 };
 
-/// One client behind a proxy of its own, which cuts its connection once in an acquisition.
+/// Runs a client behind its own proxy, which cuts its connection once during an acquisition.
 async fn cut_once(
     server: &ZookeeperServer,
     name: &str,
@@ -103,7 +103,7 @@ async fn cut_once(
     let proxy = Proxy::start(server.addr()).unwrap();
     let client = client(&server.url_at(proxy.addr())).await;
     let mutex = client.mutex(name).with_ttl(ttl(4));
-    // The session is there, and has been used.
+    // The session exists and has been used.
     free(
         client
             .mutex(format!("{name} before"))
@@ -144,7 +144,7 @@ async fn cut_in_acquisition_leaves_nothing_in_a_live_session() {
             cut
         },
     );
-    // Kept, so that their sessions are.
+    // Kept to keep their sessions alive.
     let _clients = join_all(cuts).await;
     nothing_left(server, millis(2 * 4_000));
 }

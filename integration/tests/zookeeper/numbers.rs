@@ -1,4 +1,4 @@
-//! The numbers that the server gives to the nodes of a queue come to an end.
+//! The sequence numbers of a queue's nodes can run out.
 
 use std::{
     sync::{
@@ -18,10 +18,10 @@ use crate::support::{
     SOON, client, free, members, millis, nothing_left, token, ttl, until_waiting,
 };
 
-/// From this number on nobody takes part.
+/// Nodes with this number or a larger one do not take part.
 const LIMIT: i32 = i32::MAX - 1_000_000;
 
-/// A server whose next node below `/k` gets this number.
+/// Starts a server whose next node below `/k` gets this number.
 async fn server_at(number: i32) -> ZookeeperServer {
     let mut server = ZookeeperServer::start().unwrap();
     free(
@@ -89,7 +89,7 @@ async fn sequence_numbers_that_are_used_up_admit_one_at_a_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_was_in_the_queue_before_the_limit_is_served() {
-    // Whoever finds the lock taken takes a number for that, and another one in the queue.
+    // An acquisition of a held lock uses one number, and another one in the queue.
     let server = server_at(LIMIT - 3).await;
     let all = clients::<4>(&server).await;
     let first = all[0].mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
@@ -102,7 +102,7 @@ async fn whoever_was_in_the_queue_before_the_limit_is_served() {
     let second = wait(&all[1]);
     until_waiting(&server, 1).await;
     let late = [wait(&all[2]), wait(&all[3])];
-    // They come and go again, and nobody is let in.
+    // The clients retry, and none is granted.
     sleep(Duration::from_millis(600)).await;
     assert!(
         !second.is_finished() && late.iter().all(|task| !task.is_finished()),
@@ -137,7 +137,7 @@ async fn whoever_was_in_the_queue_before_the_limit_is_served() {
         "the numbers begin anew"
     );
     last = token(&guard);
-    // Though somebody is always there: it does not wait for another end.
+    // The other waiter has queued again, without waiting for a free lock.
     until_waiting(&server, 1).await;
     free(guard).await;
     let guard = timeout(SOON, rest).await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! The node above the queue comes and goes.
+//! The parent node of a queue is deleted and created again.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn recreated_parent_does_not_lower_tokens() {
     let operator = Client::connect(&server.addr().to_string()).await.unwrap();
     let mut last = 0;
     for round in 0..6 {
-        // Several, so that the sequence in the names is ahead of what it starts with again.
+        // Several locks, so that the sequence is ahead of its restart value.
         for client in [&one, &other, &one] {
             let guard = client.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
             assert!(
@@ -48,7 +48,7 @@ async fn recreated_parent_does_not_lower_tokens() {
     }
 }
 
-/// The directory of a free lock may be removed while somebody is about to queue in it.
+/// The directory of a free lock may be deleted while a client is about to queue in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parent_that_is_removed_again_and_again_costs_no_lock() {
     let server = ZookeeperServer::start().unwrap();
@@ -56,7 +56,7 @@ async fn a_parent_that_is_removed_again_and_again_costs_no_lock() {
     let operator = Client::connect(&server.addr().to_string()).await.unwrap();
     let removing = tokio::spawn(async move {
         loop {
-            // It succeeds only when nobody is in it.
+            // Succeeds only while the directory is empty.
             drop(operator.delete("/k", None).await);
             tokio::time::sleep(Duration::from_millis(3)).await;
         }

@@ -1,4 +1,4 @@
-//! Sessions that end, and servers that fall silent.
+//! Sessions that expire, and servers that stop answering.
 
 use leasehold_core::{Clock, LossReason, SystemClock};
 use leasehold_integration::{
@@ -33,7 +33,7 @@ async fn holder_learns_its_session_ended_and_locks_again() {
         .unwrap();
     assert!(token(&rival) > token(&guard));
     proxy.heal();
-    // Other locks get a new session without the user's help.
+    // Other locks get a new session automatically.
     let again = lock(&one.mutex("other").with_ttl(ttl(2))).await;
     assert!(
         !guard.is_held() && guard.renew().await.is_err(),
@@ -43,7 +43,7 @@ async fn holder_learns_its_session_ended_and_locks_again() {
     assert!(sessions(&server).is_disjoint(&first), "another session");
     drop(guard);
     free(again).await;
-    // The old guard's end has freed nothing of the rival's.
+    // The end of the old guard has not freed the rival's lock.
     assert_eq!(members(&server).len(), 1);
     free(rival).await;
     nothing_left(&server, SOON);
@@ -122,7 +122,7 @@ async fn a_short_cut_costs_the_holder_nothing() {
         proxy.disconnect();
         assert!(guard.is_held());
     }
-    // The connection may be under way again: then the release is tried again in the background.
+    // The client may be reconnecting. The release is then retried in the background.
     if let Err(error) = guard.release().await {
         assert!(is_a_fault(error.kind()), "{error:?}");
     }
@@ -170,7 +170,7 @@ async fn a_node_that_somebody_deletes_is_a_loss_that_is_told_at_once() {
         .await
         .unwrap();
     operator.delete(&path, None).await.unwrap();
-    // Well before the session or its next renewal would tell.
+    // Well before the session or its next renewal would report it.
     assert_eq!(
         timeout(millis(4_000), guard.lost()).await.unwrap(),
         LossReason::Replaced

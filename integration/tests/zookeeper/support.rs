@@ -1,4 +1,4 @@
-//! Helpers of these tests.
+//! Helpers shared by the tests.
 
 use std::{
     collections::BTreeSet,
@@ -9,13 +9,13 @@ use leasehold_core::{ErrorKind, LockClient, LockGuard, Mutex, Released, Ttl};
 use leasehold_integration::{held::Held, leftovers, server::ZookeeperServer};
 use leasehold_zookeeper::{ZookeeperBackend, zookeeper_client::Client};
 
-/// For what must happen at all, on a machine that builds something else beside.
+/// The timeout of operations that must succeed, long enough for a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
-/// Where the backend keeps the nodes of its sessions.
+/// The parent of the backend's session nodes.
 const SESSIONS: &str = "/%sessions/";
 
-/// What a node says that only waits.
+/// The mark in the data of a node that is only waiting.
 const WAITS: &[u8] = b":waits:";
 
 pub(crate) async fn client(url: &str) -> LockClient {
@@ -41,7 +41,8 @@ pub(crate) async fn free(guard: impl Into<Held>) {
     assert_eq!(guard.into().release().await.unwrap(), Released::Freed);
 }
 
-/// Returns whether a fault may lead to this: the same call may succeed later, or the lease is over.
+/// Returns whether this kind of error may follow a fault: the call may succeed later, or the lease
+/// is lost.
 pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -49,7 +50,7 @@ pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
     )
 }
 
-/// Locks, and starts again after each fault.
+/// Acquires a lock, retrying after each fault.
 pub(crate) async fn lock(mutex: &Mutex) -> LockGuard {
     let locked = async {
         loop {
@@ -72,7 +73,7 @@ pub(crate) fn members(server: &ZookeeperServer) -> BTreeSet<String> {
     nodes
 }
 
-/// On a busy machine the server is slow to answer.
+/// Retries, because the server answers slowly on a busy machine.
 fn ephemerals(server: &ZookeeperServer) -> BTreeSet<String> {
     let end = Instant::now() + SOON;
     loop {
@@ -90,15 +91,15 @@ pub(crate) fn sessions(server: &ZookeeperServer) -> BTreeSet<String> {
     nodes
 }
 
-/// Waits until so many nodes say that they only wait: those of waiters with a TTL of more than 5 s.
-/// Returns them.
+/// Waits until `count` nodes are marked as waiting, and returns them. Only waiters with a TTL of
+/// more than 5 s have such nodes.
 pub(crate) async fn until_waiting(server: &ZookeeperServer, count: usize) -> BTreeSet<String> {
     let client = Client::connect(&server.addr().to_string()).await.unwrap();
     let end = Instant::now() + SOON;
     loop {
         let mut waiting = BTreeSet::new();
         for node in tokio::task::block_in_place(|| members(server)) {
-            // It may have gone by now.
+            // The node may already be gone.
             if let Ok((data, _)) = client.get_data(&node).await
                 && data.windows(WAITS.len()).any(|part| part == WAITS)
             {
@@ -116,7 +117,7 @@ pub(crate) async fn until_waiting(server: &ZookeeperServer, count: usize) -> BTr
     }
 }
 
-/// Waits until nobody holds or waits, for at most `patience`.
+/// Waits until there are no holders and waiters, for at most `patience`.
 #[track_caller]
 pub(crate) fn nothing_left(server: &ZookeeperServer, patience: Duration) {
     let leftovers = || leftovers::nothing_left(patience, || Ok(members(server)));
