@@ -1,8 +1,8 @@
-//! The public API of each published crate is what `docs/api/CRATE.txt` says, and each of its types
-//! has an example.
+//! The public API of each published crate must match `docs/api/CRATE.txt`, and each public type
+//! must have an example.
 //!
-//! The lists are read from the sources, so that no nightly toolchain is needed. A change of the API
-//! shows as a difference in review. To renew the lists:
+//! The lists are generated from the sources, so no nightly toolchain is needed. Reviews see each
+//! API change as a difference. To update the lists:
 //!
 //! ```console
 //! $ LEASEHOLD_RENEW_API=1 cargo test -p leasehold-integration --test api
@@ -133,15 +133,15 @@ fn referred_to(docs: &str) -> Option<String> {
     link.split('`').next().map(str::to_owned)
 }
 
-/// The lines of one crate. A `pub` item of a private module counts: the lint `unreachable_pub` sees
-/// to it that it is reachable.
+/// The API lines of one crate. A `pub` item of a private module counts, because the lint
+/// `unreachable_pub` guarantees that it is reachable.
 #[derive(Default)]
 struct Crate {
     lines: BTreeSet<String>,
     types: BTreeSet<String>,
     /// The name and the documentation of each public type, except those in hidden modules.
     documented: Vec<(String, String)>,
-    /// Implementations of traits, and the types that they are for.
+    /// Trait implementations, with their types.
     traits: Vec<(String, String)>,
 }
 
@@ -161,7 +161,8 @@ impl Crate {
         self.lines.into_iter().map(|line| line + "\n").collect()
     }
 
-    /// `dir` is where the file's modules are. `path` names the module, if it is public.
+    /// Adds the items of a file. `dir` is the folder of its modules; `path` names the module, if it
+    /// is public.
     fn file(&mut self, file: &Path, dir: &Path, path: &str) {
         let text =
             fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
@@ -296,7 +297,7 @@ impl Crate {
                         self.lines.insert(format!("{name}!: {signature}"));
                     }
                 }
-                // The methods that a macro adds to a type. Other macros add nothing public.
+                // Methods added to a type by a macro. Other macros add nothing public.
                 None if rules
                     .mac
                     .path
@@ -379,7 +380,7 @@ impl Crate {
         self.documented.push((name.to_owned(), lines.collect()));
     }
 
-    /// Adds a line, after the attributes that users depend on.
+    /// Adds a line, preceded by the attributes that users depend on.
     fn add(&mut self, path: &str, attributes: &[Attribute], text: &str) {
         let kept = attributes.iter().filter(|attribute| {
             ["cfg", "derive", "non_exhaustive", "deprecated"]
@@ -409,7 +410,7 @@ fn is_for_tests(attributes: &[Attribute]) -> bool {
         .any(|attribute| attribute.path().is_ident("cfg") && shown(attribute).contains("test"))
 }
 
-/// The names that a `use` brings.
+/// Returns the names that a `use` imports.
 fn leaves(tree: &syn::UseTree) -> Vec<String> {
     match tree {
         syn::UseTree::Path(path) => leaves(&path.tree)
@@ -421,7 +422,7 @@ fn leaves(tree: &syn::UseTree) -> Vec<String> {
     }
 }
 
-/// The signatures of the public functions that a macro makes.
+/// Returns the signatures of the public functions that a macro generates.
 fn public_functions(tokens: TokenStream) -> Vec<String> {
     let (mut found, mut signature): (Vec<String>, Option<TokenStream>) = Default::default();
     for token in tokens {
@@ -458,7 +459,7 @@ fn shown(tokens: &impl ToTokens) -> String {
     spaced(&tokens.to_token_stream().to_string())
 }
 
-/// Takes away the spaces that people would not write.
+/// Removes spaces that the token printer adds.
 fn spaced(text: &str) -> String {
     let mut text = text.replace('\n', " ");
     for (from, to) in [

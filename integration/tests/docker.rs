@@ -1,4 +1,4 @@
-//! `docker/compose.yaml` is what its documentation says: checked without Docker, by reading both.
+//! `docker/compose.yaml` must match its documentation. The test reads both and needs no Docker.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -21,7 +21,7 @@ fn file(name: &str) -> String {
     .unwrap()
 }
 
-/// The services with what they share merged into them.
+/// Returns the services, with shared parts merged into them.
 fn services() -> Vec<(String, Value)> {
     let mut compose: Value = serde_yaml_ng::from_str(&file("compose.yaml")).unwrap();
     compose.apply_merge().unwrap();
@@ -41,7 +41,7 @@ fn strings(value: &Value) -> BTreeSet<String> {
         .collect()
 }
 
-/// The ports of this machine under which a profile is reached.
+/// Returns the local ports of a profile.
 fn ports_of(profile: &str) -> BTreeSet<u16> {
     let services = services();
     let chosen = services
@@ -53,7 +53,7 @@ fn ports_of(profile: &str) -> BTreeSet<u16> {
         .collect()
 }
 
-/// The ports that the URLs of this scheme name in a text.
+/// Returns the ports in a text's URLs of this scheme, one set per URL.
 fn ports_in(text: &str, scheme: &str) -> Vec<BTreeSet<u16>> {
     let mut found = Vec::new();
     for (at, _) in text.match_indices(&format!("{scheme}://")) {

@@ -1,4 +1,4 @@
-//! What the pages in `docs` say about the tests is true.
+//! Statements in `docs` about the code and the tests must be true.
 
 use std::{
     collections::BTreeSet,
@@ -11,7 +11,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The names of all functions in the Rust files below a folder.
+/// Adds the names of all functions in the Rust files below a folder.
 fn functions(folder: &Path, into: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -34,7 +34,7 @@ fn functions(folder: &Path, into: &mut BTreeSet<String>) {
     }
 }
 
-/// The paragraphs and list items of a page.
+/// Returns the paragraphs and list items of a page.
 fn statements(page: &str) -> Vec<String> {
     let mut statements: Vec<String> = Vec::new();
     let mut fresh = true;
@@ -52,7 +52,7 @@ fn statements(page: &str) -> Vec<String> {
     statements
 }
 
-/// What stands in backticks after `Tests:`, up to the end of that sentence.
+/// Returns the names in backticks after `Tests:`, up to the end of that sentence.
 fn named_tests(statement: &str) -> Vec<String> {
     let lists = statement
         .split("Tests: ")
@@ -93,7 +93,7 @@ fn every_guarantee_names_tests_that_exist() {
     );
 }
 
-/// What stands in `quotes` and begins as our metrics do.
+/// Returns the quoted metric names in `text`.
 fn metrics(text: &str, quote: char) -> BTreeSet<String> {
     let quoted = text
         .split(quote)
@@ -126,7 +126,7 @@ fn the_manual_lists_every_metric_and_no_other() {
     }
 }
 
-/// The pages that git knows.
+/// Returns the pages in the git index.
 fn pages() -> Vec<PathBuf> {
     let listed = Command::new("git")
         .args(["ls-files", "-z", "*.md"])
@@ -176,7 +176,7 @@ fn every_variable_of_the_tests_is_documented() {
     for folder in ["crates", "integration"] {
         variables_below(&root().join(folder), &mut used);
     }
-    // What the command tells and takes, and what a test tells a process that it starts.
+    // Variables of the command, and variables that tests set for their child processes.
     used.retain(|name| {
         !["LEASEHOLD_KEY", "LEASEHOLD_TOKEN", "LEASEHOLD_URL"].contains(&name.as_str())
     });
@@ -196,7 +196,7 @@ fn every_variable_of_the_tests_is_documented() {
     assert_eq!(listed, used);
 }
 
-/// Links to files of this repository lead somewhere.
+/// Links to files of this repository must not be broken.
 #[test]
 fn links_between_pages_lead_to_files() {
     let pages = pages();
@@ -209,7 +209,7 @@ fn links_between_pages_lead_to_files() {
             .skip(1)
             .filter_map(|rest| rest.split(')').next())
         {
-            // Pages that are a crate's documentation as well also link to items.
+            // Pages that are also rustdoc link to items.
             if link.starts_with("http") || link.starts_with('#') || link.contains("::") {
                 continue;
             }

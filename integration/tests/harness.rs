@@ -1,5 +1,4 @@
-//! Tests of the tests' own tools: what they claim to break is broken, and what they claim to leave
-//! alone is.
+//! Tests of the harness: each fault takes effect, and affects nothing else.
 
 #[path = "harness/postgres.rs"]
 mod postgres;

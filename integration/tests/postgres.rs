@@ -1,4 +1,4 @@
-//! The PostgreSQL backend on a real server: what a lock is.
+//! The PostgreSQL backend on a real server.
 
 use std::{
     net::Ipv4Addr,
@@ -80,7 +80,7 @@ async fn permits_are_the_keys_that_the_documentation_says() {
             .await
             .unwrap()
     };
-    // Somebody else has one of two.
+    // Another program holds one of the two keys.
     assert!(psql("SELECT pg_try_advisory_lock(hashtextextended('documented', 2))").await);
     let permit = one
         .semaphore("documented", 2)
@@ -143,7 +143,7 @@ async fn every_key_scheme_takes_the_locks_of_the_others() {
             .await
             .unwrap();
         assert!(!taken, "{keys}: another program was granted what we hold");
-        // A waiter in another session is told, also of a pair.
+        // A waiter in another session is notified, also for a pair of keys.
         let mutex = other.mutex(name);
         let waiting = tokio::spawn(async move { mutex.lock().await });
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -198,7 +198,7 @@ async fn leases_and_transactions_exclude_each_other() {
             .await
             .unwrap()
     );
-    // The transaction goes on.
+    // The transaction continues.
     assert_eq!(
         sqlx::query_scalar::<_, i32>("SELECT 1")
             .fetch_one(&mut *sale)
@@ -211,7 +211,7 @@ async fn leases_and_transactions_exclude_each_other() {
         .await
         .unwrap();
     assert_eq!(unlimited, "0");
-    // A transaction that waits is granted when the lease is released.
+    // A waiting transaction is granted the lock when the lease is released.
     let waiting =
         tokio::spawn(async move { transaction::lock(&mut sale, key).await.map(|()| sale) });
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -223,7 +223,7 @@ async fn leases_and_transactions_exclude_each_other() {
         .unwrap()
         .unwrap();
     assert!(client.mutex("sale").try_lock().await.unwrap().is_none());
-    // A lease that waits sees the end of the transaction.
+    // A waiting lease notices the end of the transaction.
     let mutex = client.mutex("sale");
     let waiting = tokio::spawn(async move { mutex.lock().await });
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -256,7 +256,7 @@ async fn leases_and_transactions_exclude_each_other() {
     free(client.mutex("sale").try_lock().await.unwrap().unwrap()).await;
 }
 
-/// Without the net only notifications wake.
+/// With a fallback poll interval of an hour, only notifications can wake waiters in time.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_safety_net_of_an_hour_waiters_are_woken_all_the_same() {
     let server = server();
@@ -363,7 +363,7 @@ async fn inspection_shows_foreign_holders_and_revoke_hits_one() {
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
-    // Its session has another lock.
+    // The user's session holds another lock.
     block_in_place(|| psql.ask("SELECT pg_advisory_lock(42)", SOON).unwrap());
     let error = client
         .revoke(holder, Revocation::Immediate)
@@ -408,7 +408,7 @@ async fn holder_is_shown_with_application_name_address_and_start() {
         .acquire()
         .await
         .unwrap();
-    // The server's own account, of the one session that holds both.
+    // The server's own view of the one session that holds both locks.
     let account = "SELECT pid, (extract(epoch FROM backend_start) * 1000000)::int8 FROM pg_stat_activity \
                    WHERE application_name = 'leasehold 60000ms till 3'";
     let account = block_in_place(|| server.psql(account).unwrap());
@@ -440,7 +440,7 @@ async fn holder_is_shown_with_application_name_address_and_start() {
             assert_eq!(format!("{}|{}", connection.id, since.as_micros()), account);
         }
     }
-    // Another program, over the socket.
+    // Another program, connected over the socket.
     let mut psql = block_in_place(|| server.psql_session().unwrap());
     block_in_place(|| {
         psql.ask("SET application_name = 'by hand'", SOON).unwrap();
@@ -472,7 +472,7 @@ async fn holder_is_shown_with_application_name_address_and_start() {
     );
 }
 
-/// What a label says is shown and has no other effect, whoever chose it.
+/// The content of a label is displayed and has no other effect.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_label_changes_the_database_or_the_role_of_a_session() {
     let server = PostgresServer::start().unwrap();
@@ -490,7 +490,7 @@ async fn no_label_changes_the_database_or_the_role_of_a_session() {
     .iter()
     .enumerate()
     {
-        // A TTL of its own has a session of its own, with this label.
+        // Each TTL has its own session, with this label.
         let ttl = Ttl::from_secs(40 + n as u64).unwrap();
         let contended = client
             .mutex("k")
@@ -560,7 +560,7 @@ async fn graceful_revocation_ends_one_lock_at_its_deadline() {
     .await;
     assert!(neighbour.is_held());
     free(neighbour).await;
-    // Nothing of it is left for the next holder.
+    // The revocation does not affect the next holder.
     let again = holder
         .mutex("broken gently")
         .with_ttl(ttl)
@@ -571,7 +571,7 @@ async fn graceful_revocation_ends_one_lock_at_its_deadline() {
     free(again).await;
 }
 
-/// How many advisory locks there are, by the server.
+/// Returns the number of advisory locks on the server.
 fn advisory_locks(server: &PostgresServer) -> String {
     block_in_place(|| {
         server
@@ -599,7 +599,7 @@ async fn a_waiter_of_any_mode_takes_its_signs_down_when_it_is_granted() {
         client(&server.url(), "").await,
         client(&server.url(), "").await,
     );
-    // The session lives on, so that its end hides nothing.
+    // Keeps the session alive, because its end would release leftovers.
     let kept = one.mutex("kept").lock().await.unwrap();
     until_left(&server, "1").await;
     for mode in ["permit", "write", "read"] {
@@ -612,7 +612,7 @@ async fn a_waiter_of_any_mode_takes_its_signs_down_when_it_is_granted() {
         let held = acquire(&other, blocking).await;
         let waits = acquire(&one, mode);
         let frees = async {
-            // The lock or the permit and its count, and the waiter's signs.
+            // The lock, or the permit and its count, and the waiter's markers.
             let waiting = if mode == "read" { "3" } else { "4" };
             until_left(&server, waiting).await;
             free(held).await;
@@ -624,8 +624,8 @@ async fn a_waiter_of_any_mode_takes_its_signs_down_when_it_is_granted() {
     free(kept).await;
 }
 
-/// Two schemes, semaphores and locks beside each other: nobody's sign is another's lock, and
-/// nothing is left.
+/// Two schemes, semaphores and locks at the same time: no waiter marker is another lock's key, and
+/// nothing is left over.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_left_after_a_crowd_of_all_modes() {
     let server = PostgresServer::start().unwrap();
@@ -668,7 +668,7 @@ async fn nothing_is_left_after_a_crowd_of_all_modes() {
     other.close().await.unwrap();
 }
 
-/// The next transaction id of a server where nobody else writes.
+/// Returns the next transaction id of a server on which nobody else writes.
 fn next_transaction_id(server: &PostgresServer) -> u64 {
     block_in_place(|| {
         server
@@ -690,15 +690,14 @@ async fn a_token_seldom_costs_a_transaction_id() {
         free(client.mutex("k").lock().await.unwrap()).await;
     }
     let used = next_transaction_id(&server) - before;
-    // The server itself writes to the log now and then.
+    // The server itself writes to the log occasionally.
     assert!(
         (5..160).contains(&used),
         "320 grants used {used} transaction ids"
     );
 }
 
-/// The server gives an id to whoever notifies, and the log of that is often not flushed when the
-/// next is granted.
+/// A notification uses a transaction id, and its log is often not flushed before the next grant.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hand_off_costs_one_or_two_transaction_ids() {
     const HAND_OFFS: u64 = 200;
@@ -712,7 +711,7 @@ async fn a_hand_off_costs_one_or_two_transaction_ids() {
     for round in 0..HAND_OFFS {
         let mutex = clients[(round as usize + 1) % 2].mutex("k");
         let waiting = tokio::spawn(async move { mutex.lock().await });
-        // The lock, and the two signs of the writer that waits.
+        // The lock, and the two markers of the waiting writer.
         until_left(&server, "3").await;
         free(guard).await;
         guard = timeout(SOON, waiting)
@@ -723,7 +722,7 @@ async fn a_hand_off_costs_one_or_two_transaction_ids() {
     }
     let used = next_transaction_id(&server) - before;
     free(guard).await;
-    // The server itself writes to the log now and then.
+    // The server itself writes to the log occasionally.
     assert!(
         (HAND_OFFS..2 * HAND_OFFS + 50).contains(&used),
         "{HAND_OFFS} hand-offs used {used} transaction ids"

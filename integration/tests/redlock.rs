@@ -1,4 +1,4 @@
-//! Redlock on real servers, and what must be seen when they fail.
+//! Redlock on real servers, and its behaviour when they fail.
 
 #[path = "redlock/clock.rs"]
 mod clock;

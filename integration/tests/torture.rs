@@ -1,6 +1,6 @@
-//! Faults on real servers and real processes, and what must be seen when they strike.
+//! Faults of real servers and real processes.
 //!
-//! A seed is printed where chance decides; `LEASEHOLD_SEED` runs it again.
+//! Randomized tests print their seed; `LEASEHOLD_SEED` repeats a run.
 
 #[path = "torture/bad_input.rs"]
 mod bad_input;

@@ -1,4 +1,4 @@
-//! What the workspace's manifests promise.
+//! Properties of the workspace's manifests.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-/// The backends' crates.
+/// The crates of the backends.
 const BACKENDS: [&str; 5] = [
     "leasehold-etcd",
     "leasehold-local",
@@ -17,7 +17,7 @@ const BACKENDS: [&str; 5] = [
     "leasehold-zookeeper",
 ];
 
-/// What cargo prints.
+/// Returns the output of a cargo command.
 fn cargo(arguments: &[&str]) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let output = Command::new(env!("CARGO"))
@@ -33,7 +33,7 @@ fn cargo(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The dependencies of each of our crates that are ours too, those for tests left out.
+/// Returns the workspace crates that each workspace crate depends on, without those for tests.
 fn ours() -> BTreeMap<String, BTreeSet<String>> {
     let metadata: Value = serde_json::from_str(&cargo(&[
         "metadata",
@@ -92,7 +92,7 @@ fn every_backend_is_listed_here() {
     assert_eq!(backends, BACKENDS.map(String::from).into());
 }
 
-/// Ours, and what ours need: a lock is not to bring more than its driver.
+/// Counts workspace crates and their dependencies, because a lock should add little to its driver.
 #[test]
 fn the_facade_with_redis_adds_few_crates_to_the_driver() {
     let tree = cargo(&[
@@ -106,7 +106,7 @@ fn the_facade_with_redis_adds_few_crates_to_the_driver() {
         "--locked",
     ]);
     let (mut all, mut driver) = (BTreeSet::new(), BTreeSet::new());
-    // How deep the driver stands whose dependencies these lines are.
+    // The depth of the driver, while the lines are its dependencies.
     let mut within: Option<usize> = None;
     for line in tree.lines() {
         let digits = line.chars().take_while(char::is_ascii_digit).count();
@@ -129,8 +129,7 @@ fn the_facade_with_redis_adds_few_crates_to_the_driver() {
     assert!(added.len() <= 15, "{} crates: {added:?}", added.len());
 }
 
-/// What a registry, its readers and the builders of documentation need of each crate that is
-/// published.
+/// Published crates need this metadata for the registry, its readers and docs.rs.
 #[test]
 fn published_crates_have_complete_metadata() {
     let metadata: Value = serde_json::from_str(&cargo(&[

@@ -1,4 +1,4 @@
-//! [`ALL`]: the backends, and where their servers come from.
+//! [`ALL`]: the backends and their servers.
 
 use std::{
     env,
@@ -17,16 +17,16 @@ use leasehold_local::MemoryBackend;
 use leasehold_testkit::{BackendFixture, FixtureFn};
 use tokio::sync::OnceCell;
 
-/// One backend.
+/// A backend under test.
 #[derive(Debug)]
 pub(crate) struct Backend {
     pub(crate) name: &'static str,
     pub(crate) time: Time,
-    /// What a case runs on.
+    /// Creates the fixture of a case.
     pub(crate) fixture: fn() -> BoxFuture<'static, Box<dyn BackendFixture>>,
 }
 
-/// Every backend.
+/// All backends.
 pub(crate) static ALL: [Backend; 7] = [
     Backend {
         name: "memory",
@@ -65,7 +65,7 @@ pub(crate) static ALL: [Backend; 7] = [
     },
 ];
 
-/// A memory of its own for each case, in simulated time.
+/// Creates a memory backend for each case, in simulated time.
 fn memory() -> Box<dyn BackendFixture> {
     let clock = Arc::new(TestClock::new());
     let memory = Arc::new(MemoryBackend::with_clock(clock.clone()));
@@ -90,8 +90,9 @@ fn redis() -> Box<dyn BackendFixture> {
     ))
 }
 
-/// Five servers, attested, so that they vote on tokens. Each has longer for its answer than the TTL
-/// would give it, and with it twice the usual TTL: a busy machine is no fault of theirs.
+/// Creates a quorum of five servers, provisioned so that they vote on tokens. Each has a longer
+/// response timeout than the TTL implies, and twice the usual TTL, so that a busy machine causes no
+/// failures.
 async fn redlock() -> Box<dyn BackendFixture> {
     static SERVERS: LazyLock<RedlockServers> =
         LazyLock::new(|| RedlockServers::start(5, Persistence::None).expect("Redis servers"));
@@ -114,7 +115,8 @@ async fn redlock() -> Box<dyn BackendFixture> {
     )
 }
 
-/// Its shortest TTL is 2 s, and a lease may live a second longer than its TTL.
+/// Creates a fixture on etcd. Its shortest TTL is 2 s, and a lease may last a second longer than
+/// its TTL.
 fn etcd() -> Box<dyn BackendFixture> {
     static SERVER: LazyLock<EtcdCluster> =
         LazyLock::new(|| EtcdCluster::start().expect("an etcd server"));
@@ -126,7 +128,7 @@ fn etcd() -> Box<dyn BackendFixture> {
     )
 }
 
-/// Its sessions live for 2 s at least, and end by the server's tick.
+/// Creates a fixture on ZooKeeper. Its shortest session timeout is 2 s, and sessions end at a tick.
 fn zookeeper() -> Box<dyn BackendFixture> {
     static SERVER: LazyLock<ZookeeperServer> =
         LazyLock::new(|| ZookeeperServer::start().expect("a ZooKeeper server"));
@@ -139,8 +141,8 @@ fn zookeeper() -> Box<dyn BackendFixture> {
     )
 }
 
-/// Twice the usual TTL: each handle opens connections of its own, and each costs the server a
-/// process.
+/// Creates a fixture on PostgreSQL with twice the usual TTL, because each handle opens several
+/// connections, and each connection costs the server a process.
 fn postgres() -> Box<dyn BackendFixture> {
     static SERVER: LazyLock<PostgresServer> = LazyLock::new(|| {
         PostgresServer::builder()
@@ -152,7 +154,7 @@ fn postgres() -> Box<dyn BackendFixture> {
     Box::new(fixture.with_ttl(Ttl::from_secs(2).expect("a TTL")))
 }
 
-/// What is behind this URL, connected anew for each "process" of a case.
+/// Creates fixtures at this URL, with a new connection for each "process" of a case.
 fn at(url: String) -> FixtureFn {
     FixtureFn::new(move || {
         let url = url.clone();
@@ -164,22 +166,22 @@ fn at(url: String) -> FixtureFn {
     })
 }
 
-/// Where a server runs already.
+/// Returns the URL of an existing server, if the variable names one.
 fn given(variable: &str) -> Option<String> {
     env::var(variable).ok().filter(|url| !url.is_empty())
 }
 
-/// The time that cases run in.
+/// The clock of a case.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Time {
-    /// On two workers.
+    /// Real time, on two workers.
     Real,
-    /// On one thread; it goes on by itself when every task sleeps.
+    /// Simulated time on one thread, which advances when every task sleeps.
     Paused,
 }
 
 impl Time {
-    /// Runs a case on a runtime of its own.
+    /// Runs a case on its own runtime.
     pub(crate) fn run<T>(self, case: impl Future<Output = T>) -> T {
         let runtime = match self {
             Self::Real => tokio::runtime::Builder::new_multi_thread()

@@ -1,10 +1,10 @@
-//! Which backends are wanted.
+//! The backends selected for a run.
 
 use std::env;
 
 use crate::backend::{ALL, Backend};
 
-/// Narrows the run: names with commas between them.
+/// The environment variable with the selected backends, separated by commas.
 const ONLY: &str = "LEASEHOLD_BACKENDS";
 
 pub(crate) fn backends() -> Result<Vec<&'static Backend>, String> {

@@ -1,8 +1,8 @@
-//! Every backend keeps the whole contract: the suite of `leasehold-testkit`, on real servers, in
-//! one run that ends with one table of backends and properties.
+//! The conformance suite of `leasehold-testkit` for every backend, on real servers, in one run that
+//! ends with a table of backends and properties.
 //!
-//! `LEASEHOLD_BACKENDS=redis,etcd` narrows it to these. A backend's server is started here, unless
-//! its URL is in the environment: `LEASEHOLD_REDIS_URL`, `LEASEHOLD_ETCD_URL`, and so on.
+//! `LEASEHOLD_BACKENDS=redis,etcd` selects backends. The test starts a server for each, unless its
+//! URL is in the environment: `LEASEHOLD_REDIS_URL`, `LEASEHOLD_ETCD_URL`, and so on.
 
 mod backend;
 mod chosen;

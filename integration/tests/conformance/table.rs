@@ -1,16 +1,16 @@
-//! [`Table`]: what became of every case on every backend.
+//! [`Table`]: the results of all cases on all backends.
 
 use std::{collections::BTreeMap, fmt};
 
 use comfy_table::{Table as Drawn, presets};
 use leasehold_testkit::{Outcome, cases};
 
-/// A row for each property, a column for each backend.
+/// The results, with a row per property and a column per backend.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    /// By backend and case; of a case that ran in several forms, the worst.
+    /// By backend and case. A case that ran in several forms has its worst result.
     cells: BTreeMap<(&'static str, &'static str), Cell>,
-    /// In the order in which they were first heard of.
+    /// In the order of their first results.
     backends: Vec<&'static str>,
 }
 

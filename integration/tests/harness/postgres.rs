@@ -8,7 +8,7 @@ use leasehold_integration::server::{PgBouncer, PoolMode, PostgresServer, Psql, s
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A client at this address, as a user would run it.
+/// Runs a client with this URL, as a user would.
 fn psql(url: &str, sql: &str) -> Result<String, String> {
     let output = Command::new("psql")
         .args(["-X", "-q", "-A", "-t", url, "-c", sql])
@@ -33,8 +33,8 @@ fn backend_of(session: &mut Psql) -> u32 {
         .unwrap()
 }
 
-/// Whether it runs or is stopped. Dead, it may still wait for a first process of the machine that
-/// is slow to reap.
+/// Returns whether the process is running or paused. A dead process may still wait to be reaped by
+/// the machine's first process.
 fn exists(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')')
@@ -60,7 +60,7 @@ fn dropped_server_ends_with_all_its_processes() {
     assert!(!exists(backend));
 }
 
-/// The system's few segments would be used up by tests.
+/// The system has few segments, and leaked ones would use them up.
 #[test]
 fn a_dropped_server_gives_its_shared_memory_back() {
     let mut server = PostgresServer::start().unwrap();
@@ -72,7 +72,7 @@ fn a_dropped_server_gives_its_shared_memory_back() {
         .filter(|file| file.contains("/PostgreSQL."))
         .map(str::to_owned)
         .collect();
-    // Whoever made a segment is in the fifth column; see proc(5).
+    // The fifth column is the process that created the segment, see proc(5).
     let segments = || {
         let all = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
         all.lines()
@@ -119,7 +119,8 @@ fn settings_are_taken_and_a_wrong_one_shows_the_log() {
     assert!(error.to_string().contains("no_such_setting"), "{error}");
 }
 
-/// Commits a row, ends the server by `end`, starts it again: the row is there, on the same address.
+/// Commits a row, ends the server by `end` and starts it again. Asserts that the row exists, at the
+/// same address.
 fn survives(end: fn(&mut PostgresServer)) {
     let mut server = PostgresServer::start().unwrap();
     let mut session = server.psql_session().unwrap();

@@ -55,12 +55,12 @@ fn a_server_dies_with_a_test_process_that_is_killed() {
         );
         std::thread::sleep(Duration::from_millis(5));
     }
-    // The one thing that a killed process leaves behind.
+    // A killed process leaves only this folder behind.
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// Not dead. In a container without a proper first process nobody reaps an orphan, which then stays
-/// as a zombie.
+/// Returns whether the process is not dead. In a container without an init process, nobody reaps an
+/// orphan, which then stays a zombie.
 fn alive(process: &Path) -> bool {
     let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
     stat.rsplit_once(')')

@@ -6,20 +6,20 @@ use std::time::{Duration, Instant};
 
 use leasehold_integration::proxy::{Direction, Proxy};
 
-/// For what must happen.
+/// The timeout of events that must happen.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// For what must not happen, and would within a millisecond.
+/// The wait for events that must not happen, and would happen within a millisecond.
 const QUIET: Duration = Duration::from_millis(150);
 
-/// What the server behind the proxy sees.
+/// An event that the server behind the proxy observes.
 #[derive(Debug, PartialEq, Eq)]
 enum Seen {
     Bytes(Vec<u8>),
     End,
 }
 
-/// Sends back what it gets, and reports it.
+/// Starts a server that echoes and reports what it receives.
 fn echo_server() -> (SocketAddr, Receiver<Seen>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -71,7 +71,7 @@ fn is_silent(stream: &mut TcpStream) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
 }
 
-/// The end of the stream, or a reset.
+/// Returns whether the stream has ended or was reset.
 #[track_caller]
 fn is_closed(stream: &mut TcpStream) {
     match stream.read(&mut [0]) {
@@ -233,7 +233,7 @@ fn what_is_held_arrives_whole_when_healed() {
     proxy.hold(Direction::ClientToServer);
     client.write_all(b"late").unwrap();
     sees_nothing(&seen);
-    // The request has left, and its sender is gone before it arrives.
+    // The request is sent, and its sender disconnects before it arrives.
     drop(client);
     sees_nothing(&seen);
     proxy.heal();
@@ -250,7 +250,7 @@ fn a_delay_is_the_line_s_length_and_not_its_width() {
     let delay = Duration::from_millis(500);
     proxy.delay(Direction::Both, delay);
     let begun = Instant::now();
-    // One after the other these would take ten times as long.
+    // Delayed one after the other, these would take ten times as long.
     for _ in 0..10 {
         client.write_all(b"ping").unwrap();
         thread::sleep(Duration::from_millis(2));

@@ -12,8 +12,8 @@ fn connect(url: &str) -> RedisResult<Connection> {
     Client::open(url)?.get_connection_with_timeout(PATIENCE)
 }
 
-/// Through redis-cli, because rustls wants a crypto provider to be chosen for the whole process,
-/// which is the subject of other tests.
+/// Sends a PING over TLS with redis-cli. Rustls would require a crypto provider for the whole
+/// process, which other tests cover.
 fn ping_tls(server: &RedisServer, trusted: &Certificates) -> bool {
     let port = server.port().to_string();
     let output = Command::new(find_program("redis-cli").unwrap())
@@ -65,7 +65,7 @@ fn a_paused_server_says_nothing_until_it_is_resumed() {
             .is_timeout()
     );
     server.resume().unwrap();
-    // What it was sent while it was paused has not been lost.
+    // A request sent during the pause has not been lost.
     let n: i64 = server.connection().unwrap().get("n").unwrap();
     assert_eq!(n, 1);
 }
@@ -83,7 +83,7 @@ fn a_paused_server_can_be_killed_and_stopped() {
     assert_eq!(server.pid(), None);
 }
 
-/// Sets a key, ends the server by `end`, starts it again, and says whether the key is there.
+/// Sets a key, ends the server by `end` and starts it again. Returns whether the key exists.
 fn survives(persistence: Persistence, end: fn(&mut RedisServer)) -> bool {
     let mut server = RedisServer::builder()
         .persistence(persistence)

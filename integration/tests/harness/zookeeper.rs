@@ -21,7 +21,7 @@ async fn put(client: &Client, path: &str, mode: CreateMode) {
         .unwrap();
 }
 
-/// Asks until the answer is yes.
+/// Waits until `reached`.
 async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !reached().await {
@@ -104,8 +104,8 @@ async fn three_servers_elect_another_leader_after_its_death() {
     assert_eq!(ensemble.followers().len(), 2);
 }
 
-/// The fault that the locks are tested with: the member that is cut off goes on as if nothing was,
-/// and its clients' sessions end without their knowing.
+/// The fault that the locks are tested with: the isolated member continues as before, and its
+/// clients' sessions expire without notice.
 #[tokio::test]
 async fn clients_of_a_cut_off_member_lose_their_sessions() {
     let mut ensemble = ZookeeperServer::builder()

@@ -11,7 +11,7 @@ fn url(addr: SocketAddr) -> String {
     format!("etcd://{addr}")
 }
 
-/// A frame of HTTP/2.
+/// Returns an HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
@@ -27,12 +27,12 @@ const WINDOW: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
-/// The server's half of the handshake.
+/// Returns the server's half of the handshake.
 fn greeting() -> Vec<u8> {
     [frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, 1, 0, &[])].concat()
 }
 
-/// The head of an answer to the first request.
+/// Returns the head of an answer to the first request.
 fn head() -> Vec<u8> {
     // `:status: 200` and `content-type: application/grpc`.
     let fields = [&[0x88, 0x5f, 16][..], b"application/grpc"].concat();

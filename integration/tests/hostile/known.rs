@@ -1,13 +1,13 @@
-//! The scenarios in which a promise does not hold, and the reasons.
+//! The scenarios in which a guarantee does not hold, with reasons.
 
-/// The faults that one scenario may show. Everything else is asserted of it.
+/// A fault that one scenario may show. All other properties are still asserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Allowed {
-    /// The process is aborted.
+    /// The process aborts.
     Abort,
-    /// A call keeps the thread for itself.
+    /// A call blocks its thread.
     Hang,
-    /// More memory than the limit.
+    /// The memory exceeds the limit.
     Memory,
 }
 
@@ -23,7 +23,7 @@ const ZOOKEEPER_ALLOCATES: &str = "the driver allocates a list by its announced 
 const PROST_GROWS: &str = "an empty part of a message is two bytes on the wire and a hundred in memory; the driver limits the \
      bytes on the wire alone";
 
-/// Protocol, scenario, what it may do, and why it cannot be corrected here.
+/// The protocol, the scenario, the allowed faults, and the reason why they cannot be fixed here.
 const KNOWN: &[(&str, &str, &[Allowed], &str)] = &[
     (
         "postgres",

@@ -1,10 +1,9 @@
-//! Servers that are broken or hostile: what they send is huge, endless, slow, malformed, or ends at
-//! any byte.
+//! Faulty or hostile servers. Their answers are huge, endless, slow or malformed, or end at any
+//! byte.
 //!
-//! Whatever a server sends, every call ends, the caller's own time-outs fire, nothing panics, and
-//! the memory stays within [`LIMIT`](support::LIMIT). Each conversation is one of a child process,
-//! the program `converse`, which runs on one thread. The exceptions are in [`known`], each with its
-//! reason.
+//! With every such server, all calls end, the caller's own timeouts take effect, nothing panics,
+//! and memory stays within [`LIMIT`](support::LIMIT). A child process with one thread, the program
+//! `converse`, talks to each server. The exceptions are in [`known`], each with its reason.
 
 mod etcd;
 mod known;

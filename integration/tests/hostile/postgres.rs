@@ -21,7 +21,7 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     [&[kind], &length[..], body].concat()
 }
 
-/// A message that announces another length than it has.
+/// Returns the header of a message with this length and no body.
 fn announced(kind: u8, length: u32) -> Vec<u8> {
     [&[kind], &length.to_be_bytes()[..]].concat()
 }
@@ -30,7 +30,7 @@ fn notice() -> Vec<u8> {
     message(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mx\0\0")
 }
 
-/// A setting of the server's, each time another one.
+/// Returns an endless stream of server settings, all different.
 fn settings() -> Blocks {
     Arc::new(|n| {
         (0..1000)
@@ -39,7 +39,7 @@ fn settings() -> Blocks {
     })
 }
 
-/// Once connected.
+/// Returns the messages after authentication.
 fn welcome() -> Vec<u8> {
     [
         message(b'R', &[0; 4]),
@@ -102,7 +102,7 @@ fn postgres_that_is_malformed_hangs_no_call() {
     all_survive("postgres", "malformed messages", url, &conducts);
 }
 
-/// Asks for more rounds of the hash of the password than anybody has time for.
+/// Requests an extreme number of iterations of the password hash.
 fn hashes_for_ever(client: &mut TcpStream) -> std::io::Result<()> {
     let mut buffer = [0; 4096];
     let _startup = client.read(&mut buffer)?;

@@ -11,8 +11,7 @@ fn url(addr: SocketAddr) -> String {
     format!("redis://{addr}")
 }
 
-/// Returns answers of a server: a name, the beginning, and a block that is repeated without end
-/// after it.
+/// Returns hostile answers: a name, the start, and a block that repeats endlessly after it.
 pub(crate) fn answers() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     let push = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n".to_vec();
     vec![

@@ -9,7 +9,7 @@ use crate::{
     support::{Sweep, all_survived, survives, survives_at_every_byte},
 };
 
-/// Three servers that vote.
+/// Starts three servers that vote.
 fn servers() -> RedlockServers {
     let servers = RedlockServers::start(3, Persistence::None).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -47,7 +47,7 @@ fn redlock_with_one_hostile_server_locks() {
     let [one, other] = [0, 1].map(|n: usize| servers.servers[n].addr());
     let url = |addr: SocketAddr| format!("redlock://{addr},{one},{other}?node-timeout=1s");
     for (name, first, again) in answers() {
-        // One that does not speak the protocol is refused at once, as a mistake in the URL.
+        // A server that does not speak the protocol is refused immediately as an error in the URL.
         if !["endless answers", "endless pushes", "huge text"].contains(&name) {
             continue;
         }

@@ -1,4 +1,4 @@
-//! [`Hostile`]: a server that misbehaves, alone or before a real one.
+//! [`Hostile`]: a server that misbehaves, standalone or in front of a real one.
 
 use std::{
     fmt,
@@ -12,24 +12,24 @@ use std::{
     time::Duration,
 };
 
-/// How often a thread looks whether it should end.
+/// The interval at which threads check whether to end.
 const GLANCE: Duration = Duration::from_millis(20);
 const PIECE: usize = 64 * 1024;
 
-/// Makes the n-th block of an endless stream.
+/// Generates the n-th block of an endless stream.
 pub(crate) type Blocks = Arc<dyn Fn(u64) -> Vec<u8> + Send + Sync>;
-/// A whole conversation by hand.
+/// A whole scripted conversation.
 pub(crate) type Play = Arc<dyn Fn(&mut TcpStream) -> std::io::Result<()> + Send + Sync>;
 
 /// The behaviour of a server on each connection.
 #[derive(Clone)]
 pub(crate) enum Conduct {
-    /// Sends this once asked something, then blocks without end.
+    /// Sends this after the first request, then blocks endlessly.
     Flood(Vec<u8>, Blocks),
-    /// Sends this once asked something, then nothing.
+    /// Sends this after the first request, then nothing.
     Say(Vec<u8>),
     Play(Play),
-    /// Relays to the real server, and does something to what passes.
+    /// Relays to the real server with a fault.
     Relay(SocketAddr, Fault),
 }
 
@@ -37,25 +37,25 @@ pub(crate) enum Conduct {
 #[derive(Clone)]
 pub(crate) enum Fault {
     None,
-    /// Closes after so many bytes of the server, which are passed on.
+    /// Closes after this many bytes from the server, which are forwarded.
     CutDown(u64),
-    /// Closes after so many bytes of the client.
+    /// Closes after this many bytes from the client.
     CutUp(u64),
-    /// Changes the byte at this place of what the server says.
+    /// Changes the byte at this offset of the server's data.
     Flip(u64, u8),
-    /// Passes on so many pieces of the server, then floods.
+    /// Forwards this many chunks from the server, then floods.
     Flood(u64, Blocks),
-    /// Passes on a byte at a time, each after this pause.
+    /// Forwards one byte at a time, each after this pause.
     Drip(Duration),
 }
 
-/// Returns the same block for ever, filled up to a large piece.
+/// Returns the same block forever, repeated to fill a large chunk.
 pub(crate) fn endless(block: &[u8]) -> Blocks {
     let piece = block.repeat((PIECE / block.len().max(1)).max(1));
     Arc::new(move |_| piece.clone())
 }
 
-/// Ends when it is dropped.
+/// A running hostile server, which ends when it is dropped.
 pub(crate) struct Hostile {
     addr: SocketAddr,
     shared: Arc<Shared>,
@@ -65,7 +65,7 @@ pub(crate) struct Hostile {
 #[derive(Default)]
 struct Shared {
     ends: AtomicBool,
-    /// The longest that a client and a server said on one connection.
+    /// The largest number of bytes in each direction of one connection.
     up: AtomicU64,
     down: AtomicU64,
 }
@@ -83,7 +83,7 @@ impl Hostile {
                 match listener.accept() {
                     Ok((client, _)) => {
                         let (conduct, shared) = (conduct.clone(), Arc::clone(&of_thread));
-                        // That the client closes is how most connections end.
+                        // An error is expected, because most connections are closed by the client.
                         links.push(thread::spawn(move || drop(shared.serve(client, &conduct))));
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -107,7 +107,7 @@ impl Hostile {
         self.addr
     }
 
-    /// The longest that a client and the server said on one connection.
+    /// Returns the largest number of bytes that a client and the server sent on one connection.
     pub(crate) fn said(&self) -> (u64, u64) {
         (
             self.shared.up.load(Ordering::Relaxed),
@@ -172,7 +172,7 @@ impl Shared {
         }
     }
 
-    /// Passes on what the client says. Both ends are closed when one is.
+    /// Forwards the client's data. Both ends are closed when one is.
     fn up(&self, mut from: TcpStream, mut to: TcpStream, fault: &Fault) -> std::io::Result<()> {
         let passed = self.pass_up(&mut from, &mut to, fault);
         for end in [from, to] {
@@ -252,7 +252,7 @@ impl Shared {
         }
     }
 
-    /// Sends without end, and takes whatever comes.
+    /// Sends endlessly and discards what it receives.
     fn flood(&self, client: &TcpStream, blocks: &Blocks) -> std::io::Result<()> {
         let (mut reading, mut writing) = (client.try_clone()?, client.try_clone()?);
         thread::scope(|scope| {
@@ -279,7 +279,7 @@ impl Shared {
         }
     }
 
-    /// An error at the end of the stream, and when the server ends.
+    /// Reads like [`Read::read`], but fails at the end of the stream and when the server ends.
     fn read(&self, from: &mut TcpStream, buffer: &mut [u8]) -> std::io::Result<usize> {
         loop {
             match from.read(buffer) {

@@ -9,24 +9,24 @@ use crate::{
     server::{Conduct, Fault, Hostile},
 };
 
-/// How much memory all conversations of one child may take, in KiB.
+/// The memory limit of all conversations of one child, in KiB.
 pub(crate) const LIMIT: u64 = 64 * 1024;
-/// A child that has not ended after this time hangs.
+/// A child that runs longer than this is considered hung.
 const HANG: Duration = Duration::from_secs(60);
-/// The same of what is known to hang.
+/// The same limit for scenarios that are known to hang.
 const KNOWN_HANG: Duration = Duration::from_secs(15);
-/// How many conversations of one child are under way at a time.
+/// The number of concurrent conversations of one child.
 const AT_ONCE: usize = 24;
-/// How many places of a conversation are tried in each direction.
+/// The number of tested offsets of a conversation in each direction.
 const PLACES: u64 = 168;
 
-/// What the line of a panic has that is not a driver's or that reaches the caller.
+/// Parts of a panic message from this workspace, or of a panic that reached the caller.
 const OURS: [&str; 3] = ["crates/leasehold", "integration/", "reached the caller"];
 
 /// The output of a child.
 struct Told {
     all: String,
-    /// How it ended; `None` if it hung.
+    /// The exit status; `None` if the child hung.
     exit: Option<ExitStatus>,
 }
 
@@ -65,7 +65,7 @@ impl Told {
         line.trim_end_matches(" KiB").parse().ok()
     }
 
-    /// What should not be, if anything is.
+    /// Returns the observed faults that are not allowed.
     fn faults(&self, allowed: &[Allowed]) -> Vec<String> {
         let mut faults = Vec::new();
         let allows = |what| allowed.contains(&what);
@@ -79,7 +79,7 @@ impl Told {
         if self.all.lines().any(|line| line.ends_with(": did not end")) {
             faults.push("a call did not end".to_owned());
         }
-        // A panic of a driver is an error of the call.
+        // A driver's panic is an error of the call.
         let panicked =
             |line: &str| line.starts_with("panic: ") && OURS.iter().any(|ours| line.contains(ours));
         if self.all.lines().any(panicked) {
@@ -92,8 +92,8 @@ impl Told {
     }
 }
 
-/// Makes every call to a server of this conduct, and connects to it with less patience than the
-/// library has. Returns what was said of the calls.
+/// Makes every call to a server with this conduct, and also connects with a shorter timeout than
+/// the library's. Returns the results of the calls.
 pub(crate) fn survives(
     protocol: &str,
     name: &str,
@@ -106,7 +106,7 @@ pub(crate) fn survives(
     let allowed = known::allowed(protocol, name);
     let told = child(&[&url], allowed);
     note(protocol, name, &told, allowed);
-    // Of one that is hostile from the start only.
+    // Only for servers that are hostile from the start.
     if !relays {
         note(
             protocol,
@@ -127,7 +127,7 @@ fn note(protocol: &str, name: &str, told: &Told, allowed: &[Allowed]) {
     }
 }
 
-/// Makes every call to servers of these conducts, all at once.
+/// Makes every call to servers with these conducts, concurrently.
 pub(crate) fn all_survive(
     protocol: &str,
     name: &str,
@@ -155,7 +155,7 @@ thread_local! {
     static FAILED: std::cell::RefCell<Vec<String>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
-/// Fails the test if a conversation before it did not go as it should.
+/// Fails the test if an earlier conversation failed.
 #[track_caller]
 pub(crate) fn all_survived() {
     let failed = FAILED.take();
@@ -167,8 +167,8 @@ pub(crate) fn all_survived() {
     );
 }
 
-/// Places of a conversation: all of a short one; of a long one those that differ by one step, from
-/// a random one on.
+/// Returns the tested offsets: all of a short conversation, or every n-th of a long one from a
+/// random start.
 fn places(length: u64) -> impl Iterator<Item = u64> {
     let step = length.div_ceil(PLACES).max(1);
     let first = rand::random_range(0..step);
@@ -176,8 +176,8 @@ fn places(length: u64) -> impl Iterator<Item = u64> {
     (first..=length).step_by(usize::try_from(step).unwrap_or(usize::MAX))
 }
 
-/// Makes every call while the connections to a real server are closed at each byte, or each byte
-/// that it sends is changed.
+/// Makes every call while connections to a real server are closed at each byte, or each byte sent
+/// by the server is changed.
 pub(crate) fn survives_at_every_byte(
     protocol: &str,
     target: SocketAddr,
@@ -234,7 +234,7 @@ impl Sweep {
     }
 }
 
-/// Bytes that are no protocol at all.
+/// Returns bytes of no known protocol.
 pub(crate) fn noise() -> Vec<u8> {
     (0..65_536_u32)
         .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)

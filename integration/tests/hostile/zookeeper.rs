@@ -25,7 +25,7 @@ fn frame(parts: &[&[u8]]) -> Vec<u8> {
     .concat()
 }
 
-/// The answer to the request for a session.
+/// Returns the answer to a session request.
 fn welcome(timeout_ms: i32) -> Vec<u8> {
     frame(&[
         &[0; 4],
@@ -37,7 +37,7 @@ fn welcome(timeout_ms: i32) -> Vec<u8> {
     ])
 }
 
-/// A node that nobody watches was created.
+/// Returns the event of a created node that nobody watches.
 fn event() -> Vec<u8> {
     let path = b"/nobody/watches/this";
     let length = i32::try_from(path.len()).unwrap().to_be_bytes();
@@ -52,7 +52,7 @@ fn event() -> Vec<u8> {
     ])
 }
 
-/// An answer to a ping that nobody sent.
+/// Returns an answer to a ping that nobody sent.
 fn pong() -> Vec<u8> {
     frame(&[&(-2_i32).to_be_bytes(), &[0; 12]])
 }

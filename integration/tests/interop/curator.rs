@@ -9,13 +9,13 @@ use tokio::time::{sleep, timeout};
 
 use crate::rounds;
 
-/// For what must happen at all.
+/// The timeout of operations that must succeed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long a waiter is watched while it must not be granted.
+/// The time for which a waiter is observed not to be granted.
 const A_WHILE: Duration = Duration::from_millis(300);
 
-/// So many hold and wait.
+/// Waits until this number of clients hold or wait.
 async fn queued(server: &ZookeeperServer, count: usize) {
     let there = || {
         server
@@ -81,12 +81,12 @@ async fn curators_readers_and_ours_share_and_keep_writers_of_both_out() {
     assert!(lock.try_write().await.unwrap().is_none());
     assert!(!writer.try_lock().await.unwrap());
     assert!(reader.release().await.unwrap());
-    // Ours alone keeps its writer out, and lets its reader in.
+    // A reader of the library excludes Curator's writers and admits its readers.
     assert!(!writer.try_lock().await.unwrap());
     reader.lock().await.unwrap();
     assert!(reader.release().await.unwrap());
 
-    // A writer of its that waits is not overtaken by a reader of ours, and comes next.
+    // A waiting writer of Curator is not overtaken by a reader of the library, and is granted next.
     writer.begin_lock().unwrap();
     queued(&server, 2).await;
     assert!(timeout(A_WHILE, writer.holds()).await.is_err());
@@ -94,7 +94,7 @@ async fn curators_readers_and_ours_share_and_keep_writers_of_both_out() {
     assert_eq!(ours.release().await.unwrap(), Released::Freed);
     writer.holds().await.unwrap();
 
-    // And one of ours is granted when it has gone.
+    // A writer of the library is granted after Curator's writer has released.
     let waiting = tokio::spawn({
         let lock = lock.clone();
         async move { lock.write().await }

@@ -12,7 +12,7 @@ async fn flock_and_we_exclude_each_other() {
     let backend = FileBackend::open(folder.path()).unwrap();
     let file = backend.path_of(&LockKey::new("item").unwrap());
     let client = LockClient::new(backend);
-    // The file is there once the name was locked.
+    // The file exists once the name was locked.
     client
         .mutex("item")
         .lock()

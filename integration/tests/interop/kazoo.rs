@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::rounds;
 
-/// How long a waiter is watched while it must not be granted.
+/// The time for which a waiter is observed not to be granted.
 const A_WHILE: Duration = Duration::from_millis(300);
 
 async fn client(server: &ZookeeperServer) -> LockClient {
@@ -45,7 +45,7 @@ async fn kazoo_with_our_readers_pattern_waits_for_them_too() {
     foreign.holds().await.unwrap();
 }
 
-/// What the documentation warns of: without the option it is not to be used beside us.
+/// The documentation warns that kazoo without this option does not exclude the library.
 #[tokio::test(flavor = "multi_thread")]
 async fn kazoo_without_the_pattern_does_not_see_us() {
     let server = ZookeeperServer::start().unwrap();

@@ -1,7 +1,7 @@
-//! Our locks against the lock clients of other languages, on the same servers: both directions,
-//! held and waited for.
+//! Mutual exclusion with lock clients in other languages on the same servers, in both directions,
+//! for held locks and for waiters.
 //!
-//! Each pair is a test. The other clients are installed by `integration/setup.sh`.
+//! Each pair is a test. `integration/setup.sh` installs the other clients.
 
 mod curator;
 mod flock;

@@ -1,18 +1,18 @@
-//! What every pair is put through.
+//! The test that every pair of clients runs.
 
 use std::time::Duration;
 
 use leasehold_core::{LockClient, Mutex, Released};
 use leasehold_integration::foreign::Foreign;
 
-/// For what must happen at all.
+/// The timeout of operations that must succeed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long a waiter is watched while it must not be granted.
+/// The time for which a waiter is observed not to be granted.
 const A_WHILE: Duration = Duration::from_millis(300);
 
-/// One lock, seen by us and by another client: each refuses and keeps waiting while the other
-/// holds, and each is served when the other releases.
+/// Asserts mutual exclusion on one lock between the library and another client: each refuses and
+/// keeps waiting while the other holds, and each is granted when the other releases.
 pub(crate) async fn exclude_each_other(client: &LockClient, name: &str, foreign: &mut Foreign) {
     let mutex = client.mutex(name);
 
@@ -31,7 +31,7 @@ pub(crate) async fn exclude_each_other(client: &LockClient, name: &str, foreign:
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
 }
 
-/// We wait while another holds, and are granted when it has done `release`.
+/// Waits in the library while another client holds, and asserts the grant after `release`.
 async fn taken_after(
     mutex: &Mutex,
     release: impl Future<Output = ()>,

@@ -1,4 +1,4 @@
-//! Servers whose wall clocks are set.
+//! Servers whose wall clocks are changed.
 
 use std::{fs, path::Path, process::Command};
 
@@ -12,8 +12,7 @@ use crate::support::{
     PATIENT, TTL, client, client_at, millis, not_granted, ttl, url_through, ways,
 };
 
-/// What the wall clock shows of a program that is started with this library, ahead by the seconds
-/// that a file says.
+/// A preload library that moves a program's wall clock ahead by the number of seconds in a file.
 const SHIM: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -52,7 +51,7 @@ time_t time(time_t *place) {
 }
 "#;
 
-/// A server whose wall clock follows `folder`/ahead.
+/// Starts a server whose wall clock follows `folder`/ahead.
 fn with_clock_of(folder: &Path) -> RedisServer {
     let (source, library, program) = (
         folder.join("shim.c"),
@@ -85,13 +84,13 @@ fn with_clock_of(folder: &Path) -> RedisServer {
 }
 
 fn set_ahead(folder: &Path, seconds: u64) {
-    // Whole at once.
+    // Renamed, so that the file is never read half-written.
     fs::write(folder.join("next"), seconds.to_string()).unwrap();
     fs::rename(folder.join("next"), folder.join("ahead")).unwrap();
 }
 
-/// A holds at 1, 2 and 3. Server 3 forgets, and its clock is set ahead by an hour: while it starts,
-/// or soon after.
+/// A holds at 1, 2 and 3. Server 3 loses its data, and its clock is set ahead by an hour during its
+/// start or soon after.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clock_that_is_set_shortens_no_grace() {
     let folder = tempfile::tempdir().unwrap();
@@ -107,14 +106,14 @@ async fn clock_that_is_set_shortens_no_grace() {
     block_in_place(|| servers.servers[2].restart().unwrap());
     for ahead in [0, 3_600, 7_200] {
         set_ahead(folder.path(), ahead);
-        // Looks are taken every second.
+        // The quorum checks its servers every second.
         for _ in 0..12 {
             not_granted(&other, "k").await;
             assert!(held.is_held());
             tokio::time::sleep(millis(250)).await;
         }
     }
-    // The clock was what it was to be.
+    // The clock shows the intended time.
     let mut connection = servers.servers[2].connection().unwrap();
     let (shown, _): (u64, u64) = redis::cmd("TIME").query(&mut connection).unwrap();
     let (right, _): (u64, u64) = redis::cmd("TIME")

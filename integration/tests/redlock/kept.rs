@@ -19,12 +19,12 @@ use crate::support::{
     client, client_at, eventually, five, not_granted, nothing_left, token, until, value, ways,
 };
 
-/// Stands before a server, and keeps each client's connection for as long as the client does. What
-/// the client sends goes to whatever server listens by then.
+/// A proxy that keeps each client's connection for as long as the client does. It forwards requests
+/// to whatever server is listening at that time.
 struct Keeping(SocketAddr);
 
 impl Keeping {
-    /// Its threads end with the connections, and with the process.
+    /// Starts a proxy. Its threads end with the connections and with the process.
     fn start(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
@@ -66,7 +66,7 @@ fn keep(mut client: TcpStream, server: SocketAddr) {
     }
 }
 
-/// Connects to the server that is there now. A thread carries its answers back, until it ends.
+/// Connects to the current server. A thread forwards the server's answers until it ends.
 fn connect(
     server: SocketAddr,
     client: &TcpStream,
@@ -83,18 +83,19 @@ fn connect(
     Some(stream)
 }
 
-/// For a server to close its connections: the proxy sees them end before a server listens again.
+/// The time for the proxy to notice the end of the server's connections, before a server listens
+/// again.
 const SETTLED: Duration = Duration::from_millis(200);
 
-/// Without pushes (RESP2) nothing tells the client, and the mark that it compares is what the
-/// server has.
+/// Without push messages (RESP2), nothing notifies the client, and the marker it compares is the
+/// server's own.
 const OPTIONS: &str = "?notifications=poll&node-timeout=10s&timeout=10s&connect-timeout=10s";
 
 /// A holds at 1, 2 and 3. B, connected through proxies, would have 3, 4 and 5 if 3 voted.
 async fn restart_is_noticed(persistence: Persistence, restart: impl FnOnce(&mut RedisServer)) {
     let mut servers = five(persistence).await;
     if persistence == Persistence::Snapshot {
-        // The mark comes back with it, as it was.
+        // The marker survives the restart unchanged.
         let () = redis::cmd("SAVE")
             .query(&mut servers.servers[2].connection().unwrap())
             .unwrap();
@@ -106,7 +107,7 @@ async fn restart_is_noticed(persistence: Persistence, restart: impl FnOnce(&mut 
         .collect();
     let hosts: Vec<_> = proxies.iter().map(|proxy| proxy.0.to_string()).collect();
     let other = client_at(&format!("redlock://{}/{OPTIONS}", hosts.join(","))).await;
-    // On each connection a vote was given.
+    // Every connection has been used for a vote.
     let guard = other.mutex("other").lock().await.unwrap();
     block_in_place(|| {
         until("all hold", || {
@@ -147,7 +148,7 @@ async fn restart_behind_a_kept_connection_costs_the_vote() {
     .await;
 }
 
-/// Before any `provision` there is no mark to compare, only the run.
+/// Before any `provision` there is no marker to compare, only the run id.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restart_behind_a_proxy_costs_an_unmarked_vote() {
     let mut servers =
@@ -170,7 +171,7 @@ async fn restart_behind_a_proxy_costs_an_unmarked_vote() {
     eventually(&client, "k").await.release().await.unwrap();
 }
 
-/// The proxy is no fault by itself.
+/// The proxy alone causes no failure.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kept_connections_alone_cost_nothing() {
     let servers = five(Persistence::None).await;

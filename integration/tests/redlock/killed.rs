@@ -13,7 +13,7 @@ async fn two_killed_servers_change_nothing() {
     );
     let held = one.mutex("k").lock().await.unwrap();
     let mut last = token(&held);
-    // Granted by a majority, it is asked for at the others in the background.
+    // Once a majority has granted the lock, the remaining servers are asked in the background.
     block_in_place(|| {
         until("all hold", || {
             servers
@@ -36,7 +36,7 @@ async fn two_killed_servers_change_nothing() {
     assert!(token(&taken) > last);
     last = token(&taken);
     taken.release().await.unwrap();
-    // Also for who comes only now.
+    // The same holds for a new client.
     let late = client(&servers, PATIENT).await;
     for _ in 0..5 {
         let guard = late.mutex("k").lock().await.unwrap();
@@ -81,7 +81,7 @@ async fn error_names_three_killed_servers_and_leaves_nothing() {
     assert!(held.is_held());
     assert!(held.release().await.is_err());
     block_in_place(|| nothing_left(&servers.servers[3..]));
-    // Nobody gets in while there is no majority, nor who comes only now.
+    // Nobody is granted the lock without a majority, not even a new client.
     assert_eq!(
         leasehold::connect(&servers.url()).await.unwrap_err().kind(),
         ErrorKind::Unavailable

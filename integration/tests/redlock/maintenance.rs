@@ -1,4 +1,4 @@
-//! What is done for locks and servers while nobody asks for a lock.
+//! Maintenance of locks and servers in the background.
 
 use leasehold_core::{LockClient, Renewal};
 use leasehold_integration::server::{Persistence, RedisServer, RedlockServers};
@@ -8,7 +8,7 @@ use crate::support::{
     PATIENT, client, eventually, five, millis, nothing_left, token, ttl, until, value,
 };
 
-/// Somebody else's, who gives them back a little later.
+/// Sets the key for another holder; [`free`] removes it.
 fn occupy(server: &RedisServer) {
     let () = redis::cmd("SET")
         .arg("k")
@@ -24,13 +24,14 @@ fn free(server: &RedisServer) {
         .unwrap();
 }
 
-/// Granted by three of five while the others were another's, the lock outlives any of the three.
+/// A lock granted by three of five servers, while two were held by another, survives the loss of
+/// any of the three.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bare_majority_outlives_the_loss_of_one_server() {
     let mut servers = five(Persistence::None).await;
     let client = client(&servers, PATIENT).await;
     block_in_place(|| servers.servers[3..].iter().for_each(occupy));
-    // Nothing but the grant can ask them.
+    // Only the grant itself can have asked them.
     let held = client
         .mutex("k")
         .with_renewal(Renewal::Manual)
@@ -44,7 +45,7 @@ async fn bare_majority_outlives_the_loss_of_one_server() {
         until("the missing servers hold, too", || {
             servers.servers.iter().all(holds)
         });
-        // It comes back at once, and has forgotten the lock.
+        // The server restarts immediately and has lost the lock.
         servers.servers[1].restart().unwrap();
     });
     held.renew().await.unwrap();
@@ -86,7 +87,7 @@ async fn restarts_far_apart_wedge_no_idle_client() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn holder_that_only_renews_outlives_every_restart() {
-    // Long enough for a busy machine that stands still.
+    // Long enough for pauses of a busy machine.
     let (mut servers, client) = three(8_000).await;
     let held = client.mutex("k").lock().await.unwrap();
     let before = token(&held);

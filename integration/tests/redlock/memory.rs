@@ -1,4 +1,4 @@
-//! Servers that forget.
+//! Servers that lose data.
 
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ fn mark(server: &RedisServer) -> Option<String> {
     value(server, ":lh4:mark")
 }
 
-/// A holds at 1, 2 and 3, and never reached 4 and 5. Server 3 forgets. B would have 3, 4 and 5.
+/// A holds at 1, 2 and 3, and never reached 4 and 5. Server 3 loses its data. B would have 3, 4 and
+/// 5.
 async fn a_server_that_forgot_does_not_vote(
     persistence: Persistence,
     forget: impl FnOnce(&mut RedisServer),
@@ -51,7 +52,7 @@ async fn a_server_back_with_no_memory_is_not_counted() {
     a_server_that_forgot_does_not_vote(Persistence::None, |server| server.restart().unwrap()).await;
 }
 
-/// What a snapshot brings back is older than what was granted, and its mark comes back with it.
+/// A snapshot is older than the latest grants, and contains the marker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_with_an_old_snapshot_and_its_marker_does_not_vote() {
     a_server_that_forgot_does_not_vote(Persistence::Snapshot, |server| {
@@ -62,7 +63,7 @@ async fn server_with_an_old_snapshot_and_its_marker_does_not_vote() {
     .await;
 }
 
-/// The same run, and nothing in it.
+/// The run id is the same, and the data is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_was_flushed_is_not_counted() {
     a_server_that_forgot_does_not_vote(Persistence::None, |server| {
@@ -73,7 +74,8 @@ async fn a_server_that_was_flushed_is_not_counted() {
     .await;
 }
 
-/// After the grace it copies the largest token from a majority of the others, and votes again.
+/// After the grace period the server copies the largest token from a majority of the remaining
+/// servers, and votes again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
     const GRACE: Duration = Duration::from_secs(3);
@@ -89,7 +91,7 @@ async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
     first.release().await.unwrap();
     let restarted = std::time::Instant::now();
     block_in_place(|| servers.servers[0].restart().unwrap());
-    // Who uses the quorum lets it rejoin, nobody has to do anything by hand.
+    // Clients of the quorum readmit the server without any manual step.
     while mark(&servers.servers[0]).is_none() {
         assert!(restarted.elapsed() < PATIENCE, "it has not rejoined");
         client
@@ -114,7 +116,7 @@ async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
         above >= before,
         "it has copied {above}, and {before} was granted"
     );
-    // Now it is needed.
+    // The readmitted server is needed for a majority now.
     for server in &mut servers.servers[3..] {
         server.kill();
     }
@@ -124,8 +126,8 @@ async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
     block_in_place(|| nothing_left(&servers.servers[..3]));
 }
 
-/// A lock outlives the restart of all servers that write everything down, and they rejoin by
-/// themselves.
+/// A lock survives the restart of all servers that persist every write, and they are readmitted
+/// automatically.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_servers_that_lose_nothing_can_restart() {
     const GRACE: Duration = Duration::from_secs(8);
@@ -162,8 +164,8 @@ async fn all_servers_that_lose_nothing_can_restart() {
     assert!(token(&next) > before);
 }
 
-/// Nobody knows any more what was granted: the grants end, and nobody is granted anything until an
-/// operator says so.
+/// All grants are lost: existing locks expire, and no lock is granted until an operator provisions
+/// the servers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_without_data_grant_nothing_until_provisioned() {
     let mut servers = five(Persistence::None).await;
@@ -179,8 +181,8 @@ async fn servers_without_data_grant_nothing_until_provisioned() {
     });
     let refused = client.mutex("other").try_lock().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
-    // Who comes anew is told that tokens are best effort, and is not granted anything in the grace
-    // either.
+    // A new client reports that tokens are best effort, and is not granted a lock in the grace
+    // period either.
     let quorum = leasehold::quorum::connect(&format!("{}{PATIENT}", servers.url()))
         .await
         .unwrap();
@@ -191,7 +193,7 @@ async fn servers_without_data_grant_nothing_until_provisioned() {
         refused.to_string().contains("init --assume-fresh"),
         "{refused}"
     );
-    // For as long as what they forgot may be held.
+    // For as long as a lost lock may be held.
     let unsaid = Provision::new(ttl(crate::support::TTL));
     let provisioning = tokio::time::timeout(millis(1_500), quorum.provision(&unsaid)).await;
     assert!(provisioning.is_err(), "it does not wait: {provisioning:?}");
@@ -232,13 +234,14 @@ async fn largest_ttl_is_not_lowered_while_a_node_may_have_forgotten() {
     servers.provision(ttl(crate::support::TTL)).await.unwrap();
     block_in_place(|| servers.servers[0].restart().unwrap());
     let quorum = leasehold::quorum::connect(&servers.url()).await.unwrap();
-    // Longer than the new grace, and by far not the old one.
+    // Longer than the new grace period, and far shorter than the old one.
     let shorter = Provision::new(ttl(millis(1_000)));
     let provisioning = tokio::time::timeout(millis(3_500), quorum.provision(&shorter)).await;
     assert!(provisioning.is_err(), "it does not wait: {provisioning:?}");
 }
 
-/// A lock that outlives the grace could be granted again by a server that forgot it.
+/// A server that lost a lock could grant it again while it is held, if it outlives the grace
+/// period.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn running_program_refuses_ttls_above_the_provisioned_one() {
     let servers = RedlockServers::start(3, Persistence::None).unwrap();
@@ -246,7 +249,7 @@ async fn running_program_refuses_ttls_above_the_provisioned_one() {
     let client = LockClient::builder(leasehold::backend::connect(&url).await.unwrap())
         .with_ttl(ttl(millis(2_000)))
         .build();
-    // Servers that were just started vote when they have been up for that long.
+    // New servers vote once they have been running for that long.
     eventually(&client, "k").await.release().await.unwrap();
     servers.provision(ttl(millis(1_000))).await.unwrap();
     let begun = std::time::Instant::now();

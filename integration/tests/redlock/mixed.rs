@@ -28,7 +28,7 @@ impl Servers {
         }
     }
 
-    /// A connection of its own to each, as every process has.
+    /// Opens new connections to all servers, as every process has them.
     async fn members(&self) -> Vec<QuorumMember> {
         vec![
             QuorumMember::Voting(RedisBackend::connect(&self.redis.url()).await.unwrap()),
@@ -41,7 +41,7 @@ impl Servers {
         ]
     }
 
-    /// The same, to look at the locks of each.
+    /// Opens backends for the inspection of each server's locks.
     async fn backends(&self) -> Vec<Arc<dyn LockBackend>> {
         let members = self.members().await.into_iter();
         members
@@ -53,7 +53,7 @@ impl Servers {
     }
 
     async fn quorum(&self) -> Arc<QuorumBackend> {
-        // The Redis was just started, and has forgotten nothing that anybody holds.
+        // The Redis server is new, and has not lost a lock that anybody holds.
         let config = QuorumConfig::new()
             .with_largest_ttl(ttl(TTL))
             .with_node_timeout(PATIENCE);
@@ -63,10 +63,10 @@ impl Servers {
     }
 }
 
-/// Longer than etcd's least.
+/// Longer than etcd's shortest TTL.
 const TTL: Duration = Duration::from_secs(3);
 
-/// Redis keeps 32 characters of it, Postgres some more and not all of them, etcd everything.
+/// Redis keeps 32 characters of it, PostgreSQL more but not all, and etcd all.
 const LABEL: &str = "kassa-zürich-7/4711/a program with a long name, and then some more";
 
 fn client(quorum: Arc<QuorumBackend>) -> LockClient {
@@ -76,7 +76,7 @@ fn client(quorum: Arc<QuorumBackend>) -> LockClient {
         .build()
 }
 
-/// One lock over three kinds of backends, one of which dies.
+/// One lock over three kinds of backends, one of which fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mixed_quorum_locks_without_tokens_and_says_so() {
     let mut servers = Servers::start();
@@ -87,7 +87,7 @@ async fn a_mixed_quorum_locks_without_tokens_and_says_so() {
     assert!(!capabilities.permits);
     assert_eq!(capabilities.min_ttl, Ttl::from_secs(2).unwrap(), "of etcd");
     let (one, other) = (client(one), client(other));
-    // A Redis that was just started waits for the largest TTL; the two others make a majority.
+    // The new Redis server waits for the largest TTL; the two other servers form a majority.
     let held = one.mutex("k").lock().await.unwrap();
     assert_eq!(held.fencing_token(), None);
     assert!(other.mutex("k").try_lock().await.unwrap().is_none());
@@ -112,7 +112,8 @@ async fn a_mixed_quorum_locks_without_tokens_and_says_so() {
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
 }
 
-/// It holds the lock on every kind of member, shows one holder, and frees it on every one.
+/// The lock is held on every kind of member, inspection shows one holder, and every member releases
+/// it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mixed_quorum_shows_one_holder_and_frees_it_on_every_member() {
     let servers = Servers::start();
@@ -128,7 +129,7 @@ async fn a_mixed_quorum_shows_one_holder_and_frees_it_on_every_member() {
         assert_eq!(there.holders[0].label, seen.holders[0].label, "{member}");
     }
     assert_eq!(held.release().await.unwrap(), Released::Freed);
-    // A majority has answered by now; the last one may be a moment later.
+    // A majority has answered by now; the last member may answer a moment later.
     let free_everywhere = async {
         while holders(&watching).await > 0 {
             tokio::time::sleep(millis(5)).await;
@@ -139,7 +140,7 @@ async fn a_mixed_quorum_shows_one_holder_and_frees_it_on_every_member() {
         .expect("it waits for the TTL at some member");
 }
 
-/// A server that forgets its locks when it restarts, as Postgres does, is a minority: it holds
+/// A server that loses its locks at a restart, as PostgreSQL does, is a minority. It holds the lock
 /// again after the next renewal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_postgres_that_restarts_costs_a_mixed_quorum_nothing() {
@@ -173,7 +174,8 @@ async fn a_postgres_that_restarts_costs_a_mixed_quorum_nothing() {
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
 }
 
-/// A renewal takes the nodes that were not free, or not there, when it was granted.
+/// Waits until every member holds the lock. A renewal acquires it on nodes that were not free or
+/// not reachable at the grant.
 async fn held_everywhere(guard: &LockGuard, members: &[Arc<dyn LockBackend>]) {
     let all = async {
         while holders(members).await < members.len() {
@@ -184,7 +186,7 @@ async fn held_everywhere(guard: &LockGuard, members: &[Arc<dyn LockBackend>]) {
     tokio::time::timeout(PATIENCE, all).await.unwrap();
 }
 
-/// How many of the members hold the lock for somebody.
+/// Returns the number of members on which the lock is held.
 async fn holders(members: &[Arc<dyn LockBackend>]) -> usize {
     let key = LockKey::new("k").unwrap();
     let mut holders = 0;

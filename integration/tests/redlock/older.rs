@@ -1,4 +1,4 @@
-//! Servers that come back with older data than they had.
+//! Servers that return with older data.
 
 use std::{fs, path::Path};
 
@@ -86,7 +86,7 @@ async fn durable_server_with_a_restored_backup_does_not_vote() {
     .await;
 }
 
-/// Makes the server a replica of `primary` until it has its data, and a primary again.
+/// Makes the server a replica of `primary` until it has its data, and then a primary again.
 fn follow(server: &RedisServer, primary: &RedisServer) {
     let mut connection = server.connection().unwrap();
     let port = primary.port();
@@ -113,12 +113,12 @@ fn follow(server: &RedisServer, primary: &RedisServer) {
 async fn durable_server_with_the_data_of_another_does_not_vote() {
     let servers = durable().await;
     let other = RedisServer::builder().start().unwrap();
-    // The data of server 4, which never saw the lock.
+    // The data of server 4, which never had the lock.
     follow(&other, &servers.servers[3]);
     older_data_does_not_vote(servers, |server| follow(server, &other)).await;
 }
 
-/// The run is the same all along, and so is the mark that its own replica had.
+/// The run id never changes, and the server's own replica had the same marker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_that_took_back_its_replicas_older_data_does_not_vote() {
     let servers = five(Persistence::None).await;

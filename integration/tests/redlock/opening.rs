@@ -1,4 +1,4 @@
-//! Programs that begin while a server is wrong.
+//! Clients that start while a server is faulty.
 
 use leasehold_core::{LockClient, backend::LockBackend, quorum::QuorumBackend};
 use leasehold_integration::server::{Persistence, RedisServer, RedlockServers};
@@ -25,7 +25,7 @@ fn replica_of(server: &RedisServer, host: &str, port: &str) {
         .unwrap();
 }
 
-/// Opens the quorum anew, as a program that starts does.
+/// Opens the quorum again, as a starting program does.
 async fn begin(servers: &RedlockServers) -> (Arc<QuorumBackend>, LockClient) {
     let quorum = leasehold::quorum::connect(&format!("{}{PATIENT}", servers.url()))
         .await
@@ -37,7 +37,7 @@ async fn begin(servers: &RedlockServers) -> (Arc<QuorumBackend>, LockClient) {
     )
 }
 
-/// What is wrong with the last server, as the quorum sees it.
+/// Returns the problem of the last server, as the quorum reports it.
 fn problem(quorum: &QuorumBackend) -> Option<String> {
     let nodes = quorum.nodes();
     assert!(
@@ -47,7 +47,7 @@ fn problem(quorum: &QuorumBackend) -> Option<String> {
     nodes[2].problem.clone()
 }
 
-/// Locks until the last server holds, too.
+/// Acquires the lock until the last server also holds it.
 async fn until_the_last_takes_part(
     quorum: &QuorumBackend,
     client: &LockClient,
@@ -121,8 +121,8 @@ async fn a_program_begins_although_one_server_is_a_replica() {
         told.contains("replica") && told.contains(&last.addr().to_string()),
         "{told}"
     );
-    // It may have the data of another server now, and votes when the grace is over. It is asked
-    // again before.
+    // The server may have the data of another one now, and votes after the grace period. It is also
+    // checked before.
     replica_of(last, "NO", "ONE");
     let end = std::time::Instant::now() + PATIENCE;
     while problem(&quorum).is_some_and(|problem| problem.contains("replica")) {

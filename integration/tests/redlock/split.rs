@@ -10,7 +10,7 @@ use crate::support::{
     PATIENT, client_at, five, nothing_left, token, until, url_through, value, ways,
 };
 
-/// Which servers each contender reaches first.
+/// The servers that each contender reaches first.
 const SHARES: [&[usize]; 3] = [&[0, 1], &[2, 3], &[4]];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -37,8 +37,8 @@ async fn split_vote_2_2_1_grants_at_most_one_and_converges() {
         tasks.spawn(async move {
             let guard = mutex.lock().await.unwrap();
             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two hold");
-            // While it holds: whoever comes next may be done before it has heard that its release
-            // was.
+            // Recorded while the lock is held: the next holder may finish before this one learns of
+            // its release.
             tokens.lock().unwrap().push(token(&guard));
             tokio::task::yield_now().await;
             inside.fetch_sub(1, Ordering::SeqCst);
@@ -69,7 +69,7 @@ async fn split_vote_2_2_1_grants_at_most_one_and_converges() {
     block_in_place(|| nothing_left(&servers.servers));
 }
 
-/// Nobody waits for ever, and no token comes twice, when all ask all the time.
+/// With permanent contention, nobody waits forever and no token is repeated.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contenders_that_never_pause_all_get_their_turns() {
     const TURNS: usize = 15;

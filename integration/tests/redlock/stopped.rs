@@ -11,7 +11,7 @@ use crate::support::{
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_stopped_servers_hold_nobody_up_and_are_left_clean() {
     let mut servers = five(Persistence::None).await;
-    // They would be waited for until the end of the test.
+    // Requests to paused servers stay pending until the end of the test.
     let client = client(&servers, "?node-timeout=60s&timeout=60s").await;
     for server in &mut servers.servers[3..] {
         server.pause().unwrap();
@@ -60,7 +60,7 @@ async fn three_stopped_servers_fail_in_time_and_are_released() {
     for server in &mut servers.servers[..3] {
         server.resume().unwrap();
     }
-    // Those that took the request and could not answer are released too.
+    // Servers that received the request but could not answer also release the lock.
     block_in_place(|| nothing_left(&servers.servers));
     let guard = crate::support::eventually(&client, "k").await;
     guard.release().await.unwrap();
@@ -89,7 +89,7 @@ async fn two_slow_servers_neither_shorten_nor_prolong_the_lease() {
     let guard = client.mutex("k").lock().await.unwrap();
     assert!(guard.is_held() && guard.remaining() < TTL);
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
-    // What arrives late is taken back as late.
+    // Grants that arrive late are undone when they arrive.
     tokio::time::sleep(TTL + millis(1_500)).await;
     block_in_place(|| nothing_left(&servers.servers));
 }
@@ -122,7 +122,7 @@ async fn a_late_grant_is_adopted_while_the_lock_is_held() {
             .count()
     };
     block_in_place(|| crate::support::until("all five hold", || held() == 5));
-    // So two others may be lost.
+    // The lock survives the loss of two other servers.
     for way in &ways[3..] {
         way.cut();
     }

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers shared by the tests.
 
 use std::time::{Duration, Instant};
 
@@ -9,13 +9,14 @@ use leasehold_integration::{
     server::{Persistence, RedisServer, RedlockServers},
 };
 
-/// For what must happen at all, on a machine that builds something else beside.
+/// The timeout of operations that must succeed, long enough for a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// Of locks whose expiry no test waits for.
+/// The TTL of locks whose expiry no test waits for.
 pub(crate) const TTL: Duration = Duration::from_secs(60);
-/// Within which what is given back is gone, far below the TTL: it does not merely expire.
+/// The limit for a release to take effect, far below the TTL, so that an expiry cannot be mistaken
+/// for it.
 const GIVEN_BACK: Duration = Duration::from_secs(15);
-/// Options with which a busy machine does not look like a silent server.
+/// Options with which a busy machine is not mistaken for a failed server.
 pub(crate) const PATIENT: &str = "?node-timeout=10s&timeout=10s&connect-timeout=10s";
 
 pub(crate) fn millis(millis: u64) -> Duration {
@@ -26,14 +27,14 @@ pub(crate) fn ttl(duration: Duration) -> Ttl {
     Ttl::new(duration).unwrap()
 }
 
-/// Five attested servers.
+/// Starts five provisioned servers.
 pub(crate) async fn five(persistence: Persistence) -> RedlockServers {
     let servers = RedlockServers::start(5, persistence).unwrap();
     servers.provision(ttl(TTL)).await.unwrap();
     servers
 }
 
-/// A client with these options.
+/// Creates a client with these options.
 pub(crate) async fn client(servers: &RedlockServers, options: &str) -> LockClient {
     client_at(&format!("{}{options}", servers.url())).await
 }
@@ -44,7 +45,7 @@ pub(crate) async fn client_at(url: &str) -> LockClient {
         .build()
 }
 
-/// A way of one client to each server.
+/// Starts a proxy in front of each server.
 pub(crate) fn ways(servers: &RedlockServers) -> Vec<Proxy> {
     servers
         .servers
@@ -65,7 +66,7 @@ pub(crate) fn token(guard: &LockGuard) -> u64 {
         .get()
 }
 
-/// The value of a key, past any proxy.
+/// Returns the value of a key, without a proxy.
 pub(crate) fn value(server: &RedisServer, key: &str) -> Option<String> {
     redis::cmd("GET")
         .arg(key)
@@ -83,7 +84,7 @@ pub(crate) fn until(what: &str, mut reached: impl FnMut() -> bool) {
     }
 }
 
-/// Tries until granted.
+/// Retries until the lock is granted.
 pub(crate) async fn eventually(client: &LockClient, key: &str) -> LockGuard {
     let end = Instant::now() + PATIENCE;
     let mut last: Option<Error> = None;
@@ -98,7 +99,7 @@ pub(crate) async fn eventually(client: &LockClient, key: &str) -> LockGuard {
     panic!("not granted within {PATIENCE:?}: {last:?}");
 }
 
-/// Tries once: another holds the lock, or too few servers vote.
+/// Tries once, and asserts that the lock is held by another client or that too few servers vote.
 pub(crate) async fn not_granted(client: &LockClient, key: &str) {
     match client.mutex(key).try_lock().await {
         Ok(guard) => assert!(guard.is_none(), "two hold"),
@@ -106,7 +107,7 @@ pub(crate) async fn not_granted(client: &LockClient, key: &str) {
     }
 }
 
-/// No lock and no waiter is left on any of these servers.
+/// Waits until no lock and no waiter is left on any of these servers.
 #[track_caller]
 pub(crate) fn nothing_left<'a>(servers: impl IntoIterator<Item = &'a RedisServer>) {
     for server in servers {

@@ -1,4 +1,4 @@
-//! A server or a connection that ends at any step of the write-back of a token.
+//! Servers and connections that fail at any step of a token's write-back.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::support::{
     PATIENT, eventually, nothing_left, token, ttl, until, url_through, value, ways,
 };
 
-/// What comes in one piece: acquire, write-back, renewal or release; and one more.
+/// The number of chunks: acquisition, write-back, and renewal or release; and one more.
 const STEPS: u64 = 4;
 
-/// A server that restarted votes again after so long.
+/// The time after which a restarted server votes again.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Tokens are unique and grow, whichever servers end at whichever step; gaps are allowed.
+/// Tokens are unique and increase, whichever servers fail at whichever step. Gaps are allowed.
 async fn kills_at_each_step(victims: &'static [usize]) {
     let mut servers = RedlockServers::start(5, Persistence::EveryWrite).unwrap();
     let provision = Provision::new(ttl(GRACE))
@@ -41,7 +41,7 @@ async fn kills_at_each_step(victims: &'static [usize]) {
     for direction in [Direction::ClientToServer, Direction::ServerToClient] {
         for step in 0..STEPS {
             block_in_place(|| {
-                // What the grant is to be written back to.
+                // The grant must be written back to all servers.
                 until("all vote", || servers.servers.iter().all(votes));
                 disagree(&servers, last + 1_000_000_000);
             });
@@ -49,7 +49,7 @@ async fn kills_at_each_step(victims: &'static [usize]) {
                 ways[*victim].cut_after_chunks(direction, step);
             }
             let outcome = client.mutex("k").try_lock().await;
-            // The server itself ends too, where the connection has.
+            // Where the connection has ended, the server is killed too.
             block_in_place(|| {
                 for victim in victims {
                     servers.servers[*victim].kill();
@@ -79,8 +79,8 @@ async fn kills_at_each_step(victims: &'static [usize]) {
             drop(guard.release().await);
         }
     }
-    // An attempt whose connections end is repeated on new ones, so that even three need not make it
-    // fail.
+    // An attempt whose connections end is repeated on new ones, so even three lost connections may
+    // not fail it.
     let trips: u64 = victims
         .iter()
         .map(|victim| ways[*victim].counters().trips)
@@ -93,7 +93,7 @@ async fn kills_at_each_step(victims: &'static [usize]) {
     block_in_place(|| nothing_left(&servers.servers));
 }
 
-/// Whether the server is in the run that its mark names.
+/// Returns whether the server is in the run that its marker names.
 fn votes(server: &RedisServer) -> bool {
     let info: String = redis::cmd("INFO")
         .arg("server")
@@ -118,7 +118,7 @@ async fn a_kill_at_each_step_of_the_write_back_repeats_no_token() {
     .for_each(Result::unwrap);
 }
 
-/// Gives each server another token for the lock, so that the next grant has to be written back.
+/// Gives each server a different token for the lock, so that the next grant has to be written back.
 fn disagree(servers: &RedlockServers, above: u64) {
     for (at, server) in servers.servers.iter().enumerate() {
         let owner = "0".repeat(32);
