@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs a later etcd than Debian 12 has, under target/etcd-later: one without the fault that a deposed leader revokes
-# live leases (etcd issue 15247), from Debian 13. Nothing of the system changes. Does nothing, and says nothing, where it
-# is there already. integration/setup.sh calls it.
+# Installs the etcd of Debian 13 under target/etcd-later, without changing the system. In this release a
+# deposed leader no longer revokes live leases (etcd issue 15247), unlike in Debian 12. Does nothing and
+# prints nothing if it is installed. integration/setup.sh calls it.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,17 +10,17 @@ release=trixie
 
 [[ ! -x $into/usr/bin/etcd ]] || exit 0
 
-printf 'etcd: installing the one of Debian %s beside the own one\n' "$release" >&2
+printf 'etcd: installing the release of Debian %s beside the system's\n' "$release" >&2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
 
-# Where this machine has its packages from, and the next release beside them.
+# Uses the machine's own package mirror, with the next release.
 own=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
 uri=$(apt-get indextargets --format "\$(RELEASE) \$(REPO_URI)" 'Created-By: Packages' |
     awk -v own="$own" '$1 == own { print $2; exit }')
 if [[ -z $uri ]]; then
-    printf 'etcd: apt-get knows no packages of Debian %s\n' "$own" >&2
+    printf 'etcd: apt-get has no package source for Debian %s\n' "$own" >&2
     exit 1
 fi
 printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$uri" "$release" \

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Installs what the tests need and a fresh Debian machine lacks. Does nothing, and says nothing, where all is there.
+# Installs the dependencies of the tests on Debian. Does nothing and prints nothing if all of them are
+# installed.
 #
-# The tests start their own servers on free ports in temporary folders, so none needs to run, and none that comes with a
-# package is left running. A Redis of yours in LEASEHOLD_REDIS_URL, and a PostgreSQL in LEASEHOLD_POSTGRES_URL, is used
-# where a test breaks nothing; the tests that stop and kill servers need one of their own all the same.
+# The tests start their own servers, on free ports and in temporary folders. No server has to run, and a
+# server that a package starts is stopped. Tests that inject no faults use the servers of
+# LEASEHOLD_REDIS_URL and LEASEHOLD_POSTGRES_URL if they are set; all other tests start their own.
 set -euo pipefail
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -14,17 +15,17 @@ fail() {
 }
 
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
-# Debian keeps PostgreSQL's server where nobody's PATH goes.
+# Debian installs PostgreSQL's server in a folder that is not in PATH.
 for folder in /usr/lib/postgresql/*/bin; do PATH="$PATH:$folder"; done
 command -v cargo >/dev/null || PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
 
-# A command or file that must be there, and the Debian package that brings it.
+# A required command or file, and the Debian package that contains it.
 needs=(
     "cc build-essential"
     "redis-server redis-server"
     "redis-cli redis-tools"
     "protoc protobuf-compiler"
-    # What comes with protoc elsewhere, Debian only recommends beside it.
+    # Part of protoc elsewhere; Debian has it in a recommended package.
     "/usr/include/google/protobuf/descriptor.proto libprotobuf-dev"
     "etcd etcd-server"
     "etcdctl etcd-client"
@@ -47,7 +48,7 @@ missing() {
     for need in "${needs[@]}"; do
         command -v "${need%% *}" >/dev/null || [[ -e ${need%% *} ]] || printf '%s\n' "$need"
     done
-    # A module that Debian packs by itself.
+    # A module that Debian has in a separate package.
     python3 -c 'import ensurepip' 2>/dev/null || printf 'ensurepip python3-venv\n'
 }
 
@@ -58,18 +59,18 @@ install_packages() {
         as_root=(sudo)
     fi
     command -v apt-get >/dev/null ||
-        fail "there is no apt-get on this system: install what these Debian packages bring: $*"
+        fail "this system has no apt-get: install the equivalents of these Debian packages: $*"
 
-    # Packages start their servers. A policy that forbids it (Debian Policy 9.3.3) holds while this script runs.
+    # Packages start their servers. A policy (Debian Policy 9.3.3) forbids this while the script runs.
     local policy=/usr/sbin/policy-rc.d mine=""
     if [[ ! -e $policy ]]; then
         mine=$policy
         printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
         "${as_root[@]}" chmod +x "$policy"
     fi
-    # And PostgreSQL's makes a first database cluster, unless it is told not to.
+    # PostgreSQL's package creates a database cluster unless this setting prevents it.
     local no_cluster=/etc/postgresql-common/createcluster.d/leasehold-tests.conf
-    # Expanded now: nothing of this function is left when the script ends.
+    # Expanded now, because the variables are local to this function.
     # shellcheck disable=SC2064
     trap "${as_root[*]} rm -f $no_cluster $mine" EXIT
     "${as_root[@]}" mkdir -p "${no_cluster%/*}"
@@ -86,12 +87,12 @@ install_packages() {
     fi
     rm -f "$log"
 
-    # Installed for the tests, it is not to start with the machine either.
+    # A server installed for the tests must not start at boot either.
     local service
     for service in pgbouncer redis-server; do
         if [[ " $* " == *" $service "* && -d /run/systemd/system ]]; then
             "${as_root[@]}" systemctl disable --now "$service" >/dev/null 2>&1 ||
-                say "could not keep the $service service from starting with the machine"
+                say "could not disable the $service service, which will start at boot"
         fi
     done
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# All tests: installs what they need, then runs the unit tests, the documentation's programs and the tests on real servers.
-# Arguments go to `cargo test`. `-p CRATE` runs the tests of one crate, and `-- FILTER` those whose name contains FILTER:
-# `integration/test.sh -p leasehold-redis -- paused`.
+# Installs the dependencies of the tests, then runs the unit tests, the doctests and the tests on real
+# servers. Arguments are passed to `cargo test`: `-p CRATE` runs the tests of one crate, and `-- FILTER`
+# those whose name contains FILTER, as in `integration/test.sh -p leasehold-redis -- paused`.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,7 +9,7 @@ command -v cargo >/dev/null || PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/
 
 integration/setup.sh
 
-# Cargo ignores `-p` beside `--workspace`.
+# Cargo ignores `-p` together with `--workspace`.
 scope=(--workspace)
 for argument in "$@"; do
     case $argument in
@@ -17,5 +17,5 @@ for argument in "$@"; do
     -p* | --package*) scope=() ;;
     esac
 done
-# Tests of signals need their default actions, also where this was started by `nohup` or in the background.
+# Tests of signals need the default actions, which `nohup` and background jobs change.
 exec env --default-signal=HUP,INT,QUIT cargo test "${scope[@]}" --all-features --locked --no-fail-fast "$@"

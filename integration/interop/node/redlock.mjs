@@ -1,5 +1,5 @@
-// node-redlock, told line by line: see ../README.md. Arguments: the folder with the packages, name, TTL in milliseconds, and
-// the ports of the Redis servers.
+// Runs node-redlock with the protocol of ../README.md. Arguments: the folder with the packages, the
+// name, the TTL in milliseconds, and the ports of the Redis servers.
 
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
@@ -9,10 +9,10 @@ const require = createRequire(`${folder}/package.json`);
 const { default: Redis } = require("ioredis");
 const { default: Redlock, ExecutionError } = require("redlock");
 
-const tell = (line) => console.log(`peer> ${line}`);
+const send = (line) => console.log(`peer> ${line}`);
 
 const servers = ports.map((port) => new Redis({ host: "127.0.0.1", port: Number(port), maxRetriesPerRequest: 1 }));
-// A server that is down shows in the votes.
+// An unreachable server counts as a missing vote.
 servers.forEach((server) => server.on("error", () => {}));
 await Promise.allSettled(servers.map((server) => server.ping()));
 
@@ -20,9 +20,9 @@ const redlock = new Redlock(servers, { retryCount: 0 });
 const waiting = new Redlock(servers, { retryCount: -1, retryDelay: 20, retryJitter: 20 });
 let lock;
 
-async function obey(order) {
+async function execute(command) {
   try {
-    switch (order) {
+    switch (command) {
       case "lock":
         lock = await waiting.acquire([name], Number(ttl));
         return "held";
@@ -35,12 +35,12 @@ async function obey(order) {
     }
   } catch (error) {
     if (!(error instanceof ExecutionError)) throw error;
-    return order === "release" ? "lost" : "refused";
+    return command === "release" ? "lost" : "refused";
   }
-  throw new Error(`no such order: ${order}`);
+  throw new Error(`no such command: ${command}`);
 }
 
-// Whoever gave the orders is gone.
+// The test has ended.
 process.stdin.once("end", () => process.exit(0));
-tell("ready");
-for await (const line of createInterface({ input: process.stdin })) tell(await obey(line.trim()));
+send("ready");
+for await (const line of createInterface({ input: process.stdin })) send(await execute(line.trim()));

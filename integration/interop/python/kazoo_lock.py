@@ -1,11 +1,14 @@
-"""kazoo's `Lock`, told line by line: see ../README.md. Arguments: servers, path, patterns of names that it is to respect."""
+"""Runs kazoo's `Lock` with the protocol of ../README.md.
+
+Arguments: the servers, the path, and patterns of names that the lock must respect.
+"""
 
 import sys
 
 from kazoo.client import KazooClient
 
 
-def tell(line):
+def send(line):
     print(f"peer> {line}", flush=True)
 
 
@@ -13,15 +16,15 @@ def main(servers, path, *patterns):
     client = KazooClient(hosts=servers)
     client.start()
     lock = client.Lock(path, extra_lock_patterns=patterns)
-    tell("ready")
+    send("ready")
     for line in sys.stdin:
-        order = line.strip()
-        if order in ("lock", "try"):
-            tell("held" if lock.acquire(blocking=order == "lock") else "refused")
-        elif order == "release":
-            tell("released" if lock.release() else "lost")
+        command = line.strip()
+        if command in ("lock", "try"):
+            send("held" if lock.acquire(blocking=command == "lock") else "refused")
+        elif command == "release":
+            send("released" if lock.release() else "lost")
         else:
-            sys.exit(f"no such order: {order!r}")
+            sys.exit(f"no such command: {command!r}")
     client.stop()
 
 

@@ -1,4 +1,7 @@
-"""redis-py's `Lock`, told line by line: see ../README.md. Arguments: URL, name, TTL in seconds."""
+"""Runs redis-py's `Lock` with the protocol of ../README.md.
+
+Arguments: the URL, the name, and the TTL in seconds.
+"""
 
 import sys
 
@@ -6,25 +9,25 @@ import redis
 from redis.exceptions import LockError
 
 
-def tell(line):
+def send(line):
     print(f"peer> {line}", flush=True)
 
 
 def main(url, name, ttl):
     lock = redis.Redis.from_url(url).lock(name, timeout=float(ttl), sleep=0.01)
-    tell("ready")
+    send("ready")
     for line in sys.stdin:
-        order = line.strip()
-        if order in ("lock", "try"):
-            tell("held" if lock.acquire(blocking=order == "lock") else "refused")
-        elif order == "release":
+        command = line.strip()
+        if command in ("lock", "try"):
+            send("held" if lock.acquire(blocking=command == "lock") else "refused")
+        elif command == "release":
             try:
                 lock.release()
-                tell("released")
+                send("released")
             except LockError:
-                tell("lost")
+                send("lost")
         else:
-            sys.exit(f"no such order: {order!r}")
+            sys.exit(f"no such command: {command!r}")
 
 
 main(*sys.argv[1:])

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# flock(1), told line by line: see ../README.md. Argument: the file.
+# Runs flock(1) with the protocol of ../README.md. Argument: the file.
 set -euo pipefail
 
-tell() { printf 'peer> %s\n' "$1"; }
+send() { printf 'peer> %s\n' "$1"; }
 
 exec 9<>"$1"
-tell ready
-while read -r order; do
-    case $order in
-    lock) flock 9 && tell held ;;
-    try) if flock --nonblock 9; then tell held; else tell refused; fi ;;
-    release) flock --unlock 9 && tell released ;;
+send ready
+while read -r command; do
+    case $command in
+    lock) flock 9 && send held ;;
+    try) if flock --nonblock 9; then send held; else send refused; fi ;;
+    release) flock --unlock 9 && send released ;;
     *)
-        printf 'no such order: %s\n' "$order" >&2
+        printf 'no such command: %s\n' "$command" >&2
         exit 1
         ;;
     esac
