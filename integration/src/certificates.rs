@@ -49,7 +49,7 @@ impl Certificates {
             folder: folder.to_owned(),
         };
         let made = make(names, until)
-            .map_err(|error| HarnessError::caused_by("cannot make certificates", error))?;
+            .map_err(|error| HarnessError::caused_by("cannot generate certificates", error))?;
         for (path, pem) in [
             (certificates.ca(), made.ca),
             (certificates.certificate(), made.certificate),

@@ -130,7 +130,7 @@ impl OwnedChild {
             }
             if Instant::now() >= end {
                 return Err(HarnessError::new(format!(
-                    "process {} still runs after {patience:?}",
+                    "process {} is still running after {patience:?}",
                     self.pid()
                 )));
             }
@@ -155,7 +155,7 @@ impl OwnedChild {
         let pid = self.pid();
         if let Some(exit) = self.try_wait() {
             return Err(HarnessError::new(format!(
-                "process {pid} has ended ({exit}), no signal can reach it"
+                "process {pid} has ended ({exit}) and cannot receive a signal"
             )));
         }
         kill_process(Pid::from_child(&self.child), signal)

@@ -32,7 +32,7 @@ const LASTING: [&[u8]; 5] = [
 /// The server does not answer.
 pub fn redis(server: &RedisServer) -> Result<BTreeSet<String>> {
     let failed =
-        |error: redis::RedisError| HarnessError::caused_by("cannot take the leftovers", error);
+        |error: redis::RedisError| HarnessError::caused_by("cannot check for leftovers", error);
     let mut connection = server.connection()?;
     let keys: Vec<Vec<u8>> = redis::cmd("KEYS")
         .arg("*")
@@ -84,7 +84,7 @@ pub fn postgres(server: &PostgresServer) -> Result<BTreeSet<String>> {
 /// # Errors
 /// The folder or `/proc/locks` cannot be read.
 pub fn files(folder: &Path) -> Result<BTreeSet<String>> {
-    let unreadable = |error| HarnessError::caused_by("cannot take the leftovers", error);
+    let unreadable = |error| HarnessError::caused_by("cannot check for leftovers", error);
     let locks = fs::read_to_string("/proc/locks").map_err(unreadable)?;
     // proc(5): `1: FLOCK ADVISORY WRITE 593 08:01:1048602 0 EOF`. A waiter's line begins with `1:
     // -> …`.

@@ -48,8 +48,9 @@ impl Peer {
     /// # Errors
     /// The program cannot be started.
     pub fn this_test(test: &str, role: &str) -> Result<Self> {
-        let program = env::current_exe()
-            .map_err(|error| HarnessError::caused_by("cannot tell which program this is", error))?;
+        let program = env::current_exe().map_err(|error| {
+            HarnessError::caused_by("cannot determine the path of this program", error)
+        })?;
         Self::spawn_with(program, [test, "--exact", "--nocapture"], &[(ROLE, role)])
     }
 
@@ -66,7 +67,7 @@ impl Peer {
         writeln!(self.input, "{line}")
             .and_then(|()| self.input.flush())
             .map_err(|error| {
-                HarnessError::caused_by(format!("cannot say {line:?} to the peer"), error)
+                HarnessError::caused_by(format!("cannot send {line:?} to the peer"), error)
             })
     }
 
@@ -161,11 +162,11 @@ impl Peer {
 }
 
 fn silent(patience: Duration) -> HarnessError {
-    HarnessError::new(format!("the peer said nothing within {patience:?}"))
+    HarnessError::new(format!("the peer sent nothing within {patience:?}"))
 }
 
 fn mute() -> HarnessError {
-    HarnessError::new("the peer has closed its output without saying what was awaited")
+    HarnessError::new("the peer closed its output before the expected line")
 }
 
 /// Sends a line to the test that started this peer.

@@ -23,7 +23,7 @@ static NURSERY: LazyLock<Mutex<Sender<Order>>> = LazyLock::new(|| {
                 drop(reply.send(command.spawn()));
             }
         })
-        .expect("a thread can be started");
+        .expect("cannot start a thread");
     Mutex::new(orders)
 });
 

@@ -119,7 +119,7 @@ fn the_urls_in_the_page_reach_the_servers() {
         let named = ports_in(&page, profile);
         assert!(
             named.len() >= 2,
-            "the page does not say how to reach {profile} and how to test with it"
+            "the page does not show the URL and the test command of {profile}"
         );
         for ports in named {
             assert_eq!(ports, ports_of(profile), "{profile}");

@@ -77,19 +77,19 @@ fn every_guarantee_names_tests_that_exist() {
         let tests = named_tests(&statement);
         assert!(
             !claims || !tests.is_empty(),
-            "no test is named for: {statement}"
+            "no test is named for this statement: {statement}"
         );
         for test in &tests {
             assert!(
                 known.contains(test),
-                "there is no test `{test}`, which is named for: {statement}"
+                "test `{test}` does not exist, but is named for: {statement}"
             );
         }
         guarantees += usize::from(claims);
     }
     assert!(
         guarantees > 40,
-        "the page is not read as it was written: {guarantees}"
+        "the page was not parsed correctly: {guarantees}"
     );
 }
 
@@ -115,7 +115,7 @@ fn the_manual_lists_every_metric_and_no_other() {
     assert_eq!(listed, measured);
     assert!(
         measured.len() > 8,
-        "the metrics are not read as they were written: {measured:?}"
+        "the metrics were not parsed correctly: {measured:?}"
     );
     for page in ["crates/leasehold/src/lib.rs", "docs/redlock.md"] {
         let unknown: Vec<_> = metrics(&read(page), '`')
@@ -183,7 +183,7 @@ fn every_variable_of_the_tests_is_documented() {
     used.retain(|name| {
         !name.starts_with("LEASEHOLD_TEST_") && !name.starts_with("LEASEHOLD_PEER_")
     });
-    assert!(used.len() > 8, "the variables are not found: {used:?}");
+    assert!(used.len() > 8, "too few variables were found: {used:?}");
 
     let page = fs::read_to_string(root().join("integration/README.md")).unwrap();
     let listed: BTreeSet<String> = page
@@ -200,7 +200,7 @@ fn every_variable_of_the_tests_is_documented() {
 #[test]
 fn links_between_pages_lead_to_files() {
     let pages = pages();
-    assert!(pages.len() > 15, "the pages are not found: {pages:?}");
+    assert!(pages.len() > 15, "too few pages were found: {pages:?}");
     for page in pages {
         let text =
             fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));

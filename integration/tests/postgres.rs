@@ -142,7 +142,7 @@ async fn every_key_scheme_takes_the_locks_of_the_others() {
             .fetch_one(&mut *connection)
             .await
             .unwrap();
-        assert!(!taken, "{keys}: another program was granted what we hold");
+        assert!(!taken, "{keys}: another program was granted a held key");
         // A waiter in another session is notified, also for a pair of keys.
         let mutex = other.mutex(name);
         let waiting = tokio::spawn(async move { mutex.lock().await });
@@ -170,14 +170,14 @@ async fn every_key_scheme_takes_the_locks_of_the_others() {
         .await
         .unwrap()
         .right()
-        .expect("sqlx was granted what we hold");
+        .expect("sqlx was granted a held key");
     free(guard).await;
     let theirs = lock
         .try_acquire(connection)
         .await
         .unwrap()
         .left()
-        .expect("what we released is free");
+        .expect("a released key is not free");
     assert!(ours.mutex("both").try_lock().await.unwrap().is_none());
     drop(theirs.release_now().await.unwrap());
     free(ours.mutex("both").try_lock().await.unwrap().unwrap()).await;
@@ -276,7 +276,7 @@ async fn with_a_safety_net_of_an_hour_waiters_are_woken_all_the_same() {
         free(
             timeout(SOON, waiting)
                 .await
-                .expect("not woken")
+                .expect("not notified")
                 .unwrap()
                 .unwrap(),
         )
@@ -295,7 +295,7 @@ async fn with_a_safety_net_of_an_hour_waiters_are_woken_all_the_same() {
     free(
         timeout(SOON, waiting)
             .await
-            .expect("not woken")
+            .expect("not notified")
             .unwrap()
             .unwrap(),
     )
@@ -328,7 +328,7 @@ async fn readers_behind_a_writer_that_gives_up_are_woken() {
     free(
         timeout(SOON, reader)
             .await
-            .expect("not woken")
+            .expect("not notified")
             .unwrap()
             .unwrap(),
     )
@@ -518,7 +518,7 @@ async fn graceful_revocation_ends_one_lock_at_its_deadline() {
         client(server.url(), "").await,
     );
     let broken = holder
-        .mutex("broken gently")
+        .mutex("revoked gracefully")
         .with_ttl(ttl)
         .with_label("the holder")
         .lock()
@@ -530,7 +530,7 @@ async fn graceful_revocation_ends_one_lock_at_its_deadline() {
         .lock()
         .await
         .unwrap();
-    let seen = operator.inspect("broken gently").await.unwrap();
+    let seen = operator.inspect("revoked gracefully").await.unwrap();
     assert_eq!(seen.holders[0].label, "the holder");
     assert!(
         seen.holders[0]
@@ -543,15 +543,15 @@ async fn graceful_revocation_ends_one_lock_at_its_deadline() {
         operator.revoke(&seen.holders[0], Revocation::Graceful),
     )
     .await
-    .expect("the break hangs")
+    .expect("the revocation hangs")
     .unwrap();
     assert_eq!(told, RevokeOutcome::FreeWithin(Some(ttl.as_duration())));
     timeout(SOON, broken.lost())
         .await
-        .expect("it is renewed on");
+        .expect("the lock is still renewed");
     free(
         operator
-            .mutex("broken gently")
+            .mutex("revoked gracefully")
             .lock_timeout(SOON)
             .await
             .unwrap()
@@ -562,7 +562,7 @@ async fn graceful_revocation_ends_one_lock_at_its_deadline() {
     free(neighbour).await;
     // The revocation does not affect the next holder.
     let again = holder
-        .mutex("broken gently")
+        .mutex("revoked gracefully")
         .with_ttl(ttl)
         .lock()
         .await
@@ -716,7 +716,7 @@ async fn a_hand_off_costs_one_or_two_transaction_ids() {
         free(guard).await;
         guard = timeout(SOON, waiting)
             .await
-            .expect("not woken")
+            .expect("not notified")
             .unwrap()
             .unwrap();
     }

@@ -8,7 +8,7 @@ pub(super) struct Latencies(Histogram<u64>);
 
 impl Latencies {
     pub(super) fn new() -> Self {
-        Self(Histogram::new(3).expect("three digits are allowed"))
+        Self(Histogram::new(3).expect("three digits are valid"))
     }
 
     pub(super) fn of(nanos: &[u64]) -> Self {

@@ -29,7 +29,7 @@ pub(super) fn resident() -> Result<u64> {
     let statm = fs::read_to_string("/proc/self/statm")
         .map_err(|error| HarnessError::caused_by("cannot read /proc/self/statm", error))?;
     let pages: Option<u64> = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
-    let pages = pages.ok_or_else(|| HarnessError::new("/proc/self/statm has another format"))?;
+    let pages = pages.ok_or_else(|| HarnessError::new("/proc/self/statm has an unknown format"))?;
     Ok(pages * rustix::param::page_size() as u64)
 }
 

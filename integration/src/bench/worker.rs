@@ -12,8 +12,9 @@ use crate::{
 
 /// Starts a worker process.
 pub(super) fn spawn(arguments: &WorkerArguments) -> Result<Peer> {
-    let program = env::current_exe()
-        .map_err(|error| HarnessError::caused_by("cannot tell which program this is", error))?;
+    let program = env::current_exe().map_err(|error| {
+        HarnessError::caused_by("cannot determine the path of this program", error)
+    })?;
     Peer::spawn(program, arguments.to_command_line())
 }
 
@@ -63,7 +64,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> Result<()> {
                 Ok(())
             }
             Scenario::Pair | Scenario::Counter | Scenario::Stopped => {
-                Err(HarnessError::new("that needs no other process"))
+                Err(HarnessError::new("this scenario has no worker process"))
             }
         }
     });

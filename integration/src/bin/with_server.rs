@@ -43,7 +43,7 @@ fn run(server: &str, command: &[String]) -> Result<ExitCode> {
             run_at(&server.url(), command)
         }
         _ => Err(HarnessError::new(format!(
-            "{server:?} is none of etcd, postgres, redis, zookeeper"
+            "{server:?} must be one of etcd, postgres, redis, zookeeper"
         ))),
     }
 }
@@ -52,7 +52,7 @@ fn run_at(url: &str, command: &[String]) -> Result<ExitCode> {
     let mut words = command.iter().map(|word| word.replace("{url}", url));
     let program = words
         .next()
-        .ok_or_else(|| HarnessError::new("there is no command"))?;
+        .ok_or_else(|| HarnessError::new("the command is missing"))?;
     let status = Command::new(&program)
         .args(words)
         .status()

@@ -12,8 +12,8 @@ async fn main() -> Result<()> {
     }));
     let argument = std::env::args()
         .nth(1)
-        .ok_or_else(|| HarnessError::new("the tests start this, with a setup"))?;
+        .ok_or_else(|| HarnessError::new("this program is started by tests, with a setup"))?;
     let setup = serde_json::from_str(&argument)
-        .map_err(|error| HarnessError::caused_by("not a setup", error))?;
+        .map_err(|error| HarnessError::caused_by("invalid setup", error))?;
     worker::serve(setup).await
 }

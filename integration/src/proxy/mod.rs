@@ -166,9 +166,11 @@ impl Proxy {
         );
         match outcome.recv_timeout(OBEDIENCE) {
             Ok(()) => {}
-            Err(RecvTimeoutError::Timeout) => panic!("the proxy did not obey within {OBEDIENCE:?}"),
+            Err(RecvTimeoutError::Timeout) => {
+                panic!("the proxy did not execute an order within {OBEDIENCE:?}")
+            }
             Err(RecvTimeoutError::Disconnected) => {
-                panic!("the proxy could not obey; its thread says why")
+                panic!("the proxy could not execute an order; its thread printed the reason")
             }
         }
     }

@@ -119,7 +119,7 @@ impl Relay {
                         Some(Order::Heal { done }) => {
                             if listener.is_none() {
                                 let again = TcpListener::bind(addr).await;
-                                listener = Some(again.expect("nobody has taken the proxy's port in between"));
+                                listener = Some(again.expect("another program has taken the proxy's port"));
                             }
                             *lock(&shared.tripwire) = None;
                             shared.lines.send_replace(Lines::default());

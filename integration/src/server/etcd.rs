@@ -256,7 +256,7 @@ impl EtcdCluster {
         self.members
             .iter_mut()
             .position(|member| running(member) && leads(member))
-            .ok_or_else(|| HarnessError::new("no member leads"))
+            .ok_or_else(|| HarnessError::new("no member is the leader"))
     }
 }
 
@@ -333,7 +333,9 @@ impl EtcdMember {
             status["leader"].as_u64(),
         ) {
             (Some(member), Some(leader)) => Ok(Status { member, leader }),
-            _ => Err(HarnessError::new(format!("etcdctl says {status}"))),
+            _ => Err(HarnessError::new(format!(
+                "unexpected output of etcdctl: {status}"
+            ))),
         }
     }
 
@@ -345,7 +347,7 @@ impl EtcdMember {
         let output = self.ctl(&["endpoint", "status", "--write-out=json"])?;
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let version = status[0]["Status"]["version"].as_str().map(str::to_owned);
-        version.ok_or_else(|| HarnessError::new(format!("etcdctl says {status}")))
+        version.ok_or_else(|| HarnessError::new(format!("unexpected output of etcdctl: {status}")))
     }
 
     /// Returns the `etcd://` URL of this member alone.
@@ -486,7 +488,7 @@ impl EtcdMember {
     /// The server does not answer.
     pub fn metrics(&self) -> Result<String> {
         self.http("/metrics")
-            .map_err(|error| HarnessError::caused_by("etcd does not show its metrics", error))
+            .map_err(|error| HarnessError::caused_by("cannot read the metrics of etcd", error))
     }
 
     fn http(&self, path: &str) -> std::io::Result<String> {

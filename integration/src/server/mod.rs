@@ -30,5 +30,5 @@ use crate::{HarnessError, Result};
 /// Returns a free port that no other server of this process uses.
 fn free_port() -> Result<u16> {
     leasehold_testkit::free_port()
-        .map_err(|error| HarnessError::caused_by("a server has no port", error))
+        .map_err(|error| HarnessError::caused_by("cannot find a free port", error))
 }

@@ -137,7 +137,7 @@ fn configuration(
         server.port()
     );
     for (name, value) in settings {
-        writeln!(config, "{name} = {value}").expect("a String takes all");
+        writeln!(config, "{name} = {value}").expect("writing to a String never fails");
     }
     config
 }

@@ -51,7 +51,7 @@ impl Process {
         let folder = tempfile::Builder::new()
             .prefix(&format!("leasehold-{name}-"))
             .tempdir_in(parent)
-            .map_err(|error| HarnessError::caused_by("cannot make a temporary folder", error))?;
+            .map_err(|error| HarnessError::caused_by("cannot create a temporary folder", error))?;
         Ok(Self {
             child: None,
             folder,

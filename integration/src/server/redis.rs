@@ -130,7 +130,7 @@ impl RedisBuilder {
         let mut config = String::new();
         let mut line = |words: &[&str]| {
             let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
-            writeln!(config, "{}", words.join(" ")).expect("a String takes all");
+            writeln!(config, "{}", words.join(" ")).expect("writing to a String never fails");
         };
         let (port, path) = (port.to_string(), |path: PathBuf| path.display().to_string());
         line(&["bind", "127.0.0.1"]);

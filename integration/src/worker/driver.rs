@@ -37,7 +37,7 @@ impl Worker {
     /// The process cannot be started, or cannot connect.
     pub fn spawn(program: impl AsRef<Path>, setup: Setup) -> Result<Self> {
         let argument = serde_json::to_string(&setup)
-            .map_err(|error| HarnessError::caused_by("a bad setup", error))?;
+            .map_err(|error| HarnessError::caused_by("cannot encode the setup", error))?;
         let peer = Peer::spawn(program.as_ref(), [argument])?;
         let mut worker = Self {
             peer,
@@ -68,7 +68,7 @@ impl Worker {
         let id = self.next;
         self.next += 1;
         let line = serde_json::to_string(&Numbered { id, body: command })
-            .map_err(|error| HarnessError::caused_by("a bad command", error))?;
+            .map_err(|error| HarnessError::caused_by("cannot encode the command", error))?;
         self.peer.say(&line)?;
         Ok(Ticket(id))
     }

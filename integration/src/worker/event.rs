@@ -81,11 +81,11 @@ impl EventLog {
             token,
             deadline,
         };
-        let mut line = serde_json::to_vec(&event).expect("an event is plain data");
+        let mut line = serde_json::to_vec(&event).expect("an event can always be encoded");
         line.push(b'\n');
         (&self.file)
             .write_all(&line)
-            .expect("the event log can be written");
+            .expect("cannot write the event log");
     }
 
     /// Reads the logs of several processes, ordered by time.

@@ -105,7 +105,7 @@ async fn redlock() -> Box<dyn BackendFixture> {
             SERVERS
                 .provision(Ttl::DEFAULT)
                 .await
-                .expect("an attested quorum"),
+                .expect("cannot provision the quorum"),
         );
     };
     PROVISIONED.get_or_init(provision).await;

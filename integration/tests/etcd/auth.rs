@@ -351,7 +351,11 @@ async fn whatever_is_done_to_users_locks_go_on() {
                         Err(error) if error.is_retryable() => continue,
                         granted => granted.unwrap(),
                     };
-                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two hold");
+                    assert_eq!(
+                        inside.fetch_add(1, Ordering::SeqCst),
+                        0,
+                        "two clients hold the lock"
+                    );
                     sleep(Duration::from_millis(5)).await;
                     inside.fetch_sub(1, Ordering::SeqCst);
                     match guard.release().await {
@@ -424,7 +428,7 @@ async fn a_holder_that_loses_its_access_blocks_nobody() {
         .await
         .unwrap()
         .unwrap();
-    assert!(!held.is_held(), "two hold");
+    assert!(!held.is_held(), "two clients hold the lock");
     // The holder keeps retrying.
     sleep(Duration::from_secs(4)).await;
     assert!(next.is_held());

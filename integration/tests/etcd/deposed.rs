@@ -100,7 +100,10 @@ async fn lost_to_a_deposed_leader(cluster: &mut EtcdCluster) -> usize {
         .iter()
         .filter(|(_, guard)| is_revoked(guard))
         .count();
-    assert_eq!(lost_before, 0, "the others go on without their leader");
+    assert_eq!(
+        lost_before, 0,
+        "locks were lost before the leader continued"
+    );
     cluster.member(leader).resume().unwrap();
     // The deposed leader revokes immediately; each holder renews after a third of its TTL.
     sleep(Duration::from_secs(TTL_S)).await;
@@ -166,7 +169,7 @@ async fn a_deposed_leader_that_goes_on_extends_nothing() {
             let until = lease.valid_until().moment();
             assert!(
                 until <= freed,
-                "round {round}: believed {:?} longer than the key was there, after {outcome:?}",
+                "round {round}: considered held {:?} after the key was deleted, with {outcome:?}",
                 until.since(freed)
             );
             drop(holder.close().await);
@@ -217,7 +220,7 @@ async fn who_believes_a_keep_alive_alone_outlives_the_key() {
         let until = held.valid_until().moment();
         assert!(
             until <= ours_freed,
-            "believed {:?} too long, after {outcome:?}",
+            "considered held {:?} too long, with {outcome:?}",
             until.since(ours_freed)
         );
         if matches!(&answered, Ok(Ok(Some(answer))) if answer.ttl() > 0) {
@@ -232,6 +235,6 @@ async fn who_believes_a_keep_alive_alone_outlives_the_key() {
         }
     }
     panic!(
-        "in five rounds no acknowledgement by a deposed leader outlived the key: this controls nothing"
+        "no acknowledgement by a deposed leader outlived the key in five rounds: the control is void"
     );
 }

@@ -22,7 +22,7 @@ async fn a_lease_that_a_stranger_granted_is_not_used() {
         let held = victim.mutex("k").with_ttl(ttl(30)).lock().await.unwrap();
         assert!(
             relay.is_done(),
-            "{fate:?}: nothing was asked for that the relay knows"
+            "{fate:?}: the expected request was not sent"
         );
         sleep(Duration::from_secs(STRANGERS_TTL_S as u64 + 2)).await;
         assert!(held.is_held(), "{fate:?}");
@@ -42,5 +42,5 @@ async fn a_session_whose_key_is_of_no_lease_is_over() {
     // A tool that copies keys between clusters does this.
     cluster.at(0).ctl(&["put", &session, "copied"]).unwrap();
     let lost = timeout(SOON, held.lost()).await;
-    assert!(lost.is_ok(), "its renewals go on");
+    assert!(lost.is_ok(), "the renewals continue");
 }

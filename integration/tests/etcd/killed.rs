@@ -79,7 +79,7 @@ async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
         // Far less than the killed waiter's TTL of an hour.
         let next = timeout(SOON, next)
             .await
-            .unwrap_or_else(|_| panic!("a dead {mode} blocks"))
+            .unwrap_or_else(|_| panic!("a killed {mode} blocks"))
             .unwrap();
         free(next).await;
         until_locks(&cluster, "nobody", <[String]>::is_empty).await;
@@ -125,7 +125,10 @@ async fn what_a_waiter_is_granted_outlives_its_waiting() {
 async fn until_sessions(cluster: &EtcdCluster, count: usize) {
     let begun = tokio::time::Instant::now();
     while cluster.at(0).keys("%session/").unwrap().len() > count {
-        assert!(begun.elapsed() < SOON, "the session of the waiters stays");
+        assert!(
+            begun.elapsed() < SOON,
+            "the waiters' session was not closed"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

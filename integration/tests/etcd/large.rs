@@ -42,7 +42,7 @@ async fn a_loss_among_ten_thousand_long_names_is_told() {
             .unwrap();
         let told = timeout(PATIENCE, guards[n].lost()).await;
         assert_eq!(
-            told.expect("nobody tells of the loss"),
+            told.expect("the loss was not reported"),
             LossReason::Replaced
         );
     }

@@ -39,7 +39,7 @@ async fn an_exclusive_lock_excludes_and_its_tokens_grow() {
     assert_eq!(
         cluster.at(0).keys("").unwrap(),
         [""; 0],
-        "close revokes the sessions"
+        "close did not revoke the sessions"
     );
 }
 
@@ -61,7 +61,7 @@ async fn readers_share_and_no_reader_overtakes_a_waiting_writer() {
     sleep(Duration::from_millis(100)).await;
     assert!(
         b.rwlock("k").try_read().await.unwrap().is_none(),
-        "a writer waits"
+        "a writer is waiting"
     );
     let reader = tokio::spawn({
         let b = b.clone();

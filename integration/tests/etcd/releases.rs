@@ -129,7 +129,7 @@ async fn a_member_that_joins_later_is_told_of() {
     assert_eq!(
         backend.capabilities().restart,
         Restart::FailOverMayFree,
-        "nobody knows"
+        "the release is unknown"
     );
     assert_eq!(log.warnings("m2", "is unknown"), 1, "{}", log.read());
     assert_eq!(

@@ -31,7 +31,7 @@ async fn stopped_server_fails_in_time_and_holder_loses_by_deadline() {
     );
     assert!(
         guard.deadline().moment() <= latest,
-        "the deadline has moved though nobody answered"
+        "the deadline moved without an answer"
     );
     cluster.member(0).resume().unwrap();
     let next = timeout(SOON, client.mutex("k").with_ttl(ttl(3)).lock())

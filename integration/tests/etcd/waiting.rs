@@ -50,7 +50,7 @@ async fn a_waiter_far_from_its_cluster_is_granted_what_it_waits_for() {
     free(held).await;
     let granted = timeout(4 * SOON, waiter)
         .await
-        .expect("it hears no answer")
+        .expect("the waiter receives no answer")
         .unwrap();
     assert!(granted.is_held());
 }
@@ -84,10 +84,10 @@ async fn a_waiter_without_a_watch_looks_often() {
     };
     let (before, begun) = (looks(), Instant::now());
     while looks() < before + 30.0 {
-        assert!(begun.elapsed() < SOON, "{} looks", looks() - before);
+        assert!(begun.elapsed() < SOON, "{} polls", looks() - before);
         sleep(Duration::from_millis(50)).await;
     }
-    assert!(relay.is_done(), "its watch was not kept from the server");
+    assert!(relay.is_done(), "the watch was not blocked");
     free(guard).await;
     free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
 }
@@ -103,7 +103,7 @@ async fn cancelled_waiters_leave_nothing() {
             .lock_timeout(Duration::from_millis(wait))
             .await
         {
-            Ok(guard) => assert!(guard.is_none(), "two hold"),
+            Ok(guard) => assert!(guard.is_none(), "two clients hold the lock"),
             // The cluster may not have answered yet.
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}"),
         }
@@ -134,7 +134,7 @@ async fn a_refused_attempt_is_woken_by_the_release() {
         assert_eq!(
             lease.release().await.unwrap(),
             Released::AlreadyLost,
-            "told once"
+            "released twice"
         );
         timeout(SOON, wake).await.unwrap().unwrap();
     }

@@ -128,7 +128,7 @@ fn survives(end: fn(&mut PostgresServer)) {
     table(&server);
     let (addr, pid) = (server.addr(), server.pid());
     end(&mut server);
-    assert!(!exists(backend), "a backend outlives its server");
+    assert!(!exists(backend), "a backend outlived its server");
     server.restart().unwrap();
     assert_eq!(server.addr(), addr);
     assert_ne!(server.pid(), pid);

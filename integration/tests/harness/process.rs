@@ -51,7 +51,7 @@ fn a_server_dies_with_a_test_process_that_is_killed() {
     while alive(&server) {
         assert!(
             Instant::now() < end,
-            "the server has outlived the test process that started it"
+            "the server outlived the test process that started it"
         );
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -96,7 +96,10 @@ fn program_that_never_gets_ready_is_killed_and_its_log_shown() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("no answer"), "{error}");
-    let pid = error.rsplit_once("up at ").expect("the log is shown").1;
+    let pid = error
+        .rsplit_once("up at ")
+        .expect("the error does not show the log")
+        .1;
     assert!(!alive(&Path::new("/proc").join(pid.trim())));
 }
 

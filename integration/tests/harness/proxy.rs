@@ -63,7 +63,7 @@ fn is_silent(stream: &mut TcpStream) {
     stream.set_read_timeout(Some(QUIET)).unwrap();
     let error = stream
         .read(&mut [0])
-        .expect_err("nothing, not even an end, was to arrive");
+        .expect_err("data or an end of the stream arrived");
     assert!(
         matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
         "{error}"

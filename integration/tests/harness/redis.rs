@@ -36,7 +36,7 @@ fn server_answers_on_url_and_socket_until_dropped() {
     assert!(
         connect(&url)
             .err()
-            .expect("nobody is there")
+            .expect("connected without a server")
             .is_connection_refusal()
     );
     assert!(!folder.exists());

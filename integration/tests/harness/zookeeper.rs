@@ -127,7 +127,7 @@ async fn clients_of_a_cut_off_member_lose_their_sessions() {
     .await;
     assert!(
         inside.check_stat("/k").await.unwrap().is_some(),
-        "reads are still answered"
+        "reads are no longer answered"
     );
     assert_eq!(inside.state(), SessionState::SyncConnected);
     assert_eq!(ensemble.member(follower).mode().unwrap(), "follower");

@@ -70,7 +70,7 @@ impl Told {
         let mut faults = Vec::new();
         let allows = |what| allowed.contains(&what);
         match self.exit {
-            None if !allows(Allowed::Hang) => faults.push("it hangs".to_owned()),
+            None if !allows(Allowed::Hang) => faults.push("the child hangs".to_owned()),
             Some(exit) if !exit.success() && !allows(Allowed::Abort) => {
                 faults.push(format!("it died: {exit}"));
             }

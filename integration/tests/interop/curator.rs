@@ -125,7 +125,7 @@ async fn curator_and_we_are_served_in_the_order_in_which_we_came() {
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
     foreign.holds().await.unwrap();
     sleep(A_WHILE).await;
-    assert!(!waiting.is_finished(), "it came later");
+    assert!(!waiting.is_finished(), "the waiter queued later");
     assert!(foreign.release().await.unwrap());
     let granted = timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
     assert_eq!(granted.release().await.unwrap(), Released::Freed);

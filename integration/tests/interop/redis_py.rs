@@ -28,7 +28,10 @@ async fn redis_py_that_loses_its_lock_frees_nothing_of_ours() {
         .unwrap();
     foreign.lock().await.unwrap();
     let guard = client.mutex(name).lock().await.unwrap();
-    assert!(!foreign.release().await.unwrap(), "it had expired");
+    assert!(
+        !foreign.release().await.unwrap(),
+        "released an expired lock"
+    );
     assert!(guard.is_held());
     assert!(!foreign.try_lock().await.unwrap());
 }

@@ -19,14 +19,23 @@ pub(crate) async fn exclude_each_other(client: &LockClient, name: &str, foreign:
     foreign.lock().await.unwrap();
     assert!(mutex.try_lock().await.unwrap().is_none());
     let guard = taken_after(&mutex, async {
-        assert!(foreign.release().await.unwrap(), "it was its own");
+        assert!(
+            foreign.release().await.unwrap(),
+            "the other client did not hold the lock"
+        );
     })
     .await;
 
-    assert!(!foreign.try_lock().await.unwrap(), "we hold it");
+    assert!(
+        !foreign.try_lock().await.unwrap(),
+        "the library holds the lock"
+    );
     foreign.begin_lock().unwrap();
     let waited = tokio::time::timeout(A_WHILE, foreign.holds()).await;
-    assert!(waited.is_err(), "we hold it, and {waited:?}");
+    assert!(
+        waited.is_err(),
+        "the library holds the lock, but the other client got {waited:?}"
+    );
     assert!(guard.is_held());
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
 }
@@ -41,11 +50,11 @@ async fn taken_after(
         async move { mutex.lock().await }
     });
     tokio::time::sleep(A_WHILE).await;
-    assert!(!waiting.is_finished(), "it is held by another");
+    assert!(!waiting.is_finished(), "another client holds the lock");
     release.await;
     tokio::time::timeout(PATIENCE, waiting)
         .await
-        .expect("free, and granted")
+        .expect("the free lock was not granted")
         .unwrap()
         .unwrap()
 }

@@ -66,11 +66,7 @@ fn with_clock_of(folder: &Path) -> RedisServer {
         .arg(&source)
         .arg("-ldl")
         .status();
-    assert!(
-        built
-            .expect("a C compiler, as the linker of Rust is")
-            .success()
-    );
+    assert!(built.expect("the tests require a C compiler").success());
     let library = library.display();
     fs::write(
         &program,
@@ -119,5 +115,8 @@ async fn clock_that_is_set_shortens_no_grace() {
     let (right, _): (u64, u64) = redis::cmd("TIME")
         .query(&mut servers.servers[0].connection().unwrap())
         .unwrap();
-    assert!(shown > right + 7_000, "{shown} where {right} is right");
+    assert!(
+        shown > right + 7_000,
+        "the clock shows {shown}, the time is {right}"
+    );
 }

@@ -58,7 +58,7 @@ async fn server_with_an_old_snapshot_and_its_marker_does_not_vote() {
     a_server_that_forgot_does_not_vote(Persistence::Snapshot, |server| {
         server.kill();
         server.restart().unwrap();
-        assert!(mark(server).is_some(), "the snapshot has the mark");
+        assert!(mark(server).is_some(), "the snapshot contains no marker");
     })
     .await;
 }
@@ -93,7 +93,10 @@ async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
     block_in_place(|| servers.servers[0].restart().unwrap());
     // Clients of the quorum readmit the server without any manual step.
     while mark(&servers.servers[0]).is_none() {
-        assert!(restarted.elapsed() < PATIENCE, "it has not rejoined");
+        assert!(
+            restarted.elapsed() < PATIENCE,
+            "the server was not readmitted"
+        );
         client
             .mutex("other")
             .lock()
@@ -104,7 +107,10 @@ async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
             .unwrap();
         tokio::time::sleep(millis(50)).await;
     }
-    assert!(restarted.elapsed() >= GRACE, "it rejoined within the grace");
+    assert!(
+        restarted.elapsed() >= GRACE,
+        "the server was readmitted within the grace period"
+    );
     let above: u64 = mark(&servers.servers[0])
         .unwrap()
         .rsplit(':')
@@ -114,7 +120,7 @@ async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
         .unwrap();
     assert!(
         above >= before,
-        "it has copied {above}, and {before} was granted"
+        "the server copied {above}, but {before} was granted"
     );
     // The readmitted server is needed for a majority now.
     for server in &mut servers.servers[3..] {
@@ -196,11 +202,14 @@ async fn servers_without_data_grant_nothing_until_provisioned() {
     // For as long as a lost lock may be held.
     let unsaid = Provision::new(ttl(crate::support::TTL));
     let provisioning = tokio::time::timeout(millis(1_500), quorum.provision(&unsaid)).await;
-    assert!(provisioning.is_err(), "it does not wait: {provisioning:?}");
+    assert!(
+        provisioning.is_err(),
+        "provisioning did not wait: {provisioning:?}"
+    );
     let provision = Provision::new(ttl(crate::support::TTL)).with_never_used(true);
     quorum.provision(&provision).await.unwrap();
     let next = eventually(&client, "k").await;
-    assert!(token(&next) > before, "the clock carries tokens over");
+    assert!(token(&next) > before, "tokens did not increase");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -237,7 +246,10 @@ async fn largest_ttl_is_not_lowered_while_a_node_may_have_forgotten() {
     // Longer than the new grace period, and far shorter than the old one.
     let shorter = Provision::new(ttl(millis(1_000)));
     let provisioning = tokio::time::timeout(millis(3_500), quorum.provision(&shorter)).await;
-    assert!(provisioning.is_err(), "it does not wait: {provisioning:?}");
+    assert!(
+        provisioning.is_err(),
+        "provisioning did not wait: {provisioning:?}"
+    );
 }
 
 /// A server that lost a lock could grant it again while it is held, if it outlives the grace
@@ -259,7 +271,10 @@ async fn running_program_refuses_ttls_above_the_provisioned_one() {
             Err(error) if error.kind() == ErrorKind::InvalidInput => break error,
             Err(error) => assert!(error.is_retryable(), "{error:?}"),
         }
-        assert!(begun.elapsed() < PATIENCE, "longer locks are still granted");
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "locks with longer TTLs are still granted"
+        );
         tokio::time::sleep(millis(50)).await;
     };
     assert!(error.to_string().contains("provision"), "{error}");

@@ -97,7 +97,10 @@ async fn a_mixed_quorum_locks_without_tokens_and_says_so() {
         async move { mutex.lock().await }
     });
     tokio::time::sleep(millis(3_500)).await;
-    assert!(held.is_held() && !waiting.is_finished(), "it is renewed");
+    assert!(
+        held.is_held() && !waiting.is_finished(),
+        "the lock was not renewed"
+    );
     assert_eq!(held.release().await.unwrap(), Released::Freed);
     let taken = tokio::time::timeout(PATIENCE, waiting)
         .await
@@ -137,7 +140,7 @@ async fn a_mixed_quorum_shows_one_holder_and_frees_it_on_every_member() {
     };
     tokio::time::timeout(millis(2_000), free_everywhere)
         .await
-        .expect("it waits for the TTL at some member");
+        .expect("a member still holds the lock");
 }
 
 /// A server that loses its locks at a restart, as PostgreSQL does, is a minority. It holds the lock

@@ -29,11 +29,11 @@ async fn older_data_does_not_vote(
         replace(&mut servers.servers[2]);
         assert!(
             value(&servers.servers[2], ":lh4:mark").is_some(),
-            "the mark came with the data"
+            "the data contains no marker"
         );
         assert!(
             value(&servers.servers[2], "k").is_none(),
-            "the lock did not"
+            "the data contains the lock"
         );
     });
     for _ in 0..20 {

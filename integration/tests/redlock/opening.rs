@@ -87,7 +87,7 @@ async fn a_program_begins_although_one_server_has_another_password() {
         .release()
         .await
         .unwrap();
-    let told = problem(&quorum).expect("it is told");
+    let told = problem(&quorum).expect("no problem was reported");
     assert!(
         told.contains("password") && told.contains(&last.addr().to_string()),
         "{told}"
@@ -116,7 +116,7 @@ async fn a_program_begins_although_one_server_is_a_replica() {
         .release()
         .await
         .unwrap();
-    let told = problem(&quorum).expect("it is told");
+    let told = problem(&quorum).expect("no problem was reported");
     assert!(
         told.contains("replica") && told.contains(&last.addr().to_string()),
         "{told}"
@@ -126,7 +126,10 @@ async fn a_program_begins_although_one_server_is_a_replica() {
     replica_of(last, "NO", "ONE");
     let end = std::time::Instant::now() + PATIENCE;
     while problem(&quorum).is_some_and(|problem| problem.contains("replica")) {
-        assert!(std::time::Instant::now() < end, "it is not looked at again");
+        assert!(
+            std::time::Instant::now() < end,
+            "the server was not checked again"
+        );
         drop(client.mutex("k").lock().await.unwrap());
         tokio::time::sleep(millis(50)).await;
     }

@@ -36,7 +36,11 @@ async fn split_vote_2_2_1_grants_at_most_one_and_converges() {
         let (mutex, inside, tokens) = (client.mutex("k"), Arc::clone(&inside), Arc::clone(&tokens));
         tasks.spawn(async move {
             let guard = mutex.lock().await.unwrap();
-            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two hold");
+            assert_eq!(
+                inside.fetch_add(1, Ordering::SeqCst),
+                0,
+                "two clients hold the lock"
+            );
             // Recorded while the lock is held: the next holder may finish before this one learns of
             // its release.
             tokens.lock().unwrap().push(token(&guard));
@@ -64,7 +68,7 @@ async fn split_vote_2_2_1_grants_at_most_one_and_converges() {
     assert_eq!(tokens.len(), SHARES.len());
     assert!(
         tokens.is_sorted_by(|a, b| a < b),
-        "in the order of the grants: {tokens:?}"
+        "tokens in the order of grants: {tokens:?}"
     );
     block_in_place(|| nothing_left(&servers.servers));
 }

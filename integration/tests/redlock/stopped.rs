@@ -27,7 +27,7 @@ async fn two_stopped_servers_hold_nobody_up_and_are_left_clean() {
     }
     assert!(
         began.elapsed() < Duration::from_secs(50),
-        "somebody waited for a stopped server"
+        "a paused server delayed an acquisition"
     );
     for server in &mut servers.servers[3..] {
         server.resume().unwrap();

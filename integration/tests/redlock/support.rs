@@ -102,7 +102,7 @@ pub(crate) async fn eventually(client: &LockClient, key: &str) -> LockGuard {
 /// Tries once, and asserts that the lock is held by another client or that too few servers vote.
 pub(crate) async fn not_granted(client: &LockClient, key: &str) {
     match client.mutex(key).try_lock().await {
-        Ok(guard) => assert!(guard.is_none(), "two hold"),
+        Ok(guard) => assert!(guard.is_none(), "two clients hold the lock"),
         Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
     }
 }

@@ -88,7 +88,7 @@ async fn kills_at_each_step(victims: &'static [usize]) {
     println!("{granted} granted, {failed} failed, {trips} connections cut");
     assert!(
         granted > 0 && trips >= STEPS,
-        "{trips} cut: the steps do not reach what they are for"
+        "{trips} cuts: the steps do not reach the write-back"
     );
     block_in_place(|| nothing_left(&servers.servers));
 }
@@ -102,7 +102,7 @@ fn votes(server: &RedisServer) -> bool {
     let run = info
         .lines()
         .find_map(|line| line.strip_prefix("run_id:"))
-        .expect("a run")
+        .expect("the server has no run id")
         .trim();
     value(server, ":lh4:mark").is_some_and(|mark| mark.contains(run))
 }

@@ -100,18 +100,18 @@ async fn refuses_what_is_no_name(client: &LockClient) {
             .mutex(name.as_slice())
             .lock()
             .await
-            .expect_err("not a name");
+            .expect_err("accepted an invalid name");
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}");
         let error = client
             .rwlock(name.as_slice())
             .try_read()
             .await
-            .expect_err("not a name");
+            .expect_err("accepted an invalid name");
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}");
         let error = client
             .inspect(name.as_slice())
             .await
-            .expect_err("not a name");
+            .expect_err("accepted an invalid name");
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}");
         assert!(
             error.to_string().len() < 500,
@@ -289,7 +289,7 @@ async fn wrong_password_is_denied_and_server_down_is_unavailable() {
     ] {
         let error = leasehold::connect(&url)
             .await
-            .expect_err("let in without the password");
+            .expect_err("connected without the password");
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
         assert!(!error.is_retryable());
         keeps("hunter2", &error);
@@ -298,7 +298,7 @@ async fn wrong_password_is_denied_and_server_down_is_unavailable() {
     let begun = Instant::now();
     let error = leasehold::connect(&nobody)
         .await
-        .expect_err("nobody is there");
+        .expect_err("connected without a server");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(
         error.is_retryable() && begun.elapsed() < millis(20_000),
@@ -308,7 +308,7 @@ async fn wrong_password_is_denied_and_server_down_is_unavailable() {
     keeps("hunter2", &error);
     let error = leasehold::connect("redis+unix:///nonexistent/redis.sock")
         .await
-        .expect_err("nobody is there");
+        .expect_err("connected without a server");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     nothing_panicked();
 }
@@ -328,7 +328,7 @@ async fn a_server_that_is_no_redis_is_told_in_time() {
     let begun = Instant::now();
     let error = leasehold::connect(&format!("redis://{addr}/"))
         .await
-        .expect_err("not a Redis");
+        .expect_err("connected to a server that is not Redis");
     let kinds = [ErrorKind::UnexpectedResponse, ErrorKind::Unavailable];
     assert!(
         kinds.contains(&error.kind()) && begun.elapsed() < millis(20_000),

@@ -24,7 +24,7 @@ const CALM: Duration = Duration::from_secs(30);
 pub(crate) fn seed() -> u64 {
     let seed = env::var("LEASEHOLD_SEED")
         .ok()
-        .map(|seed| seed.parse().expect("LEASEHOLD_SEED is a number"));
+        .map(|seed| seed.parse().expect("LEASEHOLD_SEED must be a number"));
     let seed = seed.unwrap_or_else(rand::random);
     println!("LEASEHOLD_SEED={seed}");
     seed
@@ -85,7 +85,7 @@ impl<'a> Crew<'a> {
             .collect();
         let (mut total, mut by_kind) = (0, BTreeMap::new());
         for (worker, ticket) in self.workers.iter_mut().zip(tickets) {
-            match worker.answer(ticket, CALM).expect("a storm hangs") {
+            match worker.answer(ticket, CALM).expect("the storm hangs") {
                 Answer::Storm {
                     granted, errors, ..
                 } => {
@@ -194,7 +194,7 @@ fn redis_keeps_its_promises_with_64_tasks_of_4_processes() {
     let mut crew = Crew::new(&stage);
     strike(&mut rng, &mut server, &mut crew, Duration::from_secs(15));
     let (grants, errors) = crew.calm();
-    println!("{grants} grants by those who lived, errors: {errors:?}");
+    println!("{grants} grants by surviving workers, errors: {errors:?}");
     assert!(grants >= 100, "only {grants} grants: nothing was tested");
     only_faults(&errors);
 
@@ -218,7 +218,7 @@ fn tokens_protect_the_register_when_the_server_forgets() {
     let mut crew = Crew::new(&stage);
     strike(&mut rng, &mut server, &mut crew, Duration::from_secs(8));
     let (grants, errors) = crew.calm();
-    println!("{grants} grants by those who lived, errors: {errors:?}");
+    println!("{grants} grants by surviving workers, errors: {errors:?}");
     assert!(grants >= 100, "only {grants} grants: nothing was tested");
     only_faults(&errors);
 
@@ -253,7 +253,7 @@ fn files_keep_their_promises_with_64_tasks_of_4_processes() {
         }
     }
     let (grants, errors) = crew.calm();
-    println!("{grants} grants by those who lived, errors: {errors:?}");
+    println!("{grants} grants by surviving workers, errors: {errors:?}");
     assert!(grants >= 100, "only {grants} grants: nothing was tested");
     only_faults(&errors);
     let events = crew.events();

@@ -40,10 +40,15 @@ async fn nothing_runs_on_after_a_client_of_a_dead_server_is_dropped() {
     server.kill();
     // The client knows now that the connection is lost. It sends no request that it would have to
     // undo.
-    client.inspect("k").await.expect_err("answered by nobody");
+    client
+        .inspect("k")
+        .await
+        .expect_err("answered without a server");
     let mutexes: Vec<_> = (0..100).map(|n| client.mutex(format!("k{n}"))).collect();
     for outcome in join_all(mutexes.iter().map(Mutex::try_lock)).await {
-        assert!(is_a_fault(outcome.expect_err("granted by nobody").kind()));
+        assert!(is_a_fault(
+            outcome.expect_err("granted without a server").kind()
+        ));
     }
     drop((mutexes, client));
     all_tasks_end().await;
@@ -56,7 +61,9 @@ async fn all_tasks_end() {
             sleep(millis(20)).await;
         }
     };
-    timeout(PATIENCE, ended).await.expect("a task runs on");
+    timeout(PATIENCE, ended)
+        .await
+        .expect("a task is still running");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -91,7 +98,7 @@ async fn grant_during_close_is_released_before_close_returns() {
         .try_lock()
         .await
         .unwrap()
-        .expect("it was left locked")
+        .expect("the lock was left held")
         .release()
         .await
         .unwrap();

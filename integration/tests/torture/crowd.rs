@@ -136,7 +136,7 @@ async fn cost(waiters: usize) -> (f64, u64) {
 async fn hand_off_cost_does_not_depend_on_number_of_waiters() {
     let ((few, few_waiting), (many, many_waiting)) = (cost(10).await, cost(1000).await);
     println!("commands per hand-off: {few:.2} with 10 waiters, {many:.2} with 1 000");
-    assert!(many <= few + 1.0, "{few} with 10, {many} with 1 000");
+    assert!(many <= few + 1.0, "{few} with 10 waiters, {many} with 1000");
     // Waiters are notified and do not poll. The holder renews at most once in 6 s.
     assert!(
         few_waiting <= 6 && many_waiting <= 6,

@@ -140,14 +140,14 @@ async fn drop_everywhere(client: &LockClient, rival: &LockClient, what: What) ->
                 None => given_up += 1,
                 Some(guard) => {
                     granted += 1;
-                    drop(guard.unwrap().expect("it is not refused"));
+                    drop(guard.unwrap().expect("the lock was refused"));
                 }
             }
             // The lock must be free immediately, not after an expiry.
             let next = what.rival().lock(rival, &key, Some(millis(3000))).await;
             drop(
                 next.unwrap()
-                    .unwrap_or_else(|| panic!("{key} is left locked")),
+                    .unwrap_or_else(|| panic!("{key} is still held")),
             );
         }
     }
@@ -166,7 +166,7 @@ pub(crate) async fn drop_all_everywhere(url: &str) {
         // Four are never polled.
         assert!(
             given_up > 4 && granted >= 8,
-            "{given_up} {granted}: this swept over nothing"
+            "{given_up} dropped, {granted} granted: nothing was tested"
         );
     }
 }
@@ -204,7 +204,7 @@ pub(crate) async fn cancel_everywhere(
                         request.cancel();
                         tokio::time::timeout(millis(5000), operation)
                             .await
-                            .expect("a cancelled acquisition hangs")
+                            .expect("the cancelled acquisition hangs")
                     }
                 }
             };
@@ -221,7 +221,7 @@ pub(crate) async fn cancel_everywhere(
             let next = rival.mutex(key.as_str()).lock_timeout(millis(3000)).await;
             drop(
                 next.unwrap()
-                    .unwrap_or_else(|| panic!("{key} is left locked")),
+                    .unwrap_or_else(|| panic!("{key} is still held")),
             );
         }
     }
@@ -267,7 +267,7 @@ async fn acquisition_cancelled_at_any_poll_leaves_nothing() {
         let (cancelled, granted) = cancel_everywhere(Arc::clone(client.backend()), &rival).await;
         assert!(
             cancelled >= 2 && granted >= 8,
-            "{url}: {cancelled} {granted}: this swept over nothing"
+            "{url}: {cancelled} cancelled, {granted} granted: nothing was tested"
         );
     }
     nothing_left(&server, millis(3000));
@@ -349,8 +349,8 @@ async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
         },
     );
     let (outcome, ()) = tokio::join!(locking, releasing);
-    match outcome.unwrap_or_else(|_| panic!("{cut:?}, contended {contended}: hangs")) {
-        Ok(None) => assert!(contended, "{cut:?}: refused by nobody"),
+    match outcome.unwrap_or_else(|_| panic!("{cut:?}, contended {contended}: the call hangs")) {
+        Ok(None) => assert!(contended, "{cut:?}: refused without a holder"),
         Ok(Some(guard)) => {
             assert!(guard.is_held() && token(&guard) > 0);
             let released = guard.release().await;
@@ -371,7 +371,7 @@ async fn cut_within(server: &RedisServer, cut: Cut, contended: bool) -> bool {
         .lock_timeout(millis(2 * TTL))
         .await;
     next.unwrap()
-        .unwrap_or_else(|| panic!("{cut:?}, contended {contended}: left locked"))
+        .unwrap_or_else(|| panic!("{cut:?}, contended {contended}: still held"))
         .release()
         .await
         .unwrap();

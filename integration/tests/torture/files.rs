@@ -44,7 +44,7 @@ fn directory_recreated_while_held_admits_no_second_holder() {
     let (new, _) = granted(after.answer(waiting, PATIENCE).unwrap());
     assert!(
         new > old,
-        "the counter went with the directory: {new} after {old}"
+        "the counter was lost with the directory: {new} after {old}"
     );
     assert!(is_held(after.ask(Command::Check { slot: 0 }).unwrap()));
     refused(before.lock(0, "k", Patience::Try).unwrap());
@@ -115,14 +115,14 @@ fn what_we_hold_flock_does_not_get_and_waits_for() {
     std::thread::sleep(millis(200));
     assert!(
         waiting.try_wait().unwrap().is_none(),
-        "flock(1) has what we hold"
+        "flock(1) holds a lock of the library"
     );
     worker.ask(Command::Release { slot: 0 }).unwrap();
     let end = Instant::now() + PATIENCE;
     while waiting.try_wait().unwrap().is_none() {
         assert!(
             Instant::now() < end,
-            "flock(1) still waits for what we have released"
+            "flock(1) still waits for a released lock"
         );
         std::thread::sleep(millis(5));
     }

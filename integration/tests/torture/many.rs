@@ -22,7 +22,7 @@ async fn ten_thousand_leases_are_renewed_and_none_is_lost() {
     for _ in 0..20 {
         tokio::time::sleep(millis(TTL / 8)).await;
         let lost = guards.iter().filter(|guard| !guard.is_held()).count();
-        assert_eq!(lost, 0, "lost of {LEASES}");
+        assert_eq!(lost, 0, "lost locks of {LEASES}");
     }
     let releasing = stream::iter(guards)
         .map(LockGuard::release)

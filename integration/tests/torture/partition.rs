@@ -62,7 +62,7 @@ async fn cut_off_alone(how: impl FnOnce(&Proxy)) {
 
     let seized = tokio::time::timeout(millis(2 * TTL + 1000), seizing)
         .await
-        .expect("the rival waits on");
+        .expect("the rival was not granted");
     let seized = seized.unwrap().unwrap();
     assert!(token(&seized) > token(&guard));
     proxy.heal();
@@ -111,7 +111,7 @@ async fn a_waiter_behind_a_cut_is_woken_after_it_heals() {
     let granted = tokio::time::timeout(millis(3000), waiting).await;
     // Well before the waiter's fallback poll, at the end of the lease that it saw.
     granted
-        .expect("the waiter sleeps through")
+        .expect("the waiter was not notified")
         .unwrap()
         .unwrap()
         .release()
@@ -160,7 +160,7 @@ async fn late_request_leaves_no_lock_beyond_a_ttl() {
         .mutex("k")
         .try_lock()
         .await
-        .expect_err("granted although the request was held up");
+        .expect_err("granted although the request was held back");
     assert!(is_a_fault(error.kind()), "{error:?}");
     proxy.heal();
     nothing_left(&server, millis(TTL + 500));

@@ -15,7 +15,7 @@ async fn lease(backend: &Arc<dyn LockBackend>, key: &LockKey) -> Arc<dyn Lease> 
     let request = Request::new(key.clone()).with_ttl(Ttl::from_millis(TTL).unwrap());
     match Arc::clone(backend).try_acquire(request).await.unwrap() {
         Attempt::Granted(lease) => lease,
-        Attempt::Contended(contention) => panic!("`{key}` is left locked: {contention:?}"),
+        Attempt::Contended(contention) => panic!("`{key}` is still held: {contention:?}"),
     }
 }
 
@@ -55,7 +55,7 @@ async fn race(url: &str, rounds: usize) {
         );
         assert!(
             Arc::clone(&rival).renew().await.is_ok(),
-            "round {round}: the rival's lock was freed by another"
+            "round {round}: another client freed the rival's lock"
         );
         assert_eq!(
             rival.release().await.unwrap(),
@@ -113,7 +113,7 @@ async fn guard_can_be_released_during_its_renewal() {
             "round {round}"
         );
     }
-    assert!(under_way >= 500, "only {under_way} renewals were under way");
+    assert!(under_way >= 500, "only {under_way} renewals were pending");
     nothing_left(&server, millis(1000));
     nothing_panicked();
 }

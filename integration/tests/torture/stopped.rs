@@ -42,18 +42,21 @@ pub(crate) fn overtaken(stage: &Stage, fenced: bool) -> Worker {
     holder.resume().unwrap();
     assert!(
         !is_held(holder.answer(check, PATIENCE).unwrap()),
-        "a holder that slept for 3 TTL believes in its lock"
+        "a holder that slept for 3 TTLs considers its lock held"
     );
     match holder.answer(watch, PATIENCE).unwrap() {
         Answer::Watched { held, too_late } => {
-            assert!(held > 0, "it was not watched");
-            assert_eq!(too_late, 0, "it said that it is held, after its deadline");
+            assert!(held > 0, "the guard was never checked");
+            assert_eq!(
+                too_late, 0,
+                "the guard was reported as held after its deadline"
+            );
         }
         other => panic!("{other:?}"),
     }
     assert!(
         is_held(rival.ask(Command::Check { slot: 0 }).unwrap()),
-        "the rival lost its lock to one that woke up"
+        "the rival lost its lock to the resumed holder"
     );
     holder
 }
@@ -75,7 +78,7 @@ fn stopped_zookeeper_holder_knows_and_stale_write_is_refused() {
 
 fn the_stale_write_is_refused(stage: &Stage) {
     let mut holder = overtaken(stage, true);
-    assert!(!write(&mut holder, 3, true), "the stale write was taken");
+    assert!(!write(&mut holder, 3, true), "the stale write was accepted");
     assert_eq!(stage.register().value().unwrap(), 2);
     assert!(matches!(
         holder.ask(Command::Release { slot: 0 }).unwrap(),

@@ -132,7 +132,7 @@ pub(crate) fn nothing_panicked() {
 pub(crate) fn token(guard: &LockGuard) -> u64 {
     guard
         .fencing_token()
-        .expect("an exclusive guard has a token")
+        .expect("the exclusive guard has no token")
         .get()
 }
 

@@ -54,7 +54,7 @@ async fn serves_once_it_is_up<S>(
         false => tokio::spawn(async move { mutex.lock().await.unwrap() }),
     };
     sleep(millis(300)).await;
-    assert!(!waiting.is_finished(), "a waiter gives up before its TTL");
+    assert!(!waiting.is_finished(), "the waiter failed before its TTL");
     block_in_place(|| start(server));
     let guard = timeout(PATIENCE * 2, waiting)
         .await
@@ -79,7 +79,7 @@ async fn serves_once_it_is_up<S>(
     block_in_place(|| kill(server));
     let error = timeout(PATIENCE, eager.ping())
         .await
-        .expect("a ping hangs")
+        .expect("the ping hangs")
         .expect_err("a dead server has answered");
     assert!(is_a_fault(error.kind()), "{error}");
     nothing_panicked();
@@ -106,7 +106,7 @@ async fn drains_while_a_lock_is_held(client: &LockClient, rival: &LockClient, gu
     for sent_away in [behind, waiter] {
         let error = timeout(PATIENCE, sent_away)
             .await
-            .expect("a waiter is not sent away")
+            .expect("the waiter was not refused")
             .unwrap()
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
@@ -116,14 +116,14 @@ async fn drains_while_a_lock_is_held(client: &LockClient, rival: &LockClient, gu
     guard.release().await.unwrap();
     timeout(PATIENCE, draining)
         .await
-        .expect("a drain does not end")
+        .expect("the drain does not end")
         .unwrap();
     rival
         .mutex("k")
         .try_lock()
         .await
         .unwrap()
-        .expect("it is left locked")
+        .expect("the lock was left held")
         .release()
         .await
         .unwrap();

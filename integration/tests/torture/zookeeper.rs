@@ -207,7 +207,7 @@ fn whoever_is_killed_while_waiting_blocks_nobody_for_long() {
                     granted(
                         worker
                             .answer(asked, 3 * PATIENCE)
-                            .expect("a dead waiter blocks"),
+                            .expect("a killed waiter blocks"),
                     );
                     worker.ask(Command::Release { slot: 0 }).unwrap();
                 });
@@ -252,7 +252,7 @@ fn zookeepers_keep_promises_with_64_tasks_of_4_processes() {
     ensemble.wait_until_serving().unwrap();
     wait_until_committing(&ensemble);
     let (grants, errors) = crew.calm();
-    println!("{grants} grants by those who lived, errors: {errors:?}");
+    println!("{grants} grants by surviving workers, errors: {errors:?}");
     assert!(grants >= 20, "only {grants} grants: nothing was tested");
     only_faults(&errors);
 

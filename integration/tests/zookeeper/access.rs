@@ -343,7 +343,7 @@ async fn a_password_that_changes_costs_no_lock() {
     assert_eq!(
         denied.kind(),
         ErrorKind::Denied,
-        "the provider has no other password yet: {denied}"
+        "the provider still has the old password: {denied}"
     );
     passwords.set("two");
     // In the existing session, and in a new one.
@@ -448,7 +448,9 @@ async fn ensemble_survives_holders_with_the_longest_names() {
             tokio::time::sleep(millis(100)).await;
         }
     };
-    timeout(SOON, freed).await.expect("the ensemble serves on");
+    timeout(SOON, freed)
+        .await
+        .expect("the ensemble no longer serves");
     // The members can read their own data again.
     for member in ensemble.members() {
         member.restart().unwrap();

@@ -47,7 +47,7 @@ async fn ten_thousand_waiters_on_a_hundred_keys_are_all_served() {
                 let guard = mutex.lock().await.unwrap();
                 assert!(
                     !taken[n % KEYS].swap(true, Ordering::SeqCst),
-                    "two at a time"
+                    "two clients hold the lock"
                 );
                 let token = token(&guard);
                 tokio::task::yield_now().await;
@@ -65,7 +65,7 @@ async fn ten_thousand_waiters_on_a_hundred_keys_are_all_served() {
     for waiter in waiters {
         let (key, token) = timeout(PATIENCE, waiter)
             .await
-            .expect("a waiter was forgotten")
+            .expect("a waiter was not granted")
             .unwrap();
         tokens.entry(key).or_default().push(token);
     }
@@ -75,7 +75,7 @@ async fn ten_thousand_waiters_on_a_hundred_keys_are_all_served() {
         assert_eq!(
             tokens.len(),
             WAITERS / KEYS,
-            "key {key}: every grant has a token of its own"
+            "key {key}: tokens are repeated"
         );
     }
     nothing_left(&server, PATIENCE);

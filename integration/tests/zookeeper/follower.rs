@@ -117,7 +117,7 @@ async fn overtaken(
             let ended = ended[&n];
             assert!(
                 ended <= granted,
-                "round {round}: holder {n} believed in its lock for {} µs after its rival was granted",
+                "round {round}: holder {n} considered its lock held for {} µs after its rival was granted",
                 (ended - granted) / 1000
             );
             margins.push((granted - ended) / 1_000_000);
@@ -137,7 +137,7 @@ async fn overtaken(
 async fn heard(peer: &mut Peer, expected: &str) -> String {
     let line = tokio::task::block_in_place(|| peer.hear(PATIENCE)).unwrap();
     line.strip_prefix(expected)
-        .unwrap_or_else(|| panic!("{line:?} and not {expected:?}"))
+        .unwrap_or_else(|| panic!("{line:?} instead of {expected:?}"))
         .to_owned()
 }
 

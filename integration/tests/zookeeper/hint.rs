@@ -46,8 +46,11 @@ async fn a_write_to_the_holders_node_grants_nobody() {
             .unwrap();
     }
     sleep(PAUSE).await;
-    assert!(guard.is_held(), "a write is no loss");
-    assert!(!writer.is_finished() && !reader.is_finished(), "two hold");
+    assert!(guard.is_held(), "a write caused a loss");
+    assert!(
+        !writer.is_finished() && !reader.is_finished(),
+        "two clients hold the lock"
+    );
     let held = token(&guard);
     free(guard).await;
     let next = timeout(SOON, writer).await.unwrap().unwrap();
@@ -86,7 +89,7 @@ async fn asking_a_foreign_holder_to_revoke_grants_nobody() {
             .unwrap();
     }
     sleep(PAUSE).await;
-    assert!(!waiter.is_finished(), "two hold");
+    assert!(!waiter.is_finished(), "two clients hold the lock");
     operator.delete(&foreign, None).await.unwrap();
     free(timeout(SOON, waiter).await.unwrap().unwrap()).await;
 }
@@ -107,7 +110,7 @@ async fn a_gentle_break_grants_nobody_before_the_deadline() {
     let held = holder(&other).await;
     other.revoke(&held, Revocation::Graceful).await.unwrap();
     let next = timeout(SOON, waiter).await.unwrap().unwrap();
-    assert!(!guard.is_held(), "two hold");
+    assert!(!guard.is_held(), "two clients hold the lock");
     assert!(token(&next) > token(&guard));
     free(next).await;
 }

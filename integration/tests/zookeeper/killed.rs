@@ -93,7 +93,7 @@ async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
         // Far less than the killed waiter's TTL of an hour.
         let next = timeout(SOON, next)
             .await
-            .unwrap_or_else(|_| panic!("a dead {mode} blocks"))
+            .unwrap_or_else(|_| panic!("a killed {mode} blocks"))
             .unwrap();
         free(next).await;
         nothing_left(&server, SOON);
@@ -171,12 +171,12 @@ async fn a_stopped_waiter_blocks_for_seconds_and_waits_again() {
     free(held).await;
     let next = timeout(SOON, next)
         .await
-        .expect("a stopped process blocks")
+        .expect("a paused process blocks")
         .unwrap();
     stopped.process().resume().unwrap();
     until_waiting(&server, 1).await;
     assert!(next.is_held());
-    let before = next.fencing_token().expect("a writer has a token").get();
+    let before = next.fencing_token().expect("the writer has no token").get();
     free(next).await;
     let granted = stopped.heard(SOON).await.unwrap();
     let after: u64 = granted.strip_prefix("granted ").unwrap().parse().unwrap();
@@ -204,7 +204,7 @@ async fn a_waiter_far_from_its_servers_is_granted_what_it_waits_for() {
     free(held).await;
     let granted = timeout(2 * SOON, waiter)
         .await
-        .expect("it hears no answer")
+        .expect("the waiter receives no answer")
         .unwrap();
     assert!(granted.is_held());
 }

@@ -65,11 +65,7 @@ async fn lost_replies_to_create_leave_no_orphan_in_a_live_session() {
         until("it is removed", || members(&server).is_empty()).await;
     }
     assert!(created.len() >= LOST);
-    assert_eq!(
-        sessions(&server),
-        session,
-        "it is the same session all the time"
-    );
+    assert_eq!(sessions(&server), session, "the session has changed");
     free(
         near.mutex("k")
             .with_ttl(ttl(TTL_SECS))
@@ -114,7 +110,7 @@ async fn cut_once(
     )
     .await;
     proxy.cut_after_chunks(direction, chunks);
-    match timeout(SOON, mutex.lock()).await.expect("it hangs") {
+    match timeout(SOON, mutex.lock()).await.expect("the call hangs") {
         Ok(guard) => {
             if let Err(error) = guard.release().await {
                 assert!(is_a_fault(error.kind()), "{name}: {error:?}");

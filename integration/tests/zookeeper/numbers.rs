@@ -65,7 +65,11 @@ async fn sequence_numbers_that_are_used_up_admit_one_at_a_time() {
                         .await
                         .unwrap()
                         .unwrap();
-                    assert_eq!(holders.fetch_add(1, Ordering::SeqCst), 0, "two hold");
+                    assert_eq!(
+                        holders.fetch_add(1, Ordering::SeqCst),
+                        0,
+                        "two clients hold the lock"
+                    );
                     tokens.push(token(&guard));
                     sleep(millis(20)).await;
                     holders.fetch_sub(1, Ordering::SeqCst);
@@ -77,12 +81,12 @@ async fn sequence_numbers_that_are_used_up_admit_one_at_a_time() {
         let mut tokens = Vec::new();
         for task in join_all(tasks).await {
             let task = task.unwrap();
-            assert!(task.is_sorted(), "falling tokens: {task:?}");
+            assert!(task.is_sorted(), "decreasing tokens: {task:?}");
             tokens.extend(task);
         }
         tokens.sort_unstable();
         tokens.dedup();
-        assert_eq!(tokens.len(), 20, "every grant has a token of its own");
+        assert_eq!(tokens.len(), 20, "tokens are repeated");
         nothing_left(&server, SOON);
     }
 }
@@ -106,7 +110,7 @@ async fn whoever_was_in_the_queue_before_the_limit_is_served() {
     sleep(Duration::from_millis(600)).await;
     assert!(
         !second.is_finished() && late.iter().all(|task| !task.is_finished()),
-        "two hold"
+        "two clients hold the lock"
     );
     assert!(
         all[2]
@@ -123,7 +127,10 @@ async fn whoever_was_in_the_queue_before_the_limit_is_served() {
     assert!(token(&second) > last);
     last = token(&second);
     sleep(Duration::from_millis(300)).await;
-    assert!(late.iter().all(|task| !task.is_finished()), "two hold");
+    assert!(
+        late.iter().all(|task| !task.is_finished()),
+        "two clients hold the lock"
+    );
     free(second).await;
     let [one, other] = late;
     let (guard, rest) = match futures_util::future::select(one, other).await {
@@ -134,7 +141,7 @@ async fn whoever_was_in_the_queue_before_the_limit_is_served() {
     assert!(token(&guard) > last);
     assert!(
         members(&server).iter().all(|node| number(node) < 1_000),
-        "the numbers begin anew"
+        "the numbers did not restart"
     );
     last = token(&guard);
     // The other waiter has queued again, without waiting for a free lock.

@@ -16,7 +16,7 @@ async fn until_gone(operator: &Client, path: &str) {
     };
     timeout(SOON, gone)
         .await
-        .expect("it is a container, which the server removes");
+        .expect("the container was not removed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

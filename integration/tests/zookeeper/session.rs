@@ -37,10 +37,13 @@ async fn holder_learns_its_session_ended_and_locks_again() {
     let again = lock(&one.mutex("other").with_ttl(ttl(2))).await;
     assert!(
         !guard.is_held() && guard.renew().await.is_err(),
-        "the old one is over for ever"
+        "the old guard is held again"
     );
     assert!(rival.is_held() && again.is_held());
-    assert!(sessions(&server).is_disjoint(&first), "another session");
+    assert!(
+        sessions(&server).is_disjoint(&first),
+        "the session was not replaced"
+    );
     drop(guard);
     free(again).await;
     // The end of the old guard has not freed the rival's lock.
@@ -68,7 +71,7 @@ async fn waiter_requeues_in_a_new_session_when_its_session_ends() {
     assert_eq!(
         members(&server).intersection(&first).count(),
         1,
-        "in another place"
+        "in another session"
     );
     assert!(!waiter.is_finished() && guard.is_held());
     let held = token(&guard);
@@ -105,7 +108,7 @@ async fn stopped_server_fails_in_time_and_holder_loses_by_deadline() {
     );
     assert!(
         guard.deadline().moment() <= latest,
-        "the deadline has moved though nobody answered"
+        "the deadline moved without an answer"
     );
     server.resume().unwrap();
     assert!(token(&lock(&client.mutex("k").with_ttl(ttl(4))).await) > held);

@@ -33,7 +33,7 @@ pub(crate) fn millis(millis: u64) -> Duration {
 pub(crate) fn token(guard: &LockGuard) -> u64 {
     guard
         .fencing_token()
-        .expect("an exclusive guard has a token")
+        .expect("the exclusive guard has no token")
         .get()
 }
 
@@ -111,7 +111,7 @@ pub(crate) async fn until_waiting(server: &ZookeeperServer, count: usize) -> BTr
         }
         assert!(
             Instant::now() < end,
-            "not within {SOON:?}: {count} wait, {waiting:?}"
+            "not within {SOON:?}: {count} waiters, {waiting:?}"
         );
         tokio::time::sleep(millis(5)).await;
     }

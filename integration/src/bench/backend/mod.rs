@@ -38,7 +38,7 @@ pub(super) trait Backend: Sync {
         if count == 0 {
             Ok(())
         } else {
-            Err(HarnessError::new("that backend is no quorum"))
+            Err(HarnessError::new("this backend is not a quorum"))
         }
     }
 

@@ -69,7 +69,7 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
             let stamps = peer.hear(PATIENCE)?;
             let stamps: Result<Vec<u64>, _> = stamps.split_whitespace().map(str::parse).collect();
             let stamps = stamps
-                .map_err(|error| HarnessError::caused_by("a worker said no numbers", error))?;
+                .map_err(|error| HarnessError::caused_by("a worker did not send numbers", error))?;
             waits.extend(stamps.chunks_exact(2).map(|wait| (wait[0], wait[1])));
         }
         let mut grants: Vec<_> = waits.iter().map(|(_, held)| *held).collect();

@@ -98,7 +98,7 @@ fn commands(
     let done = numbers(&crowd.hear(PATIENCE)?)?;
     let after = backend.commands()?;
     let &[handoffs, nanos] = &*done else {
-        return Err(HarnessError::new("a worker says too little"));
+        return Err(HarnessError::new("incomplete line from a worker"));
     };
     let commands = match (before, after) {
         (Some(before), Some(after)) => Some((after - before) as f64 / handoffs as f64),
@@ -147,9 +147,7 @@ fn lone(mut crowd: Peer, mut one: Peer, turns: usize) -> Result<Lone> {
 
 fn numbers(line: &str) -> Result<Vec<u64>> {
     let numbers: Result<_, _> = line.split_whitespace().map(str::parse).collect();
-    numbers.map_err(|error| {
-        HarnessError::caused_by("a worker said something else than numbers", error)
-    })
+    numbers.map_err(|error| HarnessError::caused_by("a worker did not send numbers", error))
 }
 
 /// Runs the worker: a crowd, or the lone process beside it.
@@ -178,7 +176,7 @@ pub(crate) async fn take_part<S: Source>(
             ("run", handoffs) => {
                 let handoffs = handoffs
                     .parse()
-                    .map_err(|error| HarnessError::caused_by("bad order", error))?;
+                    .map_err(|error| HarnessError::caused_by("invalid command", error))?;
                 let begun = process::now();
                 open(&mut lock, &mut gate).await?;
                 while crowd.len() < handoffs {
@@ -196,7 +194,7 @@ pub(crate) async fn take_part<S: Source>(
             ("turns", turns) => {
                 let turns: usize = turns
                     .parse()
-                    .map_err(|error| HarnessError::caused_by("bad order", error))?;
+                    .map_err(|error| HarnessError::caused_by("invalid command", error))?;
                 let mut stamps = Vec::new();
                 for _ in 0..turns {
                     let began = process::now();
@@ -207,7 +205,7 @@ pub(crate) async fn take_part<S: Source>(
                 }
                 tell(stamps.join(" "));
             }
-            _ => return Err(HarnessError::new(format!("{order:?} is no order"))),
+            _ => return Err(HarnessError::new(format!("unknown command: {order:?}"))),
         }
     }
     Ok(())

@@ -52,7 +52,7 @@ pub(super) fn run(
             Some(busy) => Some(busy),
             None => {
                 progress.skip(format_args!(
-                    "{} of {name}: nobody else writes to it here",
+                    "{} of {name}: no background writes for this backend",
                     scenario.name()
                 ));
                 return Ok(Vec::new());
@@ -169,7 +169,8 @@ fn heard(peer: &mut Peer, expected: &str) -> Result<u64> {
     let stamp = line
         .strip_prefix(expected)
         .and_then(|stamp| stamp.trim().parse().ok());
-    stamp.ok_or_else(|| HarnessError::new(format!("a worker said {line:?} and not {expected:?}")))
+    stamp
+        .ok_or_else(|| HarnessError::new(format!("a worker sent {line:?} instead of {expected:?}")))
 }
 
 /// Runs the worker: acquires and releases on command.
@@ -203,7 +204,7 @@ pub(crate) async fn take_turns<S: Source>(
                 lock.release(held).await?;
                 tell(format_args!("released {begun}"));
             }
-            _ => return Err(HarnessError::new(format!("{order:?} is out of order"))),
+            _ => return Err(HarnessError::new(format!("unexpected command: {order:?}"))),
         }
     }
     Ok(())

@@ -166,7 +166,7 @@ fn hear_all(
             if tick % TICKS_SHOWN == 0 {
                 let [holding, done] = [holding, done].map(|stage| stage.load(Ordering::Relaxed));
                 progress.step(format_args!(
-                    "held: of {all} subjects, {holding} have all their leases, {done} are done"
+                    "held: {holding} of {all} subjects have all leases, {done} are done"
                 ));
             }
         }
@@ -189,7 +189,9 @@ fn figures(worker: &mut Peer, holding: &AtomicUsize, duration: Duration) -> Resu
     let mut figures = line.split(' ').map(str::parse::<f64>);
     match (figures.next(), figures.next()) {
         (Some(Ok(cpu_percent)), Some(Ok(bytes_per_lease))) => Ok((cpu_percent, bytes_per_lease)),
-        _ => Err(HarnessError::new(format!("a worker said {line:?}"))),
+        _ => Err(HarnessError::new(format!(
+            "unexpected line from a worker: {line:?}"
+        ))),
     }
 }
 

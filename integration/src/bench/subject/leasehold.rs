@@ -66,7 +66,9 @@ impl Lock for Mutex {
     async fn release(&mut self, held: LockGuard) -> Result<()> {
         match held.release().await {
             Ok(leasehold_core::Released::Freed) => Ok(()),
-            Ok(other) => Err(HarnessError::new(format!("a release said {other:?}"))),
+            Ok(other) => Err(HarnessError::new(format!(
+                "unexpected outcome of a release: {other:?}"
+            ))),
             Err(error) => Err(failed(error)),
         }
     }

@@ -166,7 +166,7 @@ impl PostgresBuilder {
         let mut config = String::new();
         let mut line = |name: &str, value: &str| {
             writeln!(config, "{name} = '{}'", value.replace('\'', "''"))
-                .expect("a String takes all");
+                .expect("writing to a String never fails");
         };
         for (name, value) in SETTINGS {
             line(name, value);

@@ -74,7 +74,9 @@ impl PostgresServer {
     }
 
     pub(super) fn into_process(mut self) -> Process {
-        self.process.take().expect("it is there until now")
+        self.process
+            .take()
+            .expect("the process exists until this call")
     }
 
     /// Returns the superuser's `postgres://` URL. It trusts the authority of a TLS server.
@@ -120,7 +122,7 @@ impl PostgresServer {
     pub fn folder(&self) -> &Path {
         self.process
             .as_ref()
-            .expect("it is there until it is dropped")
+            .expect("the process exists until the drop")
             .folder()
     }
 
@@ -289,7 +291,7 @@ impl PostgresServer {
     }
 
     fn signal(&mut self, backend: u32, signal: Signal) -> Result<()> {
-        let gone = || HarnessError::new(format!("{backend} is no process of this server"));
+        let gone = || HarnessError::new(format!("{backend} is not a process of this server"));
         let postmaster = self.pid().ok_or_else(gone)?;
         let child = children_of(postmaster)
             .into_iter()
@@ -302,7 +304,7 @@ impl PostgresServer {
     fn process(&mut self) -> &mut Process {
         self.process
             .as_mut()
-            .expect("it is there until it is dropped")
+            .expect("the process exists until the drop")
     }
 }
 

@@ -132,7 +132,7 @@ impl ZookeeperBuilder {
         }
         let mut config = String::new();
         for (name, value) in &lines {
-            writeln!(config, "{name}={value}").expect("a String takes all");
+            writeln!(config, "{name}={value}").expect("writing to a String never fails");
         }
         fs::create_dir(folder.join("data")).map_err(failed)?;
         fs::write(folder.join("data/myid"), id.to_string()).map_err(failed)?;

@@ -47,7 +47,7 @@ impl ZookeeperEnsemble {
         self.with_mode("leader")
             .first()
             .copied()
-            .ok_or_else(|| HarnessError::new("no member leads"))
+            .ok_or_else(|| HarnessError::new("no member is the leader"))
     }
 
     /// Returns the indices of the followers.

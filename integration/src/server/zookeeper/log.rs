@@ -37,7 +37,7 @@ pub(super) fn creation(zxid: i64, path: &str, children: i32) -> Vec<u8> {
     log.extend(i64::from(adler32(&record)).to_be_bytes());
     log.extend(
         i32::try_from(record.len())
-            .expect("it is short")
+            .expect("the length fits")
             .to_be_bytes(),
     );
     log.extend(record);
@@ -48,7 +48,7 @@ pub(super) fn creation(zxid: i64, path: &str, children: i32) -> Vec<u8> {
 fn text(record: &mut Vec<u8>, text: &str) {
     record.extend(
         i32::try_from(text.len())
-            .expect("it is short")
+            .expect("the length fits")
             .to_be_bytes(),
     );
     record.extend(text.as_bytes());

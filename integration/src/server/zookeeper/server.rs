@@ -81,7 +81,7 @@ impl ZookeeperServer {
     /// Panics if the server has no TLS port.
     #[must_use]
     pub fn secure_url(&self, trusted: &Certificates) -> String {
-        let addr = self.secure_addr().expect("it was started with TLS");
+        let addr = self.secure_addr().expect("the server has no TLS port");
         format!("zookeepers://{addr}?ca={}", trusted.ca().display())
     }
 
@@ -148,7 +148,7 @@ impl ZookeeperServer {
             .find_map(|line| line.strip_prefix("Zxid: 0x"));
         let zxid = zxid.and_then(|zxid| i64::from_str_radix(zxid.trim(), 16).ok());
         let zxid =
-            zxid.ok_or_else(|| HarnessError::new("ZooKeeper does not say its transaction"))?;
+            zxid.ok_or_else(|| HarnessError::new("ZooKeeper did not report its transaction id"))?;
         // Leaves room for transactions still in progress, such as the end of a session.
         let zxid = zxid + 1_000;
         self.process.stop()?;
@@ -179,7 +179,7 @@ impl ZookeeperServer {
             Ok(answer)
         };
         ask().map_err(|error: std::io::Error| {
-            HarnessError::caused_by(format!("ZooKeeper has no answer to {word}"), error)
+            HarnessError::caused_by(format!("ZooKeeper did not answer {word}"), error)
         })
     }
 
@@ -222,7 +222,7 @@ impl ZookeeperServer {
             .find_map(|line| line.strip_prefix(name)?.strip_prefix('\t'));
         // Averages are written with a decimal point.
         let value = value.and_then(|value| value.trim().split('.').next()?.parse().ok());
-        value.ok_or_else(|| HarnessError::new(format!("ZooKeeper does not count {name}")))
+        value.ok_or_else(|| HarnessError::new(format!("ZooKeeper has no metric {name}")))
     }
 
     pub(super) fn prepare(

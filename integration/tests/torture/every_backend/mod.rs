@@ -66,7 +66,7 @@ fn span() -> Duration {
     let seconds = env::var("LEASEHOLD_CHAOS_SECONDS").ok();
     let seconds = seconds.map(|text| {
         text.parse()
-            .expect("LEASEHOLD_CHAOS_SECONDS is a number of seconds")
+            .expect("LEASEHOLD_CHAOS_SECONDS must be a number of seconds")
     });
     Duration::from_secs(seconds.unwrap_or(10))
 }
@@ -162,7 +162,7 @@ impl<'a> Crew<'a> {
             .collect();
         let (mut total, mut by_kind) = (0, BTreeMap::new());
         for (worker, ticket) in self.workers.iter_mut().zip(tickets) {
-            match worker.answer(ticket, STORM_END).expect("a storm hangs") {
+            match worker.answer(ticket, STORM_END).expect("the storm hangs") {
                 Answer::Storm {
                     granted, errors, ..
                 } => {
@@ -239,15 +239,17 @@ fn survives(mut target: impl Target) {
         while Instant::now() < end {
             crew.strike(&mut rng, ttl_ms);
         }
-        striking.join().expect("the striker panicked, and says why");
+        striking
+            .join()
+            .expect("the thread that injects faults panicked");
         over.store(true, Ordering::Relaxed);
         revoking
             .join()
-            .expect("the administrator panicked, and says why")
+            .expect("the administrator's thread panicked")
     });
     at_peace(&stage, &crew);
     let (grants, errors) = crew.end();
-    println!("{grants} grants by those who lived, {revoked} revoked, errors: {errors:?}");
+    println!("{grants} grants by surviving workers, {revoked} revocations, errors: {errors:?}");
     assert!(grants >= 20, "only {grants} grants: nothing was tested");
     let known = ["Unavailable", "Indeterminate", "Lost"];
     assert!(
@@ -274,7 +276,7 @@ fn survives(mut target: impl Target) {
 }
 
 fn millis_of(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).expect("a short time")
+    u64::try_from(duration.as_millis()).expect("the duration fits")
 }
 
 /// Asserts that without faults, but still in the storm, a writer and a reader in other processes
@@ -301,7 +303,7 @@ fn at_peace(stage: &Stage, crew: &Crew<'_>) {
         let ticket = worker.send(command).unwrap();
         let answer = worker.answer(ticket, LONE_WAITER).unwrap_or_else(|error| {
             let passed = grants_between(&crew.events(), |_| true, begun, now_ns());
-            panic!("a {name} was not granted beside {passed} other grants: {error}")
+            panic!("a {name} was not granted during {passed} other grants: {error}")
         });
         assert!(
             matches!(answer, Answer::Granted { .. }),

@@ -33,7 +33,7 @@ async fn a_role_that_may_only_connect_breaks_no_lock_of_another() {
         let error = stranger
             .revoke(&seen[0], revocation)
             .await
-            .expect_err("it was broken");
+            .expect_err("revoked without permission");
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
         assert!(error.to_string().contains("pg_signal_backend"), "{error}");
     }
@@ -67,7 +67,7 @@ async fn roles_that_may_end_its_session_break_a_lock() {
             let seen = breaker.inspect("k").await.unwrap().holders;
             let broken = timeout(MINUTE, breaker.revoke(&seen[0], revocation))
                 .await
-                .expect("it hangs")
+                .expect("the call hangs")
                 .unwrap();
             let expected = if revocation == Revocation::Immediate {
                 RevokeOutcome::Freed
@@ -75,7 +75,9 @@ async fn roles_that_may_end_its_session_break_a_lock() {
                 RevokeOutcome::FreeWithin(Some(Duration::from_millis(TTL)))
             };
             assert_eq!(broken, expected, "{role}");
-            timeout(MINUTE, guard.lost()).await.expect("it is held on");
+            timeout(MINUTE, guard.lost())
+                .await
+                .expect("the lock is still held");
             drop(guard);
         }
     }

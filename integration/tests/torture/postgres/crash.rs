@@ -31,7 +31,7 @@ async fn strike(how: impl FnOnce(&mut PostgresServer)) {
     let left = guard.remaining();
     tokio::time::timeout(left + millis(3000), guard.lost())
         .await
-        .expect("the holder does not know by its deadline");
+        .expect("the holder did not notice by its deadline");
     let outcome = tokio::time::timeout(PATIENCE, waiting)
         .await
         .expect("the waiter hangs")
@@ -121,7 +121,7 @@ async fn a_server_that_is_down_is_an_error_in_time() {
     let tried = tokio::time::timeout(PATIENCE, client.mutex("k").try_lock())
         .await
         .expect("hangs");
-    let error = tried.expect_err("granted by nobody");
+    let error = tried.expect_err("granted without a server");
     assert!(is_a_fault(error.kind()), "{error:?}");
     block_in_place(|| server.restart().unwrap());
     client
@@ -150,7 +150,7 @@ async fn an_address_that_closes_every_connection_is_a_retryable_error() {
     });
     for mode in ["prefer", "disable"] {
         let url = format!("postgres://postgres@{addr}/postgres?sslmode={mode}&connect-timeout=10s");
-        let error = connect(&url).await.expect_err("nobody is there");
+        let error = connect(&url).await.expect_err("connected without a server");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{mode}: {error:?}");
         assert!(error.is_retryable(), "{mode}: {error:?}");
     }

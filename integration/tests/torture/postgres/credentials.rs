@@ -127,7 +127,7 @@ async fn refused_password_is_denied_at_first_and_retryable_later() {
     let server = block_in_place(server);
     let refused: Error = connect(&server, &Vault::with(&["wrong"]))
         .await
-        .expect_err("any password will do");
+        .expect_err("the server accepts any password");
     assert_eq!(refused.kind(), ErrorKind::Denied, "{refused:?}");
     let vault = Vault::with(&["first"]);
     let client = connect(&server, &vault).await.unwrap();
@@ -171,7 +171,7 @@ async fn waiter_outlives_a_password_that_is_supplied_late() {
     seized.release().await.unwrap();
     tokio::time::timeout(MINUTE, waits)
         .await
-        .expect("it waits on")
+        .expect("still waiting")
         .unwrap()
         .unwrap()
         .release()

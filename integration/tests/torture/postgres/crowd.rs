@@ -124,7 +124,7 @@ fn waiter_inside_the_server_blocks_a_concurrent_index() {
     indexer.send("CREATE INDEX CONCURRENTLY ON t (n)").unwrap();
     assert!(
         indexer.answer(millis(1500)).is_err(),
-        "the control does not hold it up"
+        "the control does not delay the index"
     );
     holder
         .ask("SELECT pg_advisory_unlock(1)", PATIENCE)

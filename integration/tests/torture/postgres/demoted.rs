@@ -55,10 +55,7 @@ async fn writer_that_becomes_a_reader_loses_its_holders() {
         .lock()
         .await
         .unwrap();
-    let error = guards[0]
-        .renew()
-        .await
-        .expect_err("a reader has renewed it");
+    let error = guards[0].renew().await.expect_err("renewed by a reader");
     assert_eq!(error.kind(), ErrorKind::Lost, "{error:?}");
     assert!(error.to_string().contains("standby"), "{error}");
     assert!(guards.iter().all(|guard| !guard.is_held()) && rival.is_held());
@@ -83,7 +80,7 @@ async fn reader_with_open_connections_grants_nothing() {
             demote(&server);
             let error = grants(&client, mode)
                 .await
-                .expect_err("a reader has granted it");
+                .expect_err("granted by a reader");
             // The address may soon lead to the new writer.
             assert_eq!(
                 error.kind(),
@@ -113,7 +110,7 @@ async fn waiter_survives_a_reader_that_becomes_a_writer_again() {
     block_in_place(|| server.psql("TRUNCATE public.reader").unwrap());
     let next = tokio::time::timeout(super::support::MINUTE, waiting)
         .await
-        .expect("it waits on")
+        .expect("still waiting")
         .unwrap()
         .unwrap();
     assert!(token(&next) > token(&guard));

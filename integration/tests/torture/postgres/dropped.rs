@@ -31,7 +31,7 @@ async fn acquisition_cancelled_at_any_poll_leaves_nothing() {
     let (cancelled, granted) = cancel_everywhere(Arc::clone(client.backend()), &rival).await;
     assert!(
         cancelled >= 2 && granted >= 8,
-        "{cancelled} {granted}: this swept over nothing"
+        "{cancelled} cancelled, {granted} granted: nothing was tested"
     );
     block_in_place(|| nothing_left(&server, millis(20_000)));
     nothing_panicked();
@@ -75,8 +75,8 @@ async fn cut_within(server: &PostgresServer, cut: Cut, contended: bool) -> bool 
         },
     );
     let (outcome, ()) = tokio::join!(locking, releasing);
-    match outcome.unwrap_or_else(|_| panic!("{cut:?}, contended {contended}: hangs")) {
-        Ok(None) => assert!(contended, "{cut:?}: refused by nobody"),
+    match outcome.unwrap_or_else(|_| panic!("{cut:?}, contended {contended}: the call hangs")) {
+        Ok(None) => assert!(contended, "{cut:?}: refused without a holder"),
         Ok(Some(guard)) => {
             assert!(token(&guard) > 0);
             let released = guard.release().await;
@@ -97,7 +97,7 @@ async fn cut_within(server: &PostgresServer, cut: Cut, contended: bool) -> bool 
         .lock_timeout(millis(2 * TTL + 10_000))
         .await;
     next.unwrap()
-        .unwrap_or_else(|| panic!("{cut:?}, contended {contended}: left locked"))
+        .unwrap_or_else(|| panic!("{cut:?}, contended {contended}: still held"))
         .release()
         .await
         .unwrap();

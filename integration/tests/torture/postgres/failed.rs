@@ -27,7 +27,7 @@ fn until_there_are(server: &PostgresServer, locks: &str) {
 async fn is_granted(waiting: JoinHandle<Result<LockGuard>>, what: &str) {
     let granted = tokio::time::timeout(MINUTE, waiting)
         .await
-        .unwrap_or_else(|_| panic!("nobody is told of {what}"));
+        .unwrap_or_else(|_| panic!("no waiter was notified of {what}"));
     granted.unwrap().unwrap().release().await.unwrap();
 }
 
@@ -85,7 +85,7 @@ async fn waiter_is_notified_of_a_release_in_a_failed_statement() {
         committing
     );
     for taken in [taking.await.unwrap(), next.await.unwrap(), other] {
-        taken.expect_err("there is another token");
+        taken.expect_err("a further token was drawn");
     }
     assert_eq!(
         (before.unwrap(), after.unwrap()),

@@ -30,7 +30,7 @@ async fn an_answer_that_is_late_names_the_limit_and_the_option() {
             .mutex("other")
             .try_lock()
             .await
-            .expect_err("the server is stopped");
+            .expect_err("answered by a paused server");
         server.resume_backend(pid).unwrap();
         assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error:?}");
         assert!(error.to_string().contains(limit), "{error}");
@@ -39,7 +39,7 @@ async fn an_answer_that_is_late_names_the_limit_and_the_option() {
     server.pause().unwrap();
     let error = connect(&format!("{}?connect-timeout=300ms", server.url()))
         .await
-        .expect_err("it is stopped");
+        .expect_err("answered by a paused server");
     server.resume().unwrap();
     assert!(
         error

@@ -112,7 +112,7 @@ async fn two_clients_that_are_lent_one_backend_never_both_hold() {
         .mutex("k")
         .try_lock()
         .await
-        .expect_err("both hold on one backend");
+        .expect_err("both clients hold the lock on one backend");
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
     guard.renew().await.unwrap();
     assert!(guard.is_held());
@@ -168,9 +168,9 @@ async fn backend_that_is_lent_later_is_left_untouched() {
             assert_eq!(left, untouched, "after {cut} statements");
         }
         match outcome {
-            Ok(None) => panic!("another holds it"),
+            Ok(None) => panic!("another client holds the lock"),
             Ok(Some(guard)) => {
-                assert!(cut > 3, "it was granted before anything was checked");
+                assert!(cut > 3, "granted before any check");
                 // All later statements run on the other backend.
                 pooler.lend(move |_| away);
                 assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::Lost);

@@ -83,7 +83,7 @@ async fn server_without_free_connections_is_a_typed_error() {
             .map(drop),
         Err(error) => Err(error),
     };
-    let error = refused.expect_err("there is no connection to lock over");
+    let error = refused.expect_err("connected although the server has no connections left");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     // An acquisition that needs another session.
     let ttl = leasehold_core::Ttl::from_millis(2 * TTL).unwrap();
@@ -91,7 +91,7 @@ async fn server_without_free_connections_is_a_typed_error() {
     let error = tokio::time::timeout(PATIENCE, mutex.try_lock())
         .await
         .expect("hangs")
-        .expect_err("there is no connection");
+        .expect_err("granted although the server has no connections left");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     // Held locks stay held.
     assert!(guard.is_held());
@@ -124,7 +124,7 @@ async fn full_lock_table_is_a_typed_error_and_leaves_nothing() {
         });
         for outcome in join_all(locking).await {
             match outcome {
-                Ok(guard) => held.push(guard.expect("the name is new")),
+                Ok(guard) => held.push(guard.expect("a new name is contended")),
                 Err(error) => {
                     assert!(
                         matches!(
@@ -145,7 +145,7 @@ async fn full_lock_table_is_a_typed_error_and_leaves_nothing() {
     assert!(refusals > 0, "the lock table was never full");
     assert!(
         kept.is_held() && held.iter().all(LockGuard::is_held),
-        "a full table costs nobody what he has"
+        "a held lock was lost to a full table"
     );
     for guard in held {
         guard.release().await.unwrap();
@@ -184,12 +184,12 @@ async fn more_locks_than_connections_carry_is_a_typed_error() {
         });
         for outcome in join_all(locking).await {
             match outcome {
-                Ok(guard) => held.push(guard.expect("the name is new")),
+                Ok(guard) => held.push(guard.expect("a new name is contended")),
                 Err(error) => refused = Some(error),
             }
         }
     }
-    let error = refused.expect("there is no limit");
+    let error = refused.expect("the limit has no effect");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(error.to_string().contains("max-sessions"), "{error}");
     assert!((2000..2500).contains(&held.len()), "{} held", held.len());
@@ -233,7 +233,7 @@ async fn only_an_idle_session_makes_room_for_another_ttl() {
             .with_ttl(ttl)
             .try_lock()
             .await
-            .expect_err("there is no limit");
+            .expect_err("the limit has no effect");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
         assert!(error.to_string().contains("max-sessions"), "{error}");
     };

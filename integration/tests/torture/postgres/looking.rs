@@ -73,7 +73,7 @@ async fn a_role_that_may_only_connect_may_look() {
             .mutex("other")
             .lock()
             .await
-            .expect_err("it may draw no token");
+            .expect_err("granted without permission for the sequence");
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
         assert!(error.to_string().contains("GRANT USAGE"), "{error}");
     }

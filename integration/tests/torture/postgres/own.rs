@@ -45,7 +45,7 @@ async fn a_pool_is_only_asked_where_it_connects() {
             .fetch_one(&mut *taken)
             .await
             .unwrap(),
-        "it holds the lock itself"
+        "the pool holds the lock"
     );
     guard.release().await.unwrap();
     drop(taken);
@@ -152,12 +152,12 @@ async fn deadlock_is_retryable_for_one_transaction_only() {
     for waiting in waiting.collect::<Vec<_>>() {
         let waited = tokio::time::timeout(PATIENCE, waiting)
             .await
-            .expect("nobody ends the deadlock")
+            .expect("the deadlock was not detected")
             .unwrap();
         refused.extend(waited.err());
     }
     let [error] = &refused[..] else {
-        panic!("one of two, not {refused:?}")
+        panic!("one of two must be refused, not {refused:?}")
     };
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(

@@ -62,7 +62,7 @@ async fn cut_off(seen: Seen, how: impl FnOnce(&Proxy)) {
     // Renewals may arrive whose answers do not, and each prolongs the session by its TTL.
     let (seized, when) = tokio::time::timeout(millis(2 * TTL + 3000), seizing)
         .await
-        .expect("the rival waits on")
+        .expect("the rival was not granted")
         .unwrap();
     let seized = seized.unwrap();
     println!("the rival had it {:?} after the cut", when - cut);
@@ -141,7 +141,7 @@ async fn a_waiter_behind_a_cut_is_granted_after_it_heals() {
     guard.release().await.unwrap();
     let granted = tokio::time::timeout(PATIENCE, waiting).await;
     granted
-        .expect("the waiter sleeps through")
+        .expect("the waiter was not notified")
         .unwrap()
         .unwrap()
         .release()
@@ -169,7 +169,7 @@ async fn late_request_leaves_no_lock_beyond_a_ttl() {
         .mutex("k")
         .try_lock()
         .await
-        .expect_err("granted although the request was held up");
+        .expect_err("granted although the request was held back");
     assert!(is_a_fault(error.kind()), "{error:?}");
     proxy.heal();
     block_in_place(|| nothing_left(&server, millis(TTL + 3000)));

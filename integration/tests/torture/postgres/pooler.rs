@@ -99,14 +99,11 @@ async fn a_renewal_that_another_backend_answers_is_a_loss() {
             if pid == ours {
                 break;
             }
-            assert!(borrowers.len() < 10, "nobody is lent the backend {ours}");
+            assert!(borrowers.len() < 10, "backend {ours} is never lent");
         }
     });
     assert!(guard.is_held());
-    let error = guard
-        .renew()
-        .await
-        .expect_err("another backend has renewed it");
+    let error = guard.renew().await.expect_err("renewed by another backend");
     assert_eq!(error.kind(), ErrorKind::Lost, "{error:?}");
     assert!(error.to_string().contains("another backend"), "{error}");
     assert!(!guard.is_held());

@@ -149,7 +149,7 @@ async fn stopped_waiting_writer_keeps_no_reader_out_for_its_ttl() {
 async fn waiting_writer_keeps_readers_out_for_as_long_as_it_lives() {
     assert!(
         reader_behind_a_writer(End::None).await.is_none(),
-        "a reader has overtaken it"
+        "a reader overtook the writer"
     );
 }
 
@@ -158,7 +158,7 @@ fn stopped_holder_knows_its_loss_and_stale_write_is_refused() {
     let server = shared_postgres().unwrap();
     let stage = Stage::on(server.url(), TTL);
     let mut holder = overtaken(&stage, true);
-    assert!(!write(&mut holder, 3, true), "the stale write was taken");
+    assert!(!write(&mut holder, 3, true), "the stale write was accepted");
     assert_eq!(stage.register().value().unwrap(), 2);
     assert!(matches!(
         holder.ask(Command::Release { slot: 0 }).unwrap(),

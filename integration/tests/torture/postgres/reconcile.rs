@@ -45,7 +45,9 @@ async fn a_session_that_is_given_up_is_lost_before_a_rival_is_granted() {
     let seizing = tokio::spawn(async move { mutex.lock_timeout(PATIENCE).await });
     let renewing = guard.renew().await;
     assert_eq!(
-        renewing.expect_err("it saw nothing").kind(),
+        renewing
+            .expect_err("renewed without a successful check")
+            .kind(),
         ErrorKind::Lost
     );
     assert!(!guard.is_held());
@@ -74,11 +76,13 @@ async fn a_panic_in_the_task_of_a_renewal_is_an_error_and_no_loss() {
     let subscribed = panics.set_default();
     let renewing = tokio::time::timeout(MINUTE, guard.renew())
         .await
-        .expect("it hangs");
+        .expect("the call hangs");
     drop(subscribed);
     assert!(calls.load(Ordering::SeqCst) > 0, "nothing panicked");
     assert_eq!(
-        renewing.expect_err("it saw nothing").kind(),
+        renewing
+            .expect_err("renewed without a successful check")
+            .kind(),
         ErrorKind::Indeterminate
     );
     psql.ask("COMMIT", PATIENCE).unwrap();

@@ -91,7 +91,7 @@ fn sql_in(said: &str) -> &str {
     let sql = said
         .split_once("run: ")
         .and_then(|(_, rest)| rest.split_once("; or "));
-    sql.expect("the SQL is told").0
+    sql.expect("the error contains no SQL").0
 }
 
 /// The sequence of the tokens does not exist, and the role may not create it.
@@ -112,7 +112,7 @@ async fn role_without_create_gets_the_sql_to_run_and_then_locks() {
         .mutex("k")
         .lock()
         .await
-        .expect_err("there is nothing to draw a token from");
+        .expect_err("granted without a sequence");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     let said = error.to_string();
     // A lock without tokens needs no sequence.
@@ -138,7 +138,7 @@ async fn is_told(server: &PostgresServer, parts: &[&str]) {
         .mutex("k")
         .lock()
         .await
-        .expect_err("it may not use the sequence");
+        .expect_err("granted without permission for the sequence");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     let said = error.to_string();
     let sql = sql_in(&said);

@@ -52,12 +52,12 @@ async fn colliding_names_contend_within_and_between_clients() {
         let mutex = second.mutex(other);
         let waiting = tokio::spawn(async move { mutex.lock().await.unwrap() });
         tokio::time::sleep(millis(300)).await;
-        assert!(!waiting.is_finished(), "both twins hold one key");
+        assert!(!waiting.is_finished(), "both names hold one key");
         let first = token(&guard);
         guard.release().await.unwrap();
         let next = tokio::time::timeout(PATIENCE, waiting)
             .await
-            .expect("never woken")
+            .expect("never notified")
             .unwrap();
         assert!(token(&next) > first);
         assert!(client.mutex(one).try_lock().await.unwrap().is_none());
@@ -155,7 +155,7 @@ async fn name_is_never_granted_twice_on_one_session() {
     let backend: Arc<dyn LockBackend> = PostgresBackend::connect(&server.url()).await.unwrap();
     let writer = attempt(&backend, Mode::Exclusive)
         .await
-        .expect("it is free");
+        .expect("the lock is not free");
     assert!(
         attempt(&backend, Mode::Exclusive).await.is_none(),
         "granted twice"
@@ -170,7 +170,10 @@ async fn name_is_never_granted_twice_on_one_session() {
         attempt(&backend, Mode::Shared).await,
         attempt(&backend, Mode::Shared).await,
     );
-    let (one, other) = (one.expect("it is free"), other.expect("readers share"));
+    let (one, other) = (
+        one.expect("the lock is not free"),
+        other.expect("readers exclude each other"),
+    );
     assert!(
         attempt(&backend, Mode::Exclusive).await.is_none(),
         "a writer beside readers"
@@ -184,7 +187,7 @@ async fn name_is_never_granted_twice_on_one_session() {
     other.release().await.unwrap();
     let writer = attempt(&backend, Mode::Exclusive)
         .await
-        .expect("it is free");
+        .expect("the lock is not free");
     writer.release().await.unwrap();
     block_in_place(|| nothing_left(&server, millis(3000)));
 }
@@ -216,7 +219,7 @@ async fn two_clients_over_one_backend_hand_one_name_to_each_other() {
         guard.release().await.unwrap();
         let next = tokio::time::timeout(PATIENCE, waiting)
             .await
-            .expect("never woken")
+            .expect("never notified")
             .unwrap();
         assert!(token(&next) > largest);
         largest = token(&next);

@@ -38,8 +38,8 @@ async fn terminated_backend_notifies_holder_and_waiter_is_granted() {
     // The loss is reported by the next renewal at the latest.
     let lost = tokio::time::timeout(millis(TTL), guard.lost())
         .await
-        .expect("not told within a TTL");
-    println!("told after {:?}: {lost:?}", terminated.elapsed());
+        .expect("not reported within a TTL");
+    println!("reported after {:?}: {lost:?}", terminated.elapsed());
     assert!(!guard.is_held());
     assert_eq!(lost, LossReason::SessionEnded);
     let next = tokio::time::timeout(PATIENCE, waiting)
@@ -120,7 +120,7 @@ async fn holders_in_other_sessions_do_not_notice_a_terminated_one() {
         .await
         .unwrap();
     let (one, other) = block_in_place(|| (holder(&server, "short"), holder(&server, "long")));
-    assert_ne!(one, other, "two TTLs need two sessions");
+    assert_ne!(one, other, "two TTLs share a session");
     block_in_place(|| {
         server
             .psql(&format!("SELECT pg_terminate_backend({one})"))
@@ -128,7 +128,7 @@ async fn holders_in_other_sessions_do_not_notice_a_terminated_one() {
     });
     tokio::time::timeout(millis(TTL), short.lost())
         .await
-        .expect("not told within a TTL");
+        .expect("not reported within a TTL");
     assert!(long.is_held());
     long.renew().await.unwrap();
     long.release().await.unwrap();

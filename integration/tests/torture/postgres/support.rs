@@ -67,7 +67,7 @@ pub(super) fn only_left(server: &PostgresServer, names: &[&str]) {
         }
         assert!(
             Instant::now() < until,
-            "{all:?} are left, and not only {names:?}"
+            "{all:?} are left instead of {names:?}"
         );
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -35,12 +35,12 @@ async fn tls_lock_needs_a_client_that_trusts_the_ca() {
     );
     let error = PostgresBackend::connect(&untrusting)
         .await
-        .expect_err("a stranger's certificate was trusted");
+        .expect_err("another authority's certificate was trusted");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     let plain = format!("postgres://postgres@{addr}/postgres?sslmode=disable");
     assert!(
         PostgresBackend::connect(&plain).await.is_err(),
-        "the server takes TLS alone"
+        "the server accepts connections without TLS"
     );
 }
 

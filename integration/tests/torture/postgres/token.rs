@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 fn kills() -> u32 {
     std::env::var("LEASEHOLD_KILLS").map_or(KILLS, |kills| {
-        kills.parse().expect("LEASEHOLD_KILLS is a number")
+        kills.parse().expect("LEASEHOLD_KILLS must be a number")
     })
 }
 
@@ -104,10 +104,7 @@ async fn killed_under_load(url: impl FnOnce(&PostgresServer) -> String) {
             if let Some(ended) = tasks.try_join_next() {
                 ended.unwrap();
             }
-            assert!(
-                Instant::now() < patience,
-                "nothing is granted after kill {kill}"
-            );
+            assert!(Instant::now() < patience, "no grant after kill {kill}");
             tokio::time::sleep(millis(1)).await;
         }
         // The kill may hit any moment of a commit.

@@ -31,13 +31,13 @@ async fn waiter_is_notified_although_its_listener_falls_silent() {
     let guard = holder.mutex("k").lock().await.unwrap();
     let waiting = waiting(&server, &waiter, 1).await;
     let [silent] = listeners(&server)[..] else {
-        panic!("who waits is told on one connection")
+        panic!("expected exactly one listener")
     };
     block_in_place(|| server.pause_backend(silent).unwrap());
     guard.release().await.unwrap();
     let granted = tokio::time::timeout(MINUTE, waiting)
         .await
-        .expect("the waiter is deaf")
+        .expect("the waiter was not notified")
         .unwrap();
     block_in_place(|| server.resume_backend(silent).unwrap());
     granted.unwrap().release().await.unwrap();
@@ -76,12 +76,12 @@ async fn a_release_notifies_if_somebody_waits_and_only_then() {
         });
         let told = tokio::time::timeout(MINUTE, ear.recv())
             .await
-            .expect("nothing is heard")
+            .expect("no notification arrived")
             .unwrap();
         assert_eq!(
             told.payload(),
             format!("round {round}"),
-            "somebody was told though nobody waits"
+            "a notification was sent without a waiter"
         );
     }
     let guard = holder.mutex("k").lock().await.unwrap();
@@ -89,7 +89,7 @@ async fn a_release_notifies_if_somebody_waits_and_only_then() {
     guard.release().await.unwrap();
     let told = tokio::time::timeout(MINUTE, ear.recv())
         .await
-        .expect("nothing is heard")
+        .expect("no notification arrived")
         .unwrap();
     let key = block_in_place(|| {
         server
@@ -133,7 +133,7 @@ async fn refused_connections_back_off_and_waiter_is_granted_later() {
     let waiting = waiting(&server, &waiter, 1).await;
     administer(&mut psql, "ALTER ROLE shop NOLOGIN");
     let [listener] = listeners(&server)[..] else {
-        panic!("who waits is told on one connection")
+        panic!("expected exactly one listener")
     };
     let before = proxy.counters().connections;
     administer(

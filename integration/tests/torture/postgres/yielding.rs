@@ -25,7 +25,7 @@ async fn a_courteous_attempt_leaves_what_is_free_to_who_waits() {
     let waiter = client_of(&server.url(), HOUR).await;
     let attempt = async |request: Request| Arc::clone(&holder).try_acquire(request).await.unwrap();
     let Attempt::Granted(lease) = attempt(turn("k").with_yield_to_waiters(true)).await else {
-        panic!("nobody waits")
+        panic!("refused without a waiter")
     };
     let waiting = waiting(&server, &waiter, 1).await;
     let signed =
@@ -47,11 +47,11 @@ async fn a_courteous_attempt_leaves_what_is_free_to_who_waits() {
     );
     assert!(
         matches!(together, Attempt::Contended(_)),
-        "together with others"
+        "granted in a batch"
     );
     assert!(matches!(alone, Attempt::Granted(_)));
     let Attempt::Granted(lease) = attempt(turn("k")).await else {
-        panic!("it is free for who is not yielding")
+        panic!("refused although the attempt does not yield")
     };
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
     block_in_place(|| server.resume_backend(sleeper).unwrap());

@@ -160,7 +160,7 @@ impl FloorLock {
                         .is_some_and(|kv| kv.create_revision() == revision),
                 ))
             }
-            _ => Err(HarnessError::new("the floor was queued already")),
+            _ => Err(HarnessError::new("the floor was already queued")),
         }
     }
 
@@ -187,10 +187,10 @@ impl FloorLock {
             .unwrap_or_default()
         {
             [mine, _] if mine.kvs().is_empty() => {
-                Err(HarnessError::new("the floor lost its place"))
+                Err(HarnessError::new("the floor lost its queue key"))
             }
             [_, ahead] => Ok(ahead.kvs().first().map(|kv| kv.key().to_vec())),
-            _ => Err(HarnessError::new("etcd answered something else")),
+            _ => Err(HarnessError::new("unexpected answer from etcd")),
         }
     }
 
@@ -210,7 +210,7 @@ impl FloorLock {
         }
         self.events
             .as_mut()
-            .ok_or_else(|| HarnessError::new("there is no watch"))
+            .ok_or_else(|| HarnessError::new("the watch is missing"))
     }
 
     async fn wait(&mut self, revision: i64) -> Result<()> {
@@ -255,7 +255,9 @@ impl Lock for FloorLock {
             .deleted()
         {
             1 => Ok(()),
-            _ => Err(HarnessError::new("the floor released what it did not hold")),
+            _ => Err(HarnessError::new(
+                "the floor released a lock that it did not hold",
+            )),
         }
     }
 }

@@ -181,7 +181,9 @@ impl Lock for FloorLock {
 
     async fn release(&mut self, (): ()) -> Result<()> {
         match self.run(GIVE_BACK).await? {
-            0 => Err(HarnessError::new("the floor released what it did not hold")),
+            0 => Err(HarnessError::new(
+                "the floor released a lock that it did not hold",
+            )),
             _ => Ok(()),
         }
     }

@@ -248,7 +248,9 @@ impl Lock for FloorLock {
             .map_err(failed)?
         {
             1 => Ok(()),
-            _ => Err(HarnessError::new("the floor released what it did not hold")),
+            _ => Err(HarnessError::new(
+                "the floor released a lock that it did not hold",
+            )),
         }
     }
 }

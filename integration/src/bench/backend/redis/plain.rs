@@ -92,7 +92,7 @@ impl Lock for PlainLock {
             .map_err(failed)?
         {
             redis::Value::Okay => Ok(value),
-            _ => Err(HarnessError::new("`plain` met another holder")),
+            _ => Err(HarnessError::new("`plain` found another holder")),
         }
     }
 
@@ -105,7 +105,9 @@ impl Lock for PlainLock {
             .map_err(failed)?
         {
             1 => Ok(()),
-            _ => Err(HarnessError::new("`plain` released what it did not hold")),
+            _ => Err(HarnessError::new(
+                "`plain` released a lock that it did not hold",
+            )),
         }
     }
 }

@@ -214,6 +214,8 @@ impl Lock for FloorLock {
         if self.give_back(&value).await? >= self.majority() {
             return Ok(());
         }
-        Err(HarnessError::new("the floor released what it did not hold"))
+        Err(HarnessError::new(
+            "the floor released a lock that it did not hold",
+        ))
     }
 }

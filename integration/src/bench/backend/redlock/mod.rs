@@ -26,7 +26,8 @@ impl Redlock {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
-        let runtime = runtime.map_err(|error| HarnessError::caused_by("no runtime", error))?;
+        let runtime =
+            runtime.map_err(|error| HarnessError::caused_by("cannot build a runtime", error))?;
         drop(runtime.block_on(servers.provision(Ttl::from_secs(60).unwrap_or_default()))?);
         Ok(Self {
             url: servers.url(),
