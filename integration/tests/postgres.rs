@@ -258,7 +258,7 @@ async fn leases_and_transactions_exclude_each_other() {
 
 /// With a fallback poll interval of an hour, only notifications can wake waiters in time.
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_safety_net_of_an_hour_waiters_are_woken_all_the_same() {
+async fn waiters_are_notified_with_a_fallback_interval_of_an_hour() {
     let server = server();
     let ttl = Ttl::from_secs(3600).unwrap();
     let (one, other) = (
@@ -303,7 +303,7 @@ async fn with_a_safety_net_of_an_hour_waiters_are_woken_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_behind_a_writer_that_gives_up_are_woken() {
+async fn readers_behind_a_writer_that_gives_up_are_notified() {
     let server = server();
     let ttl = Ttl::from_secs(3600).unwrap();
     let clients =
@@ -758,7 +758,7 @@ async fn locks_use_no_pool_connection_and_sessions_are_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sequence_that_is_dropped_meanwhile_is_told_with_the_remedy() {
+async fn a_dropped_sequence_is_reported_with_the_remedy() {
     let server = PostgresServer::start().unwrap();
     let client = client(&server.url(), "").await;
     let held = client.mutex("held").lock().await.unwrap();

@@ -167,7 +167,7 @@ async fn a_user_needs_the_right_password_and_the_access() {
 /// The server drops tokens that were not used for a while, and all of them when it restarts.
 /// Requests, renewals and waiters continue.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_has_expired_is_asked_for_anew() {
+async fn an_expired_token_is_requested_again() {
     let mut cluster = EtcdCluster::builder()
         .option("--auth-token-ttl", "1")
         .start()
@@ -237,7 +237,7 @@ async fn a_lock_is_watched_after_the_token_has_expired() {
 /// A change of users invalidates all signed tokens. Held locks stay held, waiters keep waiting, and
 /// new watches are opened on the existing stream.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_of_users_interrupts_nobody() {
+async fn a_change_of_users_interrupts_no_lock() {
     for tokens in [Tokens::Signed, Tokens::Simple] {
         let (cluster, _folder) = cluster_with(tokens);
         let (one, other) = (
@@ -312,7 +312,7 @@ async fn a_password_that_rotates_costs_no_lock() {
 /// An administrator changes users, roles and passwords at random, and the server restarts. No
 /// client with access loses a lock or is refused one, and no two hold the same lock.
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_done_to_users_locks_go_on() {
+async fn locks_survive_any_administration_of_users() {
     for (tokens, seed) in [(Tokens::Signed, 1_u64), (Tokens::Simple, 2)] {
         let mut state = seed;
         let mut below = |bound: u64| {

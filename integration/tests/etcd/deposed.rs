@@ -117,7 +117,7 @@ async fn lost_to_a_deposed_leader(cluster: &mut EtcdCluster) -> usize {
     lost
 }
 
-/// The system's etcd may revoke leases, see `members_that_revoke_live_leases_are_told_of`.
+/// The system's etcd may revoke leases, see `members_that_revoke_live_leases_are_reported`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_later_release_revokes_no_live_lease_when_deposed() {
     let mut cluster = EtcdCluster::builder()
@@ -133,7 +133,7 @@ async fn a_later_release_revokes_no_live_lease_when_deposed() {
 /// The leader is paused, keep-alives are queued in its socket, another leader is elected, and the
 /// old one continues and answers. The holder's deadline must still end before its key is deleted.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deposed_leader_that_goes_on_extends_nothing() {
+async fn a_resumed_deposed_leader_extends_no_deadline() {
     let rounds: Option<u64> = env::var(ROUNDS).ok().map(|rounds| rounds.parse().unwrap());
     let mut cluster = EtcdCluster::start_members(3).unwrap();
     let begun = Instant::now();
@@ -181,7 +181,7 @@ async fn a_deposed_leader_that_goes_on_extends_nothing() {
 /// trusts a keep-alive's answer considers its lock held for seconds after the key is gone. This
 /// library does not.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_believes_a_keep_alive_alone_outlives_the_key() {
+async fn trusting_a_keep_alive_alone_outlives_the_key() {
     const TTL_S: i64 = 6;
     // The old leader answers only until it notices that it has no majority, which a busy machine
     // may miss.

@@ -12,7 +12,7 @@ use crate::{
 
 /// The lease would end with the other client's TTL, or whenever that client revokes it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_a_stranger_granted_is_not_used() {
+async fn a_lease_granted_by_another_client_is_not_used() {
     for fate in [Fate::Taken, Fate::AnswerLost] {
         let cluster = EtcdCluster::start().unwrap();
         let (relay, addr) = Relay::start(cluster.at(0).addr(), fate).await;
@@ -34,7 +34,7 @@ async fn a_lease_that_a_stranger_granted_is_not_used() {
 
 /// Only the lease limits the life of a session's key.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_whose_key_is_of_no_lease_is_over() {
+async fn a_session_whose_key_has_no_lease_is_lost() {
     let cluster = EtcdCluster::start().unwrap();
     let one = client(&cluster.url()).await;
     let held = one.mutex("k").with_ttl(ttl(3)).lock().await.unwrap();

@@ -89,7 +89,7 @@ async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
 /// A granted lock belongs to the session with its own TTL. The waiters' session ends a little
 /// later.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_waiter_is_granted_outlives_its_waiting() {
+async fn a_granted_lock_outlives_the_waiters_session() {
     let cluster = EtcdCluster::start().unwrap();
     for mode in MODES {
         let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);

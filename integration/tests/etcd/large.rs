@@ -31,7 +31,7 @@ async fn all_held(client: &LockClient) -> Vec<LockGuard> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loss_among_ten_thousand_long_names_is_told() {
+async fn a_loss_among_ten_thousand_long_names_is_reported() {
     let cluster = EtcdCluster::builder().in_memory().start().unwrap();
     let holder = client(&format!("{}?timeout=60s", cluster.url())).await;
     let guards = all_held(&holder).await;

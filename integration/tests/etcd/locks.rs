@@ -111,7 +111,7 @@ async fn permits_are_counted_and_two_counts_are_a_mismatch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_etcd_cannot_do_is_a_typed_error() {
+async fn unsupported_operations_of_etcd_are_typed_errors() {
     let cluster = EtcdCluster::start().unwrap();
     let one = client(&cluster.url()).await;
     for millis in [1, 999, 1_999] {

@@ -66,7 +66,7 @@ fn logging() -> (Log, impl Sized) {
 /// The warning includes members that the URL does not name. The system's etcd has the fault on
 /// Debian 12.
 #[tokio::test]
-async fn members_that_revoke_live_leases_are_told_of() {
+async fn members_that_revoke_live_leases_are_reported() {
     let (log, _logging) = logging();
     let cluster = EtcdCluster::start_members(3).unwrap();
     let version = cluster.at(0).version().unwrap();
@@ -117,7 +117,7 @@ async fn a_member_that_is_alone_is_no_matter_of_warnings() {
 /// A rolling upgrade: the last member is down, restarts as the old release, and then as the later
 /// one.
 #[tokio::test]
-async fn a_member_that_joins_later_is_told_of() {
+async fn a_member_that_joins_later_is_reported() {
     let (log, _logging) = logging();
     let mut cluster = EtcdCluster::start_members(3).unwrap();
     let version = cluster.at(2).version().unwrap();

@@ -80,7 +80,7 @@ async fn refused(url: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_say_what_to_do() {
+async fn errors_name_a_remedy() {
     let told = refused("etcd://127.0.0.1:1/").await;
     assert!(
         told.contains("etcd://127.0.0.1:1 (") && told.contains("onnection refused"),
@@ -108,7 +108,7 @@ async fn errors_say_what_to_do() {
 /// Each kind of server answers a request that it does not understand with its own message, or not
 /// at all.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_no_etcd_is_told() {
+async fn a_server_that_is_not_etcd_is_reported() {
     let (redis, postgres) = (
         RedisServer::start().unwrap(),
         PostgresServer::start().unwrap(),

@@ -19,7 +19,7 @@ use crate::{
 
 /// The fallback poll interval is an hour.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_waiter_of_another_process_is_woken() {
+async fn a_waiter_of_another_process_is_notified() {
     let cluster = EtcdCluster::start().unwrap();
     let url = format!("{}?fallback-poll-interval=3600s", cluster.url());
     let (one, other) = (client(&url).await, client(&url).await);
@@ -35,7 +35,7 @@ async fn a_waiter_of_another_process_is_woken() {
 
 /// Each answer takes longer than a quarter of 5 s.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_waiter_far_from_its_cluster_is_granted_what_it_waits_for() {
+async fn a_waiter_with_a_slow_connection_to_etcd_is_granted() {
     let cluster = EtcdCluster::start().unwrap();
     let proxy = Proxy::start(cluster.at(0).addr()).unwrap();
     let url = format!("etcd://{}/?timeout=20s&connect-timeout=20s", proxy.addr());
@@ -114,7 +114,7 @@ async fn cancelled_waiters_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_attempt_is_woken_by_the_release() {
+async fn a_refused_attempt_is_notified_of_the_release() {
     let cluster = EtcdCluster::start().unwrap();
     let (one, other) = (backend(&cluster.url()).await, backend(&cluster.url()).await);
     let request = || Request::new("k".try_into().unwrap()).with_ttl(ttl(5));
@@ -168,7 +168,7 @@ async fn a_compaction_during_a_wait_does_not_hang_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_while_its_lease_expires_is_not_granted() {
+async fn a_waiter_whose_lease_expires_is_not_granted() {
     let cluster = EtcdCluster::start().unwrap();
     let proxy = Proxy::start(cluster.at(0).addr()).unwrap();
     let one = client(&cluster.url()).await;
@@ -241,7 +241,7 @@ async fn a_write_to_the_holders_key_grants_no_waiter() {
 
 /// An operator who revokes a lock between two holders means the next holder.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_waiter_broken_before_its_grant_queues_again() {
+async fn a_waiter_revoked_before_its_grant_queues_again() {
     let cluster = EtcdCluster::start().unwrap();
     let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
     let guard = one.mutex("k").lock().await.unwrap();

@@ -77,7 +77,7 @@ fn a_server_outlives_the_thread_that_started_it() {
 }
 
 #[test]
-fn a_child_tells_how_it_ended_and_takes_no_signal_afterwards() {
+fn an_ended_child_has_its_status_and_receives_no_signal() {
     let mut child = OwnedChild::spawn("sh", |command| {
         command.args(["-c", "exit 7"]);
     })

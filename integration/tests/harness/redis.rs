@@ -99,7 +99,7 @@ fn survives(persistence: Persistence, end: fn(&mut RedisServer)) -> bool {
 }
 
 #[test]
-fn without_persistence_a_restart_forgets() {
+fn without_persistence_a_restart_loses_data() {
     assert!(!survives(Persistence::None, RedisServer::kill));
     assert!(!survives(Persistence::None, |server| server
         .stop()
@@ -107,7 +107,7 @@ fn without_persistence_a_restart_forgets() {
 }
 
 #[test]
-fn with_snapshots_a_stop_saves_and_a_kill_forgets() {
+fn with_snapshots_a_stop_saves_and_a_kill_loses_data() {
     assert!(survives(Persistence::Snapshot, |server| server
         .stop()
         .unwrap()));
@@ -115,7 +115,7 @@ fn with_snapshots_a_stop_saves_and_a_kill_forgets() {
 }
 
 #[test]
-fn with_every_write_saved_a_kill_forgets_nothing() {
+fn a_kill_loses_nothing_when_every_write_is_saved() {
     assert!(survives(Persistence::EveryWrite, RedisServer::kill));
 }
 

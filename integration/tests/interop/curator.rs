@@ -42,7 +42,7 @@ async fn client(server: &ZookeeperServer, options: &str) -> LockClient {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn curators_mutex_and_we_exclude_each_other() {
+async fn curators_mutex_and_leasehold_exclude_each_other() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server, "").await;
     let mut foreign = Foreign::curator(server.addr(), "mutex", "/shop/item")
@@ -110,7 +110,7 @@ async fn curators_readers_and_ours_share_and_keep_writers_of_both_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn curator_and_we_are_served_in_the_order_in_which_we_came() {
+async fn waiters_of_curator_and_leasehold_are_served_in_order() {
     let server = ZookeeperServer::start().unwrap();
     let (client, other) = (client(&server, "").await, client(&server, "").await);
     let mut foreign = Foreign::curator(server.addr(), "mutex", "/shop/item")

@@ -7,7 +7,7 @@ use leasehold_local::FileBackend;
 use crate::rounds;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn flock_and_we_exclude_each_other() {
+async fn flock_and_leasehold_exclude_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let backend = FileBackend::open(folder.path()).unwrap();
     let file = backend.path_of(&LockKey::new("item").unwrap());

@@ -21,7 +21,7 @@ async fn client(server: &ZookeeperServer) -> LockClient {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kazoo_with_our_pattern_and_we_exclude_each_other() {
+async fn kazoo_with_our_pattern_and_leasehold_exclude_each_other() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server).await;
     let mut foreign = Foreign::kazoo(server.addr(), "/shop/item", &["lock-"])

@@ -12,7 +12,7 @@ use leasehold_redis::RedisBackend;
 use crate::rounds;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn node_redlock_on_one_server_and_we_exclude_each_other() {
+async fn node_redlock_on_one_server_and_leasehold_exclude_each_other() {
     let server = RedisServer::start().unwrap();
     let client = LockClient::new(RedisBackend::connect(&server.url()).await.unwrap());
     let mut foreign = Foreign::node_redlock(&[server.port()], "item", Duration::from_secs(30))

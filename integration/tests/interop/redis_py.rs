@@ -9,7 +9,7 @@ use leasehold_redis::RedisBackend;
 use crate::rounds;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_py_and_we_exclude_each_other() {
+async fn redis_py_and_leasehold_exclude_each_other() {
     let server = shared_redis().unwrap();
     let client = LockClient::new(RedisBackend::connect(server.url()).await.unwrap());
     let mut foreign = Foreign::redis_py(server.url(), "interop:redis-py", Duration::from_secs(30))

@@ -17,7 +17,7 @@ fn mark(server: &RedisServer) -> Option<String> {
 
 /// A holds at 1, 2 and 3, and never reached 4 and 5. Server 3 loses its data. B would have 3, 4 and
 /// 5.
-async fn a_server_that_forgot_does_not_vote(
+async fn a_server_that_lost_data_does_not_vote(
     persistence: Persistence,
     forget: impl FnOnce(&mut RedisServer),
 ) {
@@ -48,14 +48,15 @@ async fn a_server_that_forgot_does_not_vote(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_back_with_no_memory_is_not_counted() {
-    a_server_that_forgot_does_not_vote(Persistence::None, |server| server.restart().unwrap()).await;
+async fn a_server_restarted_without_data_is_not_counted() {
+    a_server_that_lost_data_does_not_vote(Persistence::None, |server| server.restart().unwrap())
+        .await;
 }
 
 /// A snapshot is older than the latest grants, and contains the marker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_with_an_old_snapshot_and_its_marker_does_not_vote() {
-    a_server_that_forgot_does_not_vote(Persistence::Snapshot, |server| {
+    a_server_that_lost_data_does_not_vote(Persistence::Snapshot, |server| {
         server.kill();
         server.restart().unwrap();
         assert!(mark(server).is_some(), "the snapshot contains no marker");
@@ -66,7 +67,7 @@ async fn server_with_an_old_snapshot_and_its_marker_does_not_vote() {
 /// The run id is the same, and the data is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_was_flushed_is_not_counted() {
-    a_server_that_forgot_does_not_vote(Persistence::None, |server| {
+    a_server_that_lost_data_does_not_vote(Persistence::None, |server| {
         let () = redis::cmd("FLUSHALL")
             .query(&mut server.connection().unwrap())
             .unwrap();
@@ -77,7 +78,7 @@ async fn a_server_that_was_flushed_is_not_counted() {
 /// After the grace period the server copies the largest token from a majority of the remaining
 /// servers, and votes again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_forgot_rejoins_after_the_largest_ttl() {
+async fn a_server_that_lost_data_rejoins_after_the_largest_ttl() {
     const GRACE: Duration = Duration::from_secs(3);
     let mut servers = RedlockServers::start(5, Persistence::None).unwrap();
     servers.provision(ttl(GRACE)).await.unwrap();

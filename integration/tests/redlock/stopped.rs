@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_stopped_servers_hold_nobody_up_and_are_left_clean() {
+async fn two_paused_servers_delay_nobody_and_are_left_clean() {
     let mut servers = five(Persistence::None).await;
     // Requests to paused servers stay pending until the end of the test.
     let client = client(&servers, "?node-timeout=60s&timeout=60s").await;

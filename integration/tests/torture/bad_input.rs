@@ -94,7 +94,7 @@ async fn each_is_a_lock_of_its_own(client: &LockClient) {
     }
 }
 
-async fn refuses_what_is_no_name(client: &LockClient) {
+async fn refuses_invalid_names(client: &LockClient) {
     for name in [Vec::new(), vec![b'x'; 1025], vec![b'x'; 64 * 1024]] {
         let error = client
             .mutex(name.as_slice())
@@ -129,7 +129,7 @@ async fn odd_names_are_distinct_and_invalid_names_refused() {
     for url in ["memory:", stage.url(), &server.url(), &prefixed] {
         let client = client_of(url, 30_000).await;
         each_is_a_lock_of_its_own(&client).await;
-        refuses_what_is_no_name(&client).await;
+        refuses_invalid_names(&client).await;
     }
     nothing_left(&server, millis(1000));
     nothing_panicked();
@@ -314,7 +314,7 @@ async fn wrong_password_is_denied_and_server_down_is_unavailable() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_no_redis_is_told_in_time() {
+async fn a_server_that_is_not_redis_is_reported_in_time() {
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = server.local_addr().unwrap();
     std::thread::spawn(move || {

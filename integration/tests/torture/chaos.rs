@@ -211,7 +211,7 @@ fn redis_keeps_its_promises_with_64_tasks_of_4_processes() {
 }
 
 #[test]
-fn tokens_protect_the_register_when_the_server_forgets() {
+fn tokens_protect_the_register_when_the_server_loses_data() {
     let mut rng = StdRng::seed_from_u64(seed());
     let mut server = RedisServer::start().unwrap();
     let stage = Stage::on(&server.url(), TTL);
@@ -268,7 +268,7 @@ fn files_keep_their_promises_with_64_tasks_of_4_processes() {
 
 /// A control: the same programs, without mutual exclusion.
 #[test]
-fn without_a_common_lock_the_checker_finds_what_goes_wrong() {
+fn without_a_common_lock_the_checker_finds_violations() {
     let stage = Stage::on_files(TTL);
     let elsewhere = Stage::on_files(TTL);
     let (mut one, mut other) = (

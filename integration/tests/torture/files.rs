@@ -68,7 +68,7 @@ fn flock(stage: &Stage) -> Peer {
 }
 
 #[test]
-fn what_flock_holds_we_do_not_get_and_wait_for() {
+fn a_lock_held_by_flock_is_refused_and_waited_for() {
     let stage = Stage::on_files(TTL);
     let mut worker = stage.worker("worker");
     // The second round uses a file that flock created itself.
@@ -98,7 +98,7 @@ fn what_flock_holds_we_do_not_get_and_wait_for() {
 }
 
 #[test]
-fn what_we_hold_flock_does_not_get_and_waits_for() {
+fn a_held_lock_is_refused_to_flock_which_waits_for_it() {
     let stage = Stage::on_files(TTL);
     let mut worker = stage.worker("worker");
     granted(worker.lock(0, "k", Patience::Try).unwrap());

@@ -94,7 +94,7 @@ async fn cut_off_holder_is_lost_by_its_deadline_and_recovers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_waiter_behind_a_cut_is_woken_after_it_heals() {
+async fn a_waiter_behind_a_cut_is_notified_after_it_heals() {
     let server = RedisServer::start().unwrap();
     let proxy = Proxy::start(server.addr()).unwrap();
     let (near, far) = (

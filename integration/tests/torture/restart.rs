@@ -317,7 +317,7 @@ async fn grown(persistence: Persistence, lose: impl Fn(&mut RedisServer)) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tokens_never_repeat_or_fall_whatever_the_server_forgets() {
+async fn tokens_never_repeat_or_decrease_when_the_server_loses_data() {
     tokio::join!(
         tokens_grow(Persistence::None, kill_and_restart),
         tokens_grow(Persistence::Snapshot, kill_and_restart),

@@ -165,7 +165,7 @@ const WAITERS: usize = 6;
 /// A waiter of any mode and position in the queue may die. The remaining waiters are granted long
 /// before its TTL has passed.
 #[test]
-fn whoever_is_killed_while_waiting_blocks_nobody_for_long() {
+fn a_killed_waiter_in_any_mode_blocks_nobody_for_long() {
     let mut rng = StdRng::seed_from_u64(seed());
     let server = ZookeeperServer::builder()
         .setting("maxSessionTimeout", LONG_TTL)

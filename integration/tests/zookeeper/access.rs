@@ -25,7 +25,7 @@ use tokio::{
 use crate::support::{SOON, client, free, members, millis, ttl};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_user_made_another_cannot_touch() {
+async fn nodes_of_one_user_are_denied_to_another() {
     let server = ZookeeperServer::start().unwrap();
     let url = |user: &str| format!("zookeeper://{user}{}/shop", server.addr());
     let owner = client(&(url("alice:s3cr%3At@") + "?acl=creator")).await;
@@ -183,7 +183,7 @@ async fn a_client_of_the_users_own_will_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_zookeeper_cannot_do_is_a_typed_error() {
+async fn unsupported_operations_of_zookeeper_are_typed_errors() {
     let server = ZookeeperServer::start().unwrap();
     let one = client(&server.url()).await;
     for millis in [1, 999, 3_600_000] {

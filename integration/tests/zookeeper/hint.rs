@@ -95,7 +95,7 @@ async fn asking_a_foreign_holder_to_revoke_grants_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gentle_break_grants_nobody_before_the_deadline() {
+async fn a_graceful_revocation_grants_nobody_before_the_deadline() {
     let server = ZookeeperServer::start().unwrap();
     let url = format!("{}?tick=500ms", server.url());
     let (one, other) = (client(&url).await, client(&url).await);

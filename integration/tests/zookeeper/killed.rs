@@ -102,7 +102,7 @@ async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
 
 /// The session of the waiters ends a little later.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_waiter_is_granted_outlives_its_waiting() {
+async fn a_granted_lock_outlives_the_waiters_session() {
     let server = server();
     for mode in MODES {
         let (one, other) = (client(&server.url()).await, client(&server.url()).await);
@@ -187,7 +187,7 @@ async fn a_stopped_waiter_blocks_for_seconds_and_waits_again() {
 
 /// Each answer takes longer than a quarter of 5 s.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_waiter_far_from_its_servers_is_granted_what_it_waits_for() {
+async fn a_waiter_with_a_slow_connection_is_granted() {
     let server = server();
     let proxy = Proxy::start(server.addr()).unwrap();
     let url = format!(

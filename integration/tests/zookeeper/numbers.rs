@@ -92,7 +92,7 @@ async fn sequence_numbers_that_are_used_up_admit_one_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_was_in_the_queue_before_the_limit_is_served() {
+async fn waiters_queued_before_the_limit_are_served() {
     // An acquisition of a held lock uses one number, and another one in the queue.
     let server = server_at(LIMIT - 3).await;
     let all = clients::<4>(&server).await;

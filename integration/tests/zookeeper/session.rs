@@ -155,7 +155,7 @@ async fn a_killed_and_restarted_server_keeps_the_lock_and_its_waiter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_somebody_deletes_is_a_loss_that_is_told_at_once() {
+async fn a_deleted_node_is_reported_as_a_loss_immediately() {
     let server = ZookeeperServer::start().unwrap();
     let client = client(&server.url()).await;
     let guard = client.mutex("k").with_ttl(ttl(30)).lock().await.unwrap();

@@ -23,7 +23,7 @@ fn server() -> PostgresServer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_that_may_only_connect_breaks_no_lock_of_another() {
+async fn a_role_that_may_only_connect_cannot_revoke_a_lock() {
     let server = block_in_place(server);
     let client = client_of(&server.url_as("shop"), TTL).await;
     let guard = client.mutex("k").lock().await.unwrap();
@@ -52,7 +52,7 @@ async fn a_role_that_may_only_connect_breaks_no_lock_of_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn roles_that_may_end_its_session_break_a_lock() {
+async fn roles_that_may_end_its_session_revoke_a_lock() {
     let server = block_in_place(server);
     let client = client_of(&server.url_as("shop"), TTL).await;
     for role in ["shop", "colleague", "operator", "postgres"] {

@@ -366,7 +366,7 @@ async fn cancelled_statements_are_typed_errors_and_leave_nothing() {
 
 /// A leftover waiter marker would keep readers out, or make every release notify.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn waiters_whose_statements_are_cancelled_leave_no_signs() {
+async fn waiters_whose_statements_are_cancelled_leave_no_markers() {
     let server = PostgresServer::start().unwrap();
     // Two clients on one backend: two waiters for one key share one marker.
     let backend = leasehold_postgres::PostgresBackend::connect(&server.url())

@@ -47,7 +47,7 @@ async fn waiter_is_notified_although_its_listener_falls_silent() {
 
 /// Notifications arrive in the order of the releases.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_release_notifies_if_somebody_waits_and_only_then() {
+async fn a_release_notifies_only_if_there_is_a_waiter() {
     let server = PostgresServer::start().unwrap();
     let (holder, waiter) = (
         client_of(&server.url(), HOUR).await,

@@ -19,7 +19,7 @@ fn turn(key: &str) -> Request {
 
 /// The waiter is kept from acquiring the free lock, so that only its marker shows that it waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_courteous_attempt_leaves_what_is_free_to_who_waits() {
+async fn a_yielding_attempt_leaves_a_free_lock_to_a_waiter() {
     let mut server = PostgresServer::start().unwrap();
     let holder = PostgresBackend::connect(&server.url()).await.unwrap();
     let waiter = client_of(&server.url(), HOUR).await;
@@ -68,7 +68,7 @@ async fn a_courteous_attempt_leaves_what_is_free_to_who_waits() {
 
 /// Both a single release and a batch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn releases_alone_and_together_free_what_is_waited_for() {
+async fn single_and_batched_releases_free_contended_locks() {
     let server = PostgresServer::start().unwrap();
     let holder = PostgresBackend::connect(&server.url()).await.unwrap();
     let waiter = client_of(&server.url(), HOUR).await;
