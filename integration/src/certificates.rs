@@ -41,7 +41,7 @@ impl Certificates {
     /// # Errors
     /// The folder cannot be written.
     pub fn generate_expired(folder: &Path) -> Result<Self> {
-        Self::write(folder, &["localhost", "127.0.0.1"], Some(LONG_AGO))
+        Self::write(folder, &["localhost", "127.0.0.1"], Some(EXPIRY_YEAR))
     }
 
     fn write(folder: &Path, names: &[&str], until: Option<i32>) -> Result<Self> {
@@ -85,7 +85,7 @@ struct Pems {
 }
 
 /// The year in which the certificate of [`Certificates::generate_expired`] expires.
-const LONG_AGO: i32 = 2001;
+const EXPIRY_YEAR: i32 = 2001;
 
 /// Generates the PEM texts. The server's certificate expires in the year `until`, if set.
 fn make(names: &[&str], until: Option<i32>) -> Result<Pems, rcgen::Error> {

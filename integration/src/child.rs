@@ -12,10 +12,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{HarnessError, Result, spawner};
 
 /// The interval at which the state of a process is polled.
-const GLANCE: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The limit for a signal to take effect. It takes microseconds, so more than this is a defect.
-const OBEDIENCE: Duration = Duration::from_secs(10);
+const EFFECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A child process owned by this one. It is killed and reaped on drop, and the kernel kills it if
 /// this process dies first. Signals are sent to its pid only while it is not reaped, so they cannot
@@ -134,7 +134,7 @@ impl OwnedChild {
                     self.pid()
                 )));
             }
-            thread::sleep(GLANCE);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -163,15 +163,15 @@ impl OwnedChild {
     }
 
     fn wait_until(&mut self, what: &str, reached: impl Fn(char) -> bool) -> Result<()> {
-        let (pid, end) = (self.pid(), Instant::now() + OBEDIENCE);
+        let (pid, end) = (self.pid(), Instant::now() + EFFECT_TIMEOUT);
         while Instant::now() < end {
             if process_state(pid).is_some_and(&reached) {
                 return Ok(());
             }
-            thread::sleep(GLANCE);
+            thread::sleep(POLL_INTERVAL);
         }
         Err(HarnessError::new(format!(
-            "process {pid} did not {what} within {OBEDIENCE:?}"
+            "process {pid} did not {what} within {EFFECT_TIMEOUT:?}"
         )))
     }
 }

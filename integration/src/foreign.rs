@@ -25,7 +25,7 @@ const CURATOR: [&str; 6] = [
 ];
 
 /// The timeout of operations that must succeed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A program of `integration/interop` that uses another project's lock client for one lock.
 /// Dropping it kills the program.
@@ -175,7 +175,7 @@ impl Foreign {
     }
 
     async fn hear(&mut self) -> Result<String> {
-        self.0.heard(PATIENCE).await
+        self.0.heard(TIMEOUT).await
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The interval between two checks.
-const AGAIN: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Key parts of data that outlives the locks: token counters, and the state of a quorum node.
 const LASTING: [&[u8]; 5] = [
@@ -128,6 +128,6 @@ pub fn nothing_left(
                 "after {patience:?} there is still {found:?}"
             )));
         }
-        thread::sleep(AGAIN);
+        thread::sleep(POLL_INTERVAL);
     }
 }

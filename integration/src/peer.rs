@@ -18,7 +18,7 @@ const MARK: &str = "peer> ";
 const ROLE: &str = "LEASEHOLD_PEER_ROLE";
 
 /// The interval at which [`Peer::heard`] polls for a line.
-const GLANCE: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A child process that reads lines from the test on its standard input and writes lines to it on
 /// its standard output. Its standard error is the test's. Dropping it kills it.
@@ -109,7 +109,7 @@ impl Peer {
                     }
                 }
                 Err(TryRecvError::Empty) if Instant::now() < end => {
-                    tokio::time::sleep(GLANCE).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                 }
                 Err(TryRecvError::Empty) => return Err(silent(patience)),
                 Err(TryRecvError::Disconnected) => return Err(mute()),

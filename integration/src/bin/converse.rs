@@ -17,8 +17,8 @@ use leasehold::Ttl;
 use tokio::{task::JoinSet, time::timeout};
 
 /// Longer than the sum of all timeouts in the library: a call that is still pending then is stuck.
-const PATIENCE: Duration = Duration::from_secs(30);
-const IMPATIENCE: Duration = Duration::from_millis(200);
+const TIMEOUT: Duration = Duration::from_secs(30);
+const SHORT_TIMEOUT: Duration = Duration::from_millis(200);
 
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
@@ -48,7 +48,7 @@ async fn ended<T>(
     call: &str,
     work: impl Future<Output = leasehold::Result<T>>,
 ) -> Option<T> {
-    match timeout(PATIENCE, work).await {
+    match timeout(TIMEOUT, work).await {
         Ok(Ok(done)) => {
             say(&format!("{talk} {call}: ok"));
             Some(done)
@@ -115,7 +115,7 @@ async fn main() {
     let before = memory("VmRSS");
     if impatient {
         let url = urls.pop().expect("usage: converse --impatient URL");
-        let connected = timeout(IMPATIENCE, leasehold::connect(&url)).await;
+        let connected = timeout(SHORT_TIMEOUT, leasehold::connect(&url)).await;
         say(&format!(
             "impatient: {}",
             if connected.is_ok() {

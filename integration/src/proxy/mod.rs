@@ -27,7 +27,7 @@ use tripwire::{Tripwire, Unit};
 use crate::{HarnessError, Result};
 
 /// The limit for an order to take effect. It takes microseconds, so more than this is a defect.
-const OBEDIENCE: Duration = Duration::from_secs(10);
+const EFFECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Another test may take a chosen port before the proxy binds it.
 const PORTS_TRIED: usize = 5;
@@ -164,10 +164,10 @@ impl Proxy {
             self.orders.send(order(done)).is_ok(),
             "the proxy has panicked"
         );
-        match outcome.recv_timeout(OBEDIENCE) {
+        match outcome.recv_timeout(EFFECT_TIMEOUT) {
             Ok(()) => {}
             Err(RecvTimeoutError::Timeout) => {
-                panic!("the proxy did not execute an order within {OBEDIENCE:?}")
+                panic!("the proxy did not execute an order within {EFFECT_TIMEOUT:?}")
             }
             Err(RecvTimeoutError::Disconnected) => {
                 panic!("the proxy could not execute an order; its thread printed the reason")

@@ -13,10 +13,10 @@ use crate::certificates::Certificates;
 use crate::{HarnessError, Result};
 
 /// A start takes 0.1 s; a busy machine may take a hundred times as long.
-const START_PATIENCE: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The timeout of the harness's own requests to a running server.
-const ASK_PATIENCE: Duration = Duration::from_secs(2);
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The free memory required for data in memory. Containers often have little.
 const MEMORY_ROOM: u64 = 1 << 30;
@@ -190,7 +190,7 @@ impl EtcdCluster {
             let arguments = member.arguments(&format!("m{at}"), &known(at), &peers, builder);
             member.process.set_arguments(arguments);
             // A member is healthy only with a majority, so the first ones are not waited for.
-            member.process.start(START_PATIENCE, || Ok(()))?;
+            member.process.start(START_TIMEOUT, || Ok(()))?;
         }
         let cluster = Self { members, links };
         for member in &cluster.members {
@@ -397,7 +397,7 @@ impl EtcdMember {
     /// The member does not stop or does not start.
     pub fn restart(&mut self) -> Result<()> {
         self.process.stop()?;
-        self.process.start(START_PATIENCE, || Ok(()))?;
+        self.process.start(START_TIMEOUT, || Ok(()))?;
         self.wait_until_healthy()
     }
 
@@ -467,7 +467,7 @@ impl EtcdMember {
     }
 
     fn wait_until_healthy(&self) -> Result<()> {
-        let end = std::time::Instant::now() + START_PATIENCE;
+        let end = std::time::Instant::now() + START_TIMEOUT;
         loop {
             match self.is_healthy() {
                 Ok(()) => return Ok(()),
@@ -494,9 +494,9 @@ impl EtcdMember {
     fn http(&self, path: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(
             &(Ipv4Addr::LOCALHOST, self.asked_port).into(),
-            ASK_PATIENCE,
+            ASK_TIMEOUT,
         )?;
-        stream.set_read_timeout(Some(ASK_PATIENCE))?;
+        stream.set_read_timeout(Some(ASK_TIMEOUT))?;
         stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;

@@ -15,7 +15,7 @@ use std::{
 use crate::{HarnessError, Result};
 
 /// The interval at which an idle relay checks whether it was cut.
-const LOOK: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// The header with which the dialling member identifies itself in a connection's first request.
 const FROM: &[u8] = b"x-server-from: ";
 /// Longer than the head of any request.
@@ -150,7 +150,7 @@ struct Link {
 impl Link {
     fn pass(&self, mut from: TcpStream, mut to: TcpStream) {
         let mut buffer = vec![0; 64 * 1024];
-        if from.set_read_timeout(Some(LOOK)).is_err() {
+        if from.set_read_timeout(Some(POLL_INTERVAL)).is_err() {
             return;
         }
         loop {
@@ -185,7 +185,7 @@ impl Link {
             if self.shared.ended.load(Ordering::Acquire) {
                 return false;
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
         true
     }

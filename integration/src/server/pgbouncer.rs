@@ -11,7 +11,7 @@ use crate::child::find_program;
 use crate::{HarnessError, Result};
 
 /// A start takes 20 ms; a busy machine may take a hundred times as long.
-const START_PATIENCE: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Another test may take a chosen port before the pooler binds it.
 const PORTS_TRIED: usize = 5;
@@ -73,7 +73,7 @@ impl PgBouncer {
                     .map(drop)
                     .map_err(|error| error.to_string())
             };
-            match process.start(START_PATIENCE, answers) {
+            match process.start(START_TIMEOUT, answers) {
                 Ok(()) => {
                     return Ok(Self {
                         _process: process,
@@ -106,10 +106,7 @@ impl PgBouncer {
     pub fn set_mode(&self, mode: PoolMode) -> Result<()> {
         let mut console = Psql::connect(&format!("postgres://postgres@{}/pgbouncer", self.addr()))?;
         console
-            .ask(
-                &format!("SET pool_mode = '{}'", mode.name()),
-                START_PATIENCE,
-            )
+            .ask(&format!("SET pool_mode = '{}'", mode.name()), START_TIMEOUT)
             .map(drop)
     }
 }

@@ -12,10 +12,10 @@ use crate::child::OwnedChild;
 use crate::{HarnessError, Result};
 
 /// The interval at which a starting server is checked for readiness.
-const ASK_EVERY: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The timeout for a server to end after SIGTERM.
-const STOP_PATIENCE: Duration = Duration::from_secs(20);
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The number of log lines shown when a start fails.
 const TAIL_LINES: usize = 30;
@@ -119,7 +119,7 @@ impl Process {
                 Err(why) if Instant::now() >= end => {
                     break format!("is not ready after {patience:?}: {why}");
                 }
-                Err(_) => thread::sleep(ASK_EVERY),
+                Err(_) => thread::sleep(POLL_INTERVAL),
             }
         };
         let (program, tail) = (self.program.display(), self.log_tail());
@@ -167,7 +167,7 @@ impl Process {
     /// Stops the server with another signal that ends the program.
     pub(crate) fn stop_by(&mut self, signal: Signal) -> Result<()> {
         self.child.take().map_or(Ok(()), |mut child| {
-            child.end_by(signal, STOP_PATIENCE).map(drop)
+            child.end_by(signal, STOP_TIMEOUT).map(drop)
         })
     }
 

@@ -14,13 +14,13 @@ use crate::certificates::Certificates;
 use crate::{HarnessError, Result};
 
 /// A start takes 20 ms; a busy machine may take a hundred times as long.
-const START_PATIENCE: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Another test may take a chosen port before the server binds it.
 const PORTS_TRIED: usize = 5;
 
 /// The timeout of the harness's own commands to a running server.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(5);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The data that a Redis server keeps across restarts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -107,9 +107,7 @@ impl RedisBuilder {
                 .chain(self.arguments.iter().cloned());
             process.set_arguments(arguments);
             tries += 1;
-            match process.start(START_PATIENCE, || {
-                answers(&socket, self.password.as_deref())
-            }) {
+            match process.start(START_TIMEOUT, || answers(&socket, self.password.as_deref())) {
                 Ok(()) => break port,
                 Err(_)
                     if tries < PORTS_TRIED
@@ -278,9 +276,9 @@ impl RedisServer {
     pub fn connection(&self) -> Result<Connection> {
         let connect = || {
             let client = redis::Client::open(self.unix_url())?;
-            let connection = client.get_connection_with_timeout(COMMAND_PATIENCE)?;
-            connection.set_read_timeout(Some(COMMAND_PATIENCE))?;
-            connection.set_write_timeout(Some(COMMAND_PATIENCE))?;
+            let connection = client.get_connection_with_timeout(COMMAND_TIMEOUT)?;
+            connection.set_read_timeout(Some(COMMAND_TIMEOUT))?;
+            connection.set_write_timeout(Some(COMMAND_TIMEOUT))?;
             Ok(connection)
         };
         connect().map_err(|error: redis::RedisError| {
@@ -330,7 +328,7 @@ impl RedisServer {
         self.process.stop()?;
         let (socket, password) = (&self.socket, self.password.as_deref());
         self.process
-            .start(START_PATIENCE, || answers(socket, password))
+            .start(START_TIMEOUT, || answers(socket, password))
     }
 
     /// Kills the server and removes its data, so that [`restart`](Self::restart) starts it empty.
@@ -385,8 +383,8 @@ impl RedisServer {
 fn answers(socket: &Path, password: Option<&str>) -> Result<(), String> {
     let ask = || {
         let client = redis::Client::open(socket_url(socket, password))?;
-        let mut connection = client.get_connection_with_timeout(COMMAND_PATIENCE)?;
-        connection.set_read_timeout(Some(COMMAND_PATIENCE))?;
+        let mut connection = client.get_connection_with_timeout(COMMAND_TIMEOUT)?;
+        connection.set_read_timeout(Some(COMMAND_TIMEOUT))?;
         redis::cmd("PING").exec(&mut connection)
     };
     ask().map_err(|error: redis::RedisError| error.to_string())

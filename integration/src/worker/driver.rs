@@ -13,7 +13,7 @@ use super::{
 use crate::{HarnessError, Result, peer::Peer};
 
 /// The default timeout of a command, long enough for a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A command whose answer is pending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,7 +45,7 @@ impl Worker {
             next: 1,
             early: HashMap::new(),
         };
-        match worker.answer(Ticket(0), PATIENCE)? {
+        match worker.answer(Ticket(0), TIMEOUT)? {
             Answer::Ready => Ok(worker),
             other => Err(HarnessError::new(format!(
                 "worker {} did not connect: {other:?}",
@@ -99,7 +99,7 @@ impl Worker {
     /// As [`send`](Self::send) and [`answer`](Self::answer).
     pub fn ask(&mut self, command: Command) -> Result<Answer> {
         let ticket = self.send(command)?;
-        self.answer(ticket, PATIENCE)
+        self.answer(ticket, TIMEOUT)
     }
 
     /// Acquires a lock into `slot` and waits for the answer.

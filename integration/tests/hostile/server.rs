@@ -13,7 +13,7 @@ use std::{
 };
 
 /// The interval at which threads check whether to end.
-const GLANCE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const PIECE: usize = 64 * 1024;
 
 /// Generates the n-th block of an endless stream.
@@ -139,8 +139,8 @@ impl Shared {
     fn serve(self: Arc<Self>, mut client: TcpStream, conduct: &Conduct) -> std::io::Result<()> {
         client.set_nonblocking(false)?;
         client.set_nodelay(true)?;
-        client.set_read_timeout(Some(GLANCE))?;
-        client.set_write_timeout(Some(GLANCE))?;
+        client.set_read_timeout(Some(POLL_INTERVAL))?;
+        client.set_write_timeout(Some(POLL_INTERVAL))?;
         match conduct {
             Conduct::Flood(first, blocks) => {
                 self.read(&mut client, &mut [0; 4096])?;
@@ -160,8 +160,8 @@ impl Shared {
             Conduct::Relay(target, fault) => {
                 let server = TcpStream::connect(target)?;
                 server.set_nodelay(true)?;
-                server.set_read_timeout(Some(GLANCE))?;
-                server.set_write_timeout(Some(GLANCE))?;
+                server.set_read_timeout(Some(POLL_INTERVAL))?;
+                server.set_write_timeout(Some(POLL_INTERVAL))?;
                 let (shared, fault_of_up) = (Arc::clone(&self), fault.clone());
                 let (from, to) = (client.try_clone()?, server.try_clone()?);
                 let up = thread::spawn(move || drop(shared.up(from, to, &fault_of_up)));
@@ -260,7 +260,7 @@ impl Shared {
             for n in 0.. {
                 let block = blocks(n);
                 if block.is_empty() {
-                    thread::sleep(GLANCE);
+                    thread::sleep(POLL_INTERVAL);
                 }
                 let written = self.write(&mut writing, &block);
                 if written.is_err() {
@@ -273,7 +273,7 @@ impl Shared {
     }
 
     fn discard(&self, mut client: TcpStream) -> std::io::Result<()> {
-        client.set_read_timeout(Some(GLANCE))?;
+        client.set_read_timeout(Some(POLL_INTERVAL))?;
         loop {
             self.read(&mut client, &mut [0; 4096])?;
         }

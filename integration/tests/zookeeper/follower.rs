@@ -24,7 +24,7 @@ const TTL_SECS: u64 = 3;
 const LONG_TTL_SECS: u64 = 8;
 
 /// The interval at which the holder checks all of its guards.
-const GLANCE: Duration = Duration::from_micros(500);
+const POLL_INTERVAL: Duration = Duration::from_micros(500);
 
 /// The timeout after the fault and the TTL: a session ends at a tick, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -187,7 +187,7 @@ fn watch(held: &[(LockClient, LockGuard)]) -> BTreeMap<usize, u64> {
                 ended.insert(n, now_ns().min(guard.deadline().moment().as_nanos()));
             }
         }
-        std::thread::sleep(GLANCE);
+        std::thread::sleep(POLL_INTERVAL);
     }
     ended
 }

@@ -25,7 +25,7 @@ use crate::{
 
 const PROCESSES: usize = 4;
 const TASKS: usize = 4;
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Result<Vec<Row>> {
     let name = backend.name().name();
@@ -59,14 +59,14 @@ pub(super) fn run(plan: &Plan, backend: &dyn Backend, progress: &Progress) -> Re
             .map(|_| spawn())
             .collect::<Result<Vec<_>>>()?;
         for peer in &mut peers {
-            peer.hear(PATIENCE)?;
+            peer.hear(TIMEOUT)?;
         }
         for peer in &mut peers {
             peer.say("go")?;
         }
         let mut waits: Vec<(u64, u64)> = Vec::new();
         for peer in &mut peers {
-            let stamps = peer.hear(PATIENCE)?;
+            let stamps = peer.hear(TIMEOUT)?;
             let stamps: Result<Vec<u64>, _> = stamps.split_whitespace().map(str::parse).collect();
             let stamps = stamps
                 .map_err(|error| HarnessError::caused_by("a worker did not send numbers", error))?;

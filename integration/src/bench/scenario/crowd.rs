@@ -36,7 +36,7 @@ use crate::{
 };
 
 const CROWDS: [usize; 2] = [10, 1_000];
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// The time for all tasks to start waiting.
 const ASSEMBLY: Duration = Duration::from_millis(300);
 /// The maximum pause of the lone process between two acquisitions.
@@ -92,10 +92,10 @@ fn commands(
     mut crowd: Peer,
 ) -> Result<Row> {
     crowd.say("assemble")?;
-    numbers(&crowd.hear(PATIENCE)?)?;
+    numbers(&crowd.hear(TIMEOUT)?)?;
     let before = backend.commands()?;
     crowd.say(&format!("run {}", plan.crowd_handoffs))?;
-    let done = numbers(&crowd.hear(PATIENCE)?)?;
+    let done = numbers(&crowd.hear(TIMEOUT)?)?;
     let after = backend.commands()?;
     let &[handoffs, nanos] = &*done else {
         return Err(HarnessError::new("incomplete line from a worker"));
@@ -128,12 +128,12 @@ struct Lone {
 
 fn lone(mut crowd: Peer, mut one: Peer, turns: usize) -> Result<Lone> {
     crowd.say("assemble")?;
-    crowd.hear(PATIENCE)?;
+    crowd.hear(TIMEOUT)?;
     crowd.say("go on")?;
     one.say(&format!("turns {turns}"))?;
-    let turns = numbers(&one.hear(PATIENCE)?)?;
+    let turns = numbers(&one.hear(TIMEOUT)?)?;
     crowd.say("stop")?;
-    let mut granted = numbers(&crowd.hear(PATIENCE)?)?;
+    let mut granted = numbers(&crowd.hear(TIMEOUT)?)?;
     granted.sort_unstable();
     let at = |stamp: u64| granted.partition_point(|granted| *granted < stamp);
     let (mut handoffs, mut waits) = (Vec::new(), Latencies::new());

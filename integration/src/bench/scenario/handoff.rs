@@ -31,7 +31,7 @@ const HOLD: Duration = Duration::from_millis(2);
 /// The rate of background writes in `handoff-busy`.
 const WRITES_PER_SECOND: u32 = 500;
 /// Long enough for subjects that poll.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) fn run(
     scenario: Scenario,
@@ -165,7 +165,7 @@ impl Game {
 
 /// Returns the timestamp of the peer's next message, which must be `expected`.
 fn heard(peer: &mut Peer, expected: &str) -> Result<u64> {
-    let line = peer.hear(PATIENCE)?;
+    let line = peer.hear(TIMEOUT)?;
     let stamp = line
         .strip_prefix(expected)
         .and_then(|stamp| stamp.trim().parse().ok());

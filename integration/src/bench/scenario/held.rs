@@ -39,7 +39,7 @@ const STEP: Duration = Duration::from_millis(10);
 /// The pause after acquiring, before processor time is measured.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The timeout for acquiring and releasing on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The interval at which completion is checked, and the number of checks between two progress
 /// reports.
@@ -183,9 +183,9 @@ fn hear_all(
 }
 
 fn figures(worker: &mut Peer, holding: &AtomicUsize, duration: Duration) -> Result<(f64, f64)> {
-    worker.hear(PATIENCE)?;
+    worker.hear(TIMEOUT)?;
     holding.fetch_add(1, Ordering::Relaxed);
-    let line = worker.hear(PATIENCE + duration)?;
+    let line = worker.hear(TIMEOUT + duration)?;
     let mut figures = line.split(' ').map(str::parse::<f64>);
     match (figures.next(), figures.next()) {
         (Some(Ok(cpu_percent)), Some(Ok(bytes_per_lease))) => Ok((cpu_percent, bytes_per_lease)),

@@ -17,13 +17,13 @@ use crate::server::Process;
 use crate::{HarnessError, Result};
 
 /// A start takes 50 ms; a busy machine may take a hundred times as long.
-const START_PATIENCE: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The interval at which conditions are polled.
-const GLANCE: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The timeout of the harness's own statements, in seconds, in the format of timeout(1).
-const STATEMENT_PATIENCE: &str = "60";
+const STATEMENT_TIMEOUT: &str = "60";
 
 /// A real PostgreSQL on a free loopback port, in a temporary folder, with a superuser `postgres`
 /// and a database of that name. Dropping it kills it with all its processes and removes the folder.
@@ -145,7 +145,7 @@ impl PostgresServer {
     /// A statement fails, or takes longer than a minute.
     pub fn psql(&self, sql: &str) -> Result<String> {
         let mut command = Command::new("timeout");
-        command.arg(STATEMENT_PATIENCE).arg(program("psql")?);
+        command.arg(STATEMENT_TIMEOUT).arg(program("psql")?);
         run(self.psql_arguments(&mut command).args(["-c", sql]))
             .map(|rows| rows.trim_end().to_owned())
     }
@@ -228,9 +228,9 @@ impl PostgresServer {
                 kill_process(child, Signal::KILL).unwrap_or_default();
             }
             // A new postmaster does not start while a process uses the shared memory.
-            let end = Instant::now() + START_PATIENCE;
+            let end = Instant::now() + START_TIMEOUT;
             while children.iter().any(|&child| is_alive(child)) && Instant::now() < end {
-                thread::sleep(GLANCE);
+                thread::sleep(POLL_INTERVAL);
             }
         }
     }
@@ -268,12 +268,12 @@ impl PostgresServer {
     /// # Errors
     /// The server does not answer in time.
     pub fn wait_until_it_answers(&self) -> Result<()> {
-        let end = Instant::now() + START_PATIENCE;
+        let end = Instant::now() + START_TIMEOUT;
         loop {
             match self.psql("SELECT 1") {
                 Ok(_) => return Ok(()),
                 Err(error) if Instant::now() >= end => return Err(error),
-                Err(_) => thread::sleep(GLANCE),
+                Err(_) => thread::sleep(POLL_INTERVAL),
             }
         }
     }
@@ -283,7 +283,7 @@ impl PostgresServer {
         // A killed server leaves its file, which still says `ready`.
         let stale = fs::read_to_string(&file).unwrap_or_default();
         self.process()
-            .start(START_PATIENCE, || match fs::read_to_string(&file) {
+            .start(START_TIMEOUT, || match fs::read_to_string(&file) {
                 Ok(state) if state != stale && says_ready(&state) => Ok(()),
                 Ok(_) => Err("it is still starting".to_owned()),
                 Err(error) => Err(error.to_string()),

@@ -14,13 +14,13 @@ use crate::{
 };
 
 /// A start takes 0.3 s, and three take 1.5 s; a busy machine may take many times as long.
-pub(super) const START_PATIENCE: Duration = Duration::from_secs(40);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// The interval at which a starting server is checked for readiness.
-const ASK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The timeout of the harness's own requests to a running server.
-const ASK_PATIENCE: Duration = Duration::from_secs(2);
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Another test may take a chosen port before the server binds it.
 pub(super) const PORTS_TRIED: usize = 5;
@@ -171,8 +171,8 @@ impl ZookeeperServer {
     /// The server does not answer.
     pub fn ask(&self, word: &str) -> Result<String> {
         let ask = || {
-            let mut stream = TcpStream::connect_timeout(&self.addr(), ASK_PATIENCE)?;
-            stream.set_read_timeout(Some(ASK_PATIENCE))?;
+            let mut stream = TcpStream::connect_timeout(&self.addr(), ASK_TIMEOUT)?;
+            stream.set_read_timeout(Some(ASK_TIMEOUT))?;
             stream.write_all(word.as_bytes())?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
@@ -250,11 +250,11 @@ impl ZookeeperServer {
 
     /// Starts the process without waiting, because a member serves only with a majority.
     pub(super) fn launch(&mut self) -> Result<()> {
-        self.process.start(START_PATIENCE, || Ok(()))
+        self.process.start(START_TIMEOUT, || Ok(()))
     }
 
     pub(super) fn wait_until_serving(&mut self) -> Result<()> {
-        let end = Instant::now() + START_PATIENCE;
+        let end = Instant::now() + START_TIMEOUT;
         loop {
             let why = match self.mode() {
                 Ok(_) => return Ok(()),
@@ -266,7 +266,7 @@ impl ZookeeperServer {
                     "ZooKeeper does not start: {why}; its log ends:\n{tail}"
                 )));
             }
-            std::thread::sleep(ASK_EVERY);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }
