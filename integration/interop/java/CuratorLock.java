@@ -10,7 +10,7 @@ import org.apache.curator.retry.ExponentialBackoffRetry;
 
 /** Curator's locks, told line by line: see ../README.md. Arguments: servers, `mutex`, `read` or `write`, path. */
 final class CuratorLock {
-    private static void tell(String line) {
+    private static void send(String line) {
         System.out.println("peer> " + line);
     }
 
@@ -28,21 +28,21 @@ final class CuratorLock {
         client.start();
         client.blockUntilConnected();
         var lock = lock(client, arguments[1], arguments[2]);
-        tell("ready");
-        var orders = new BufferedReader(new InputStreamReader(System.in));
-        for (String order = orders.readLine(); order != null; order = orders.readLine()) {
-            switch (order) {
+        send("ready");
+        var commands = new BufferedReader(new InputStreamReader(System.in));
+        for (String command = commands.readLine(); command != null; command = commands.readLine()) {
+            switch (command) {
                 case "lock" -> {
                     lock.acquire();
-                    tell("held");
+                    send("held");
                 }
-                // Long enough for its own round trips: it queues, and leaves the queue again.
-                case "try" -> tell(lock.acquire(300, TimeUnit.MILLISECONDS) ? "held" : "refused");
+                // Long enough for the round trips: Curator joins the queue and leaves it again.
+                case "try" -> send(lock.acquire(300, TimeUnit.MILLISECONDS) ? "held" : "refused");
                 case "release" -> {
                     lock.release();
-                    tell("released");
+                    send("released");
                 }
-                default -> throw new IllegalArgumentException("no such order: " + order);
+                default -> throw new IllegalArgumentException("no such command: " + command);
             }
         }
         client.close();
