@@ -152,7 +152,10 @@ async fn failures_are_traced_with_their_outcome() {
         ["\"granted\"", "\"contended\"", "\"timed_out\"", "cancelled"]
     );
     assert_eq!(ended("renew"), ["unavailable"]);
-    assert_eq!(ended("hold"), ["its deadline came before a renewal did"]);
+    assert_eq!(
+        ended("hold"),
+        ["its deadline passed before a renewal succeeded"]
+    );
     // A lost lock is released too, because the backend may not know of the loss yet.
     assert_eq!(ended("release"), ["\"already lost\""]);
 }

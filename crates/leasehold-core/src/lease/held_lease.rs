@@ -1,4 +1,4 @@
-//! [`HeldLease`]: one grant while this process believes in it, whoever looks at it (guards, the renewer, the gate).
+//! [`HeldLease`]: the state of one granted lease, shared by its guards, its views and the renewer.
 
 use std::{
     sync::{
@@ -25,10 +25,11 @@ use crate::{
     telemetry::{self, Span, Traced},
 };
 
-/// How often at least a wait for a deadline looks at the clock again: timers sleep through a
-/// suspend, the clock does not.
+/// The longest sleep of a wait for a deadline. The clock is read again after it, because timers
+/// stand still while the machine is suspended and the clock does not.
 pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
+/// The state of one granted lease.
 #[derive(Debug)]
 pub(crate) struct HeldLease {
     pub(crate) client: Arc<Client>,
@@ -36,19 +37,19 @@ pub(crate) struct HeldLease {
     pub(crate) keep_alive: KeepAlive,
     pub(crate) request: Request,
     pub(crate) renewal: Renewal,
-    /// Who was granted it.
+    /// The task or thread that acquired the lock.
     pub(crate) asker: Asker,
     token: Option<FencingToken>,
-    /// The deadline of a manually renewed lock whose lease lives as long as its session.
+    /// The deadline of a manually renewed lock, if its session keeps the lease valid for longer.
     limit: Option<AtomicDeadline>,
     place: Mutex<Option<Place>>,
-    /// What its views know, once there is one.
+    /// The state that views share. Set when the first view is created.
     facts: OnceLock<Arc<Facts>>,
-    /// Cancelled when it is lost; the parent of the tokens of its users.
+    /// The parent of all cancellation tokens of this lease. Cancelled when the lease is lost.
     lost: OnceLock<CancellationToken>,
-    /// How many guards share this hold (re-entrancy).
+    /// The number of guards that share this lease through re-entrancy.
     guards: AtomicUsize,
-    /// The renewer's: this hold's place in its schedule.
+    /// The key of this lease in the renewer's schedule, together with `due`.
     pub(crate) id: u64,
     pub(crate) due: AtomicU64,
     pub(crate) renewing: AtomicBool,
@@ -56,7 +57,7 @@ pub(crate) struct HeldLease {
     since: telemetry::Since,
 }
 
-/// What is known of a hold also when it is over.
+/// The part of a lease's state that outlives it, for views.
 #[derive(Debug)]
 pub(crate) struct Facts {
     pub(crate) request: Request,
@@ -65,7 +66,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// Its deadline, once it is over.
+    /// Returns the last deadline of a lease that has ended.
     pub(crate) fn last_deadline(&self) -> Deadline {
         self.deadline
             .get()
@@ -83,7 +84,7 @@ impl Drop for HeldLease {
 }
 
 impl HeldLease {
-    /// Turns a grant into what a guard owns.
+    /// Turns a grant into a lease that a guard can own, and starts its renewals.
     pub(crate) fn begin(mut grant: Grant<'_>, renewal: Renewal) -> OwnedLease {
         let (client, request, token, keep_alive) = (
             grant.client,
@@ -109,7 +110,7 @@ impl HeldLease {
             )
         });
         let since = telemetry::hold_began(client);
-        // Nothing between here and the guard can panic.
+        // No code between here and the guard can panic.
         let (lease, place) = grant.hand_over();
         let owned = OwnedLease::new(Arc::new(Self {
             lease,
@@ -152,10 +153,10 @@ impl HeldLease {
         })
     }
 
-    /// A token that is cancelled when it is lost.
+    /// Returns a token that is cancelled when the lease is lost.
     pub(crate) fn cancellation_token(&self) -> CancellationToken {
         let lost = self.lost.get_or_init(CancellationToken::new);
-        // It may have been lost before there was a token to cancel.
+        // The lease may have been lost before the token existed.
         if self.signal().loss().is_some() {
             lost.cancel();
         }
@@ -179,7 +180,7 @@ impl HeldLease {
     }
 
     pub(crate) fn is_held(&self) -> bool {
-        // The clock first: see `AtomicDeadline::get`.
+        // Read the clock before the deadline: see `AtomicDeadline::get`.
         let now = self.request.now();
         self.signal().is_live() && !self.deadline().is_past(now)
     }
@@ -191,12 +192,13 @@ impl HeldLease {
         self.signal().loss()
     }
 
-    /// Completes when the hold is lost; with `None` when it is released.
+    /// Completes when the lease is lost, or with `None` when it is released.
     pub(crate) async fn ended(self: &Arc<Self>) -> Option<LossReason> {
         self.ended_before(Duration::ZERO).await
     }
 
-    /// As [`ended`](Self::ended), but tells of the deadline this much early.
+    /// Completes like [`ended`](Self::ended), but `early` before the deadline. The lease is then
+    /// still held.
     pub(crate) async fn ended_before(self: &Arc<Self>, early: Duration) -> Option<LossReason> {
         let longest =
             (self.request.ttl().as_duration() / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP);
@@ -218,7 +220,7 @@ impl HeldLease {
         }
     }
 
-    /// Renews now, whoever asks.
+    /// Renews now, for the renewal task or for a caller of `renew`.
     pub(crate) async fn renew(self: &Arc<Self>) -> Result<()> {
         if let Some(reason) = self.loss() {
             return Err(self.lost_error(reason));
@@ -237,13 +239,13 @@ impl HeldLease {
         ));
         let renewing = CompleteOnDrop::short(&self.client, self.lease.renew());
         let sent = self.request.now();
-        let renewed = self.judge(sent, traced.span.around(renewing).await);
+        let renewed = self.on_renewed(sent, traced.span.around(renewing).await);
         traced.end(&renewed, "renewed");
         renewed
     }
 
-    /// Takes the outcome of a renewal that was sent then.
-    fn judge(self: &Arc<Self>, sent: Timestamp, renewed: Result<()>) -> Result<()> {
+    /// Applies the outcome of a renewal that was sent at `sent`.
+    fn on_renewed(self: &Arc<Self>, sent: Timestamp, renewed: Result<()>) -> Result<()> {
         match &renewed {
             Ok(()) => {
                 if let Some(limit) = &self.limit {
@@ -277,21 +279,22 @@ impl HeldLease {
         .with_backend(self.client.capabilities.backend)
     }
 
-    /// Marks the hold as lost and lets go of everything. The first reason counts; after a release
-    /// nothing happens.
+    /// Marks the lease as lost and cleans up. Has no effect if the lease is already lost or
+    /// released.
     pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
         if self.signal().lose(reason) {
             self.after_loss();
         }
     }
 
-    /// What follows a loss, whoever noticed it. Does its work once.
+    /// Cleans up after a loss: notifies waiters, stops renewals, and releases the lock in the
+    /// background. Only the first call has an effect.
     pub(crate) fn after_loss(self: &Arc<Self>) {
         let Some(reason) = self.signal().loss() else {
             return;
         };
         if let Some(lost) = self.lost.get() {
-            // Wakes whoever waits for it.
+            // This runs the wakers of foreign code, which may panic.
             contain(|| lost.cancel());
         }
         let was_kept = self.client.renewer.remove(self);
@@ -307,8 +310,8 @@ impl HeldLease {
             } else {
                 self.warn_of_loss(reason);
             }
-            // The backend may still have it as ours: an early local deadline, or a session that
-            // lives on.
+            // The backend may still have the lock: the local deadline is earlier than the
+            // server's, and the session may still be alive.
             let (client, lease, span) = (
                 Arc::clone(&self.client),
                 self.lease.clone(),
@@ -333,12 +336,12 @@ impl HeldLease {
         });
     }
 
-    /// A span for a release of it.
+    /// Creates a span for a release of this lease.
     pub(crate) fn release_span(&self) -> Span {
         telemetry::release_span(&self.span, &self.client, &self.request, self.token)
     }
 
-    /// It is held no longer. Called once: by its release or its loss, whichever is first.
+    /// Records that the lease has ended. Called once, by its release or its loss.
     pub(crate) fn end(&self) {
         match self.signal().loss() {
             Some(reason) => telemetry::say(&self.span, tracing::field::display(reason)),
@@ -360,7 +363,7 @@ impl HeldLease {
         }
     }
 
-    /// Adds a guard to a hold that still has one.
+    /// Adds a guard. Returns `false` if the last guard is already gone.
     pub(crate) fn share(&self) -> bool {
         self.guards
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
@@ -369,7 +372,7 @@ impl HeldLease {
             .is_ok()
     }
 
-    /// Takes a guard away; whether it was the last.
+    /// Removes a guard. Returns whether it was the last.
     pub(crate) fn unshare(&self) -> bool {
         self.guards.fetch_sub(1, Ordering::AcqRel) == 1
     }

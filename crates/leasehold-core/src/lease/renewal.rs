@@ -1,4 +1,5 @@
-//! The renewer: one task per client that renews what is due, and ends what was not renewed in time.
+//! [`Renewer`]: one task per client that renews leases when they are due, and marks those as lost
+//! that were not renewed in time.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,22 +30,23 @@ use crate::{
     panics::{contain, contained},
 };
 
-/// Concurrent renewals of leases, while the remaining ones can wait. More would delay acquisitions
-/// and releases.
+/// The number of renewals that run at a time. More would delay acquisitions and releases.
 const AT_A_TIME: usize = 64;
-/// A renewal is sent regardless of that limit once this part of the TTL is left, so that there is
-/// time for a retry, whatever the number of leases and the latency of the backend.
+/// A renewal is sent in spite of that limit once the TTL divided by this is left. This leaves time
+/// for a retry, whatever the number of leases and the latency of the backend.
 const SEND_AT_PART: u32 = 2;
-/// A lease is late if it was not renewed when this part of the TTL is left. The log then warns.
+/// A lease is late if it was not renewed when the TTL divided by this is left. A warning is then
+/// logged.
 const WARN_AT_PART: u32 = 4;
-/// A renewal starts when this much of the remaining time has passed: a third at the latest, so that
-/// two more tries fit; spread, so that 10 000 leases taken together are not renewed together.
+/// A renewal starts after this part of the remaining time. The upper bound of a third leaves time
+/// for two more attempts. The range spreads renewals, so that 10 000 leases that were acquired
+/// together are not renewed together.
 const RENEW_AFTER_PERMILLE: std::ops::Range<u64> = 200..333;
-/// A renewal takes along those that are due within this part of the TTL. Measured with 10 000
-/// leases on Redis, this saves a quarter of the processor's time. They stay spread over a tenth of
-/// the TTL.
+/// When one renewal is due, those due within the TTL divided by this are sent with it. With 10 000
+/// leases on Redis, this saves a quarter of the CPU time. Renewals stay spread over a tenth of the
+/// TTL.
 const ALONG_PART: u32 = 100;
-/// The pause after a failed renewal, as a part of the TTL, and its bounds.
+/// The delay after a failed renewal is the TTL divided by this, within these bounds.
 const RETRY_PART: u32 = 20;
 const RETRY_BOUNDS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
@@ -52,39 +54,39 @@ const RETRY_BOUNDS: (Duration, Duration) = (Duration::from_millis(10), Duration:
 pub(crate) struct Renewer {
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
-    /// Something is due before the task thought, or the renewer stops.
+    /// Notified when a lease is due earlier than the task expects, or when the renewer stops.
     wake: Notify,
-    /// Whether somebody waits until nothing is held, and is told by `emptied`.
+    /// Whether a caller waits until no lease is held. It is then notified by `emptied`.
     drains: AtomicBool,
     emptied: Notify,
-    /// A backend reported a loss.
+    /// Notified when a backend reports a loss.
     pub(crate) losses: Arc<Notify>,
     stopped: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Holds with a renewal or a deadline of their own, by when they are due.
-    holds: BTreeMap<(u64, u64), Arc<HeldLease>>,
+    /// Leases with a renewal or a deadline of their own, ordered by when they are due.
+    leases: BTreeMap<(u64, u64), Arc<HeldLease>>,
     sessions: HashMap<SessionId, Session>,
     /// Due renewals that wait because [`AT_A_TIME`] are under way, ordered by when they must be
     /// sent.
     ready: BTreeMap<(u64, u64), Arc<HeldLease>>,
     /// The error of the last renewal, if it failed.
-    trouble: Option<Error>,
+    last_error: Option<Error>,
     /// When the log may warn of late renewals again.
     next_warning: u64,
-    /// When the task will look again. Not changed when something is taken away: a pair costs no
-    /// wake-up.
-    next_look: u64,
-    /// Something was added since the task looked.
+    /// When the task wakes next. Removing a lease does not change it, so that an acquisition with
+    /// its release causes no extra wake-up.
+    next_tick: u64,
+    /// Whether a lease was added since the last tick.
     used: bool,
     running: bool,
-    /// The shortest TTL since there was nothing to keep; bounds how long the task sleeps.
+    /// The shortest TTL since the schedule was last empty. It bounds how long the task sleeps.
     shortest: Duration,
 }
 
-/// Holds that one renewal serves.
+/// The leases that are renewed by one renewal of their session.
 #[derive(Debug, Default)]
 struct Session {
     members: HashMap<u64, Arc<HeldLease>>,
@@ -92,7 +94,7 @@ struct Session {
     renewing: bool,
 }
 
-/// Renewals under way.
+/// The renewals that are running.
 type Renewals = FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>>;
 
 enum Renewed {
@@ -105,7 +107,7 @@ impl Renewer {
         Self {
             clock,
             state: Mutex::new(State {
-                next_look: u64::MAX,
+                next_tick: u64::MAX,
                 ..State::default()
             }),
             wake: Notify::new(),
@@ -116,49 +118,49 @@ impl Renewer {
         }
     }
 
-    /// Keeps a hold from now on.
-    pub(crate) fn add(self: &Arc<Self>, hold: &Arc<HeldLease>) {
+    /// Adds a lease, and starts the task if it is not running.
+    pub(crate) fn add(self: &Arc<Self>, lease: &Arc<HeldLease>) {
         let now = self.clock.now();
         let start = {
             let mut state = self.lock();
             state.used = true;
-            if state.holds.is_empty() && state.sessions.is_empty() {
+            if state.leases.is_empty() && state.sessions.is_empty() {
                 state.shortest = Duration::MAX;
             }
-            state.shortest = state.shortest.min(hold.request.ttl().as_duration());
-            let due = match (hold.renewal, hold.keep_alive) {
+            state.shortest = state.shortest.min(lease.request.ttl().as_duration());
+            let due = match (lease.renewal, lease.keep_alive) {
                 (Renewal::Automatic, KeepAlive::Session(id)) => {
                     let session = state.sessions.entry(id).or_default();
                     if session.members.is_empty() {
-                        session.due = renewal_due(hold, now);
+                        session.due = renewal_due(lease, now);
                     }
-                    session.members.insert(hold.id, Arc::clone(hold));
+                    session.members.insert(lease.id, Arc::clone(lease));
                     session.due
                 }
                 (Renewal::Automatic, KeepAlive::PerLease) => {
-                    state.schedule(hold, renewal_due(hold, now))
+                    state.schedule(lease, renewal_due(lease, now))
                 }
-                (Renewal::Manual, _) => state.schedule(hold, hold.deadline().moment().as_nanos()),
+                (Renewal::Manual, _) => state.schedule(lease, lease.deadline().moment().as_nanos()),
             };
-            if due < state.next_look
-                || now.as_nanos() + nanos(state.longest_sleep()) < state.next_look
+            if due < state.next_tick
+                || now.as_nanos() + nanos(state.longest_sleep()) < state.next_tick
             {
-                state.next_look = due;
+                state.next_tick = due;
                 self.wake.notify_one();
             }
             !std::mem::replace(&mut state.running, true)
         };
         if start {
-            // `close` stops it and waits for it.
-            hold.client.spawn_tracked(Arc::clone(self).run());
+            // `close` stops the task and waits for it.
+            lease.client.spawn_tracked(Arc::clone(self).run());
         }
     }
 
-    /// Keeps a hold no longer; whether it was kept.
-    pub(crate) fn remove(&self, hold: &Arc<HeldLease>) -> bool {
+    /// Removes a lease. Returns whether it was present.
+    pub(crate) fn remove(&self, lease: &Arc<HeldLease>) -> bool {
         let (kept, is_empty) = {
             let mut state = self.lock();
-            (state.remove(hold), state.is_empty())
+            (state.remove(lease), state.is_empty())
         };
         if kept && is_empty && self.drains.load(Ordering::Acquire) {
             self.emptied.notify_waiters();
@@ -166,11 +168,11 @@ impl Renewer {
         kept
     }
 
-    /// Waits until nothing is held.
+    /// Waits until no lease is held.
     pub(crate) async fn emptied(&self) {
         self.drains.store(true, Ordering::Release);
         loop {
-            // Made before it looks, so that no change in between is missed.
+            // Created before the check, so that no change in between is missed.
             let emptied = self.emptied.notified();
             if self.lock().is_empty() {
                 return;
@@ -179,38 +181,38 @@ impl Renewer {
         }
     }
 
-    /// Everything that is held.
+    /// Returns all leases that are held.
     pub(crate) fn all(&self) -> Vec<Arc<HeldLease>> {
         let state = self.lock();
         let sessions = state
             .sessions
             .values()
             .flat_map(|session| session.members.values());
-        state.holds.values().chain(sessions).cloned().collect()
+        state.leases.values().chain(sessions).cloned().collect()
     }
 
-    /// In which mode the asker of this request holds its key, if it does.
+    /// Returns the mode in which `asker` already holds the key of this request, if it does.
     pub(crate) fn held_by(&self, asker: Asker, request: &Request) -> Option<Mode> {
         let (key, permit) = (request.key(), request.mode().is_permit());
-        let holds = self.all();
-        let own = |hold: &&Arc<HeldLease>| {
-            hold.asker == asker && hold.request.key() == key && hold.is_held()
+        let leases = self.all();
+        let own = |lease: &&Arc<HeldLease>| {
+            lease.asker == asker && lease.request.key() == key && lease.is_held()
         };
-        holds
+        leases
             .iter()
             .filter(own)
-            .map(|hold| hold.request.mode())
+            .map(|lease| lease.request.mode())
             .find(|mode| mode.is_permit() == permit)
     }
 
-    /// Ends the task.
+    /// Stops the task.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.wake.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change under the mutex is complete when it panics.
+        // No change under the mutex is left incomplete by a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -226,79 +228,80 @@ impl Renewer {
                 tokio::time::sleep(RETRY_BOUNDS.0).await;
             }
         }
-        // No backend sees a dropped future. They end by their time-outs at the latest.
+        // A backend must not see a dropped future. Renewals end by their timeouts at the latest.
         while renewals.next().await.is_some() {}
     }
 
-    /// Does what is due, and waits until something else is.
+    /// Starts the renewals that are due, then waits for the next event.
     async fn step(&self, renewals: &mut Renewals) -> Result<()> {
-        let sleep = self.look(renewals);
+        let sleep = self.tick(renewals);
         tokio::select! {
             biased;
             () = self.wake.notified() => {}
             () = self.losses.notified() => self.collect_losses(),
-            Some((renewed, outcome)) = renewals.next(), if !renewals.is_empty() => self.settle(renewed, &outcome),
+            Some((renewed, outcome)) = renewals.next(), if !renewals.is_empty() => self.on_result(renewed, &outcome),
             () = tokio::time::sleep(sleep) => {}
         }
         Ok(())
     }
 
-    /// Starts what is due and ends what is over; how long nothing will be due.
-    fn look(&self, renewals: &Renewals) -> Duration {
+    /// Starts the renewals that are due and marks expired leases as lost. Returns the time until
+    /// the next tick.
+    fn tick(&self, renewals: &Renewals) -> Duration {
         let now = self.clock.now();
         let mut over = Vec::new();
         let (sleep, late) = {
             let mut state = self.lock();
             let late =
-                state.due_holds(now, &mut over) | state.due_sessions(now, renewals, &mut over);
+                state.due_leases(now, &mut over) | state.due_sessions(now, renewals, &mut over);
             state.start_renewals(now, renewals);
             let late = if late { state.late(now) } else { None };
             let next = state.next_due();
             let sleep = match next {
-                // What was held a moment ago is likely to be held again soon: look once more rather
-                // than be woken by each.
+                // The next lease is likely to be added soon. Sleeping for a bounded time is cheaper
+                // than a wake-up for each new lease.
                 None if std::mem::take(&mut state.used) => state.longest_sleep(),
                 None => Duration::MAX,
                 Some(next) => Timestamp::from_nanos(next)
                     .since(now)
                     .min(state.longest_sleep()),
             };
-            state.next_look = (now + sleep).as_nanos();
+            state.next_tick = (now + sleep).as_nanos();
             (sleep, late)
         };
         if let Some(late) = late {
             contain(|| late.warn(renewals.len()));
         }
-        for hold in over {
-            hold.lose(LossReason::Expired);
-            hold.after_loss();
+        for lease in over {
+            lease.lose(LossReason::Expired);
+            lease.after_loss();
         }
-        // What tokio's timer can do; the wake-up comes before.
+        // Within the range of tokio's timer. `wake` ends the sleep if a lease is added.
         sleep.min(Duration::from_secs(3600))
     }
 
-    /// Puts a renewal's outcome on the schedule.
-    fn settle(&self, renewed: Renewed, outcome: &Result<()>) {
+    /// Schedules the next renewal, depending on the outcome of this one.
+    fn on_result(&self, renewed: Renewed, outcome: &Result<()>) {
         let now = self.clock.now();
-        self.lock().trouble = outcome
+        self.lock().last_error = outcome
             .as_ref()
             .err()
             .filter(|error| error.kind() != ErrorKind::Lost)
             .cloned();
         match renewed {
-            Renewed::HeldLease(hold) => {
-                hold.renewing.store(false, Ordering::Relaxed);
+            Renewed::HeldLease(lease) => {
+                lease.renewing.store(false, Ordering::Relaxed);
                 let mut state = self.lock();
                 if state
-                    .holds
-                    .remove(&(hold.due.load(Ordering::Relaxed), hold.id))
+                    .leases
+                    .remove(&(lease.due.load(Ordering::Relaxed), lease.id))
                     .is_some()
                 {
-                    let due = next_try(&hold, outcome, now);
-                    state.schedule(&hold, due);
+                    let due = next_try(&lease, outcome, now);
+                    state.schedule(&lease, due);
                 }
             }
-            Renewed::Session(id, hold) => {
+            Renewed::Session(id, lease) => {
                 let lost = outcome
                     .as_ref()
                     .is_err_and(|error| error.kind() == ErrorKind::Lost);
@@ -307,55 +310,55 @@ impl Renewer {
                     return;
                 };
                 session.renewing = false;
-                // This member is lost, and no longer one: it may have been broken alone, or
-                // released meanwhile. Whether the session is over the next member is told.
+                // Only this member is known to be lost: it may have been revoked alone, or released
+                // meanwhile. The renewal of the next member shows whether the session has ended.
                 session.due = if lost {
                     now.as_nanos()
                 } else {
-                    next_try(&hold, outcome, now)
+                    next_try(&lease, outcome, now)
                 };
             }
         }
     }
 
     fn collect_losses(&self) {
-        for hold in self.all() {
-            // Does nothing for those that are not lost.
-            hold.after_loss();
+        for lease in self.all() {
+            // Has no effect on leases that are not lost.
+            lease.after_loss();
         }
     }
 }
 
 impl State {
     fn is_empty(&self) -> bool {
-        self.holds.is_empty() && self.sessions.is_empty()
+        self.leases.is_empty() && self.sessions.is_empty()
     }
 
-    /// Removes a hold; whether it was there.
-    fn remove(&mut self, hold: &HeldLease) -> bool {
+    /// Removes a lease. Returns whether it was present.
+    fn remove(&mut self, lease: &HeldLease) -> bool {
         if self
-            .holds
-            .remove(&(hold.due.load(Ordering::Relaxed), hold.id))
+            .leases
+            .remove(&(lease.due.load(Ordering::Relaxed), lease.id))
             .is_some()
         {
             return true;
         }
-        let KeepAlive::Session(id) = hold.keep_alive else {
+        let KeepAlive::Session(id) = lease.keep_alive else {
             return false;
         };
         let Some(session) = self.sessions.get_mut(&id) else {
             return false;
         };
-        let kept = session.members.remove(&hold.id).is_some();
+        let kept = session.members.remove(&lease.id).is_some();
         if session.members.is_empty() {
             self.sessions.remove(&id);
         }
         kept
     }
 
-    fn schedule(&mut self, hold: &Arc<HeldLease>, due: u64) -> u64 {
-        hold.due.store(due, Ordering::Relaxed);
-        self.holds.insert((due, hold.id), Arc::clone(hold));
+    fn schedule(&mut self, lease: &Arc<HeldLease>, due: u64) -> u64 {
+        lease.due.store(due, Ordering::Relaxed);
+        self.leases.insert((due, lease.id), Arc::clone(lease));
         due
     }
 
@@ -364,67 +367,70 @@ impl State {
     }
 
     fn next_due(&self) -> Option<u64> {
-        let hold = self.holds.first_key_value().map(|(&(due, _), _)| due);
+        let lease = self.leases.first_key_value().map(|(&(due, _), _)| due);
         let ready = self.ready.first_key_value().map(|(&(latest, _), _)| latest);
         let session = self.sessions.values().map(|session| session.due).min();
-        hold.into_iter().chain(ready).chain(session).min()
+        lease.into_iter().chain(ready).chain(session).min()
     }
 
-    /// Queues renewals that are due and collects holds that are over. Returns whether a hold is
-    /// late.
-    fn due_holds(&mut self, now: Timestamp, over: &mut Vec<Arc<HeldLease>>) -> bool {
+    /// Queues the renewals that are due and collects leases that have ended. Returns whether a
+    /// lease is late.
+    fn due_leases(&mut self, now: Timestamp, over: &mut Vec<Arc<HeldLease>>) -> bool {
         let mut lost = Vec::new();
         let mut late = false;
         while let Some(entry) = self
-            .holds
+            .leases
             .first_entry()
             .filter(|entry| entry.key().0 <= now.as_nanos())
         {
-            let hold = entry.remove();
-            if hold.deadline().is_past(now) || !hold.signal().is_live() {
-                lost.push(hold);
+            let lease = entry.remove();
+            if lease.deadline().is_past(now) || !lease.signal().is_live() {
+                lost.push(lease);
             } else {
-                late |= is_late(&hold, now);
-                self.make_ready(&hold, now);
+                late |= is_late(&lease, now);
+                self.enqueue(&lease, now);
             }
         }
-        for hold in lost {
-            // Kept until its loss has been dealt with.
-            self.schedule(&hold, hold.due.load(Ordering::Relaxed));
-            over.push(hold);
+        for lease in lost {
+            // Stays in the schedule until `after_loss` has removed it.
+            self.schedule(&lease, lease.due.load(Ordering::Relaxed));
+            over.push(lease);
         }
         if !self.ready.is_empty() {
-            self.take_along(now);
+            self.coalesce_due(now);
         }
         late
     }
 
     /// Queues the renewals that are due soon, so that they are sent together with those that are
     /// due.
-    fn take_along(&mut self, now: Timestamp) {
+    fn coalesce_due(&mut self, now: Timestamp) {
         let soon = (now + self.shortest / ALONG_PART).as_nanos();
         let room = AT_A_TIME.saturating_sub(self.ready.len());
-        let due_soon = self.holds.range(..=(soon, u64::MAX)).map(|(_, hold)| hold);
-        let along = due_soon.filter(|hold| {
-            hold.renewal == Renewal::Automatic
-                && hold.signal().is_live()
-                && !hold.renewing.load(Ordering::Relaxed)
+        let due_soon = self
+            .leases
+            .range(..=(soon, u64::MAX))
+            .map(|(_, lease)| lease);
+        let along = due_soon.filter(|lease| {
+            lease.renewal == Renewal::Automatic
+                && lease.signal().is_live()
+                && !lease.renewing.load(Ordering::Relaxed)
         });
-        for hold in along.take(room).cloned().collect::<Vec<_>>() {
-            self.holds
-                .remove(&(hold.due.load(Ordering::Relaxed), hold.id));
-            self.make_ready(&hold, now);
+        for lease in along.take(room).cloned().collect::<Vec<_>>() {
+            self.leases
+                .remove(&(lease.due.load(Ordering::Relaxed), lease.id));
+            self.enqueue(&lease, now);
         }
     }
 
-    /// Queues a renewal, unless one is under way. The task looks at the hold again when it is late
-    /// and when it expires.
-    fn make_ready(&mut self, hold: &Arc<HeldLease>, now: Timestamp) {
-        if hold.renewal == Renewal::Automatic && !hold.renewing.swap(true, Ordering::Relaxed) {
+    /// Queues a renewal, unless one is running. The lease stays in the schedule, for the time when
+    /// it is late and the time when it expires.
+    fn enqueue(&mut self, lease: &Arc<HeldLease>, now: Timestamp) {
+        if lease.renewal == Renewal::Automatic && !lease.renewing.swap(true, Ordering::Relaxed) {
             self.ready
-                .insert((left_at(hold, SEND_AT_PART), hold.id), Arc::clone(hold));
+                .insert((left_at(lease, SEND_AT_PART), lease.id), Arc::clone(lease));
         }
-        self.schedule(hold, next_alarm(hold, now));
+        self.schedule(lease, next_alarm(lease, now));
     }
 
     /// Starts renewals up to the limit, and those that must be sent now.
@@ -433,18 +439,18 @@ impl State {
             if renewals.len() >= AT_A_TIME && entry.key().0 > now.as_nanos() {
                 return;
             }
-            let hold = entry.remove();
-            if hold.signal().is_live() {
+            let lease = entry.remove();
+            if lease.signal().is_live() {
                 renewals.push(Box::pin(async move {
-                    let outcome = contained(hold.renew()).await;
-                    (Renewed::HeldLease(hold), outcome)
+                    let outcome = contained(lease.renew()).await;
+                    (Renewed::HeldLease(lease), outcome)
                 }));
             }
         }
     }
 
-    /// Starts renewals that are due and collects holds that are over. Returns whether a hold is
-    /// late.
+    /// Starts the renewals of sessions that are due and collects leases that have ended. Returns
+    /// whether a lease is late.
     fn due_sessions(
         &mut self,
         now: Timestamp,
@@ -460,20 +466,20 @@ impl State {
                 session
                     .members
                     .values()
-                    .filter(|hold| hold.deadline().is_past(now))
+                    .filter(|lease| lease.deadline().is_past(now))
                     .cloned(),
             );
-            let Some(hold) = session
+            let Some(lease) = session
                 .members
                 .values()
-                .find(|hold| !hold.deadline().is_past(now))
+                .find(|lease| !lease.deadline().is_past(now))
             else {
                 continue;
             };
-            late |= is_late(hold, now);
-            session.due = next_alarm(hold, now);
+            late |= is_late(lease, now);
+            session.due = next_alarm(lease, now);
             if !std::mem::replace(&mut session.renewing, true) {
-                let renewed = Arc::clone(hold);
+                let renewed = Arc::clone(lease);
                 renewals.push(Box::pin(async move {
                     let outcome = contained(renewed.renew()).await;
                     (Renewed::Session(id, renewed), outcome)
@@ -494,16 +500,16 @@ impl State {
             .values()
             .flat_map(|session| session.members.values());
         let late: Vec<_> = self
-            .holds
+            .leases
             .values()
             .chain(members)
-            .filter(|hold| is_late(hold, now))
+            .filter(|lease| is_late(lease, now))
             .collect();
         Some(Late {
-            first: Arc::clone(late.iter().min_by_key(|hold| hold.deadline())?),
+            first: Arc::clone(late.iter().min_by_key(|lease| lease.deadline())?),
             count: late.len(),
             waiting: self.ready.len(),
-            trouble: self.trouble.clone(),
+            last_error: self.last_error.clone(),
         })
     }
 }
@@ -514,7 +520,7 @@ struct Late {
     count: usize,
     /// The number of due renewals that are not yet sent.
     waiting: usize,
-    trouble: Option<Error>,
+    last_error: Option<Error>,
 }
 
 impl Late {
@@ -527,38 +533,40 @@ impl Late {
             left = ?self.first.remaining(),
             under_way,
             waiting = self.waiting,
-            error = self.trouble.as_ref().map(tracing::field::display),
+            error = self.last_error.as_ref().map(tracing::field::display),
             "renewals are late: these locks are lost unless they are renewed in time"
         );
     }
 }
 
-/// Returns when only this part of the TTL is left.
-fn left_at(hold: &HeldLease, part: u32) -> u64 {
-    hold.deadline()
+/// Returns the time at which the TTL divided by `part` is left.
+fn left_at(lease: &HeldLease, part: u32) -> u64 {
+    lease
+        .deadline()
         .moment()
         .as_nanos()
-        .saturating_sub(nanos(hold.request.ttl().as_duration() / part))
+        .saturating_sub(nanos(lease.request.ttl().as_duration() / part))
 }
 
-fn is_late(hold: &HeldLease, now: Timestamp) -> bool {
-    hold.renewal == Renewal::Automatic && left_at(hold, WARN_AT_PART) <= now.as_nanos()
+fn is_late(lease: &HeldLease, now: Timestamp) -> bool {
+    lease.renewal == Renewal::Automatic && left_at(lease, WARN_AT_PART) <= now.as_nanos()
 }
 
-/// Returns when to look at a hold during its renewal: when it is late, then at its deadline.
-fn next_alarm(hold: &HeldLease, now: Timestamp) -> u64 {
-    if hold.renewal == Renewal::Automatic && !is_late(hold, now) {
-        left_at(hold, WARN_AT_PART)
+/// Returns when to check a lease while its renewal is running: when it is late, then at its
+/// deadline.
+fn next_alarm(lease: &HeldLease, now: Timestamp) -> u64 {
+    if lease.renewal == Renewal::Automatic && !is_late(lease, now) {
+        left_at(lease, WARN_AT_PART)
     } else {
-        hold.deadline().moment().as_nanos()
+        lease.deadline().moment().as_nanos()
     }
 }
 
-/// When to renew what is valid for as long as it is.
-fn renewal_due(hold: &HeldLease, now: Timestamp) -> u64 {
-    let left = nanos(hold.deadline().remaining(now));
-    // Any mixing will do; the present makes every round another spread.
-    let mixed = (hold.id ^ now.as_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
+/// Returns when to renew a lease that was just granted or renewed.
+fn renewal_due(lease: &HeldLease, now: Timestamp) -> u64 {
+    let left = nanos(lease.deadline().remaining(now));
+    // Any hash serves. Including the current time spreads each round differently.
+    let mixed = (lease.id ^ now.as_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
     let (early, late) = (
         left / 1000 * RENEW_AFTER_PERMILLE.start,
         left / 1000 * RENEW_AFTER_PERMILLE.end,
@@ -566,14 +574,14 @@ fn renewal_due(hold: &HeldLease, now: Timestamp) -> u64 {
     now.as_nanos() + early + mixed % (late - early).max(1)
 }
 
-/// When to renew again after a renewal with this outcome. Never after the deadline, which must be
-/// noticed.
-fn next_try(hold: &HeldLease, outcome: &Result<()>, now: Timestamp) -> u64 {
-    let deadline = hold.deadline().moment().as_nanos();
+/// Returns when to renew again after a renewal with this outcome: at the deadline at the latest,
+/// because an expiry must be noticed.
+fn next_try(lease: &HeldLease, outcome: &Result<()>, now: Timestamp) -> u64 {
+    let deadline = lease.deadline().moment().as_nanos();
     match outcome {
-        Ok(()) => renewal_due(hold, now),
+        Ok(()) => renewal_due(lease, now),
         Err(_) => {
-            let pause = (hold.request.ttl().as_duration() / RETRY_PART)
+            let pause = (lease.request.ttl().as_duration() / RETRY_PART)
                 .clamp(RETRY_BOUNDS.0, RETRY_BOUNDS.1);
             (now + pause).as_nanos().min(deadline)
         }
