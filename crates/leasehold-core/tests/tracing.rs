@@ -322,7 +322,7 @@ async fn reader_that_requests_the_write_lock_is_warned() {
     assert!(lock.write_timeout(limit).await.unwrap().is_none());
     let text = log.text();
     assert_eq!(
-        text.matches("cannot be turned into a write lock").count(),
+        text.matches("cannot be upgraded to a write lock").count(),
         1,
         "{text}"
     );
@@ -331,7 +331,7 @@ async fn reader_that_requests_the_write_lock_is_warned() {
     assert!(semaphore.acquire_timeout(limit).await.unwrap().is_none());
     assert_eq!(
         log.text()
-            .matches("a task waits for a lock that it took itself")
+            .matches("a task waits for a lock that it acquired itself")
             .count(),
         2,
         "{}",
@@ -346,7 +346,7 @@ async fn reader_that_requests_the_write_lock_is_warned() {
     );
     assert_eq!(
         log.text()
-            .matches("a task waits for a lock that it took itself")
+            .matches("a task waits for a lock that it acquired itself")
             .count(),
         2,
         "{}",

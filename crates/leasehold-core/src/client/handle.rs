@@ -1,4 +1,4 @@
-//! [`LockClient`]: where locks come from.
+//! [`LockClient`]: a handle for creating locks on one backend.
 
 use std::{
     fmt,
@@ -48,18 +48,20 @@ use crate::{
     ttl::Ttl,
 };
 
-/// How long [`LockClient::close`] waits for what is under way.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long [`LockClient::close`] waits for running operations.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where locks come from: one per backend and program. Cloning is cheap and gives the same client.
+/// A handle for creating locks on one backend.
 ///
-/// All tasks that share a client queue for a key within the process and contend for it remotely one
-/// at a time; one task of the client renews all leases.
+/// Create one client per process and clone it freely. Cloning is cheap, and all clones share one
+/// connection and one state. Tasks that share a client wait for a key in a local queue, and only
+/// the first of them contends at the backend. One background task renews all leases of the client.
 ///
-/// A client belongs to one tokio runtime: the one that it was made on, where its connection lives.
-/// A client that was made outside of any runtime, or whose backend is a part of this process,
-/// belongs to the one that it is first used on. On another runtime, and on one without a timer, its
-/// operations fail with [`ErrorKind::WrongRuntime`].
+/// # Runtime
+/// A client belongs to the tokio runtime on which it was created, because its connection lives
+/// there. A client that was created outside of a runtime, or whose backend is in this process,
+/// belongs to the runtime on which it is first used. On another runtime, or on a runtime without a
+/// timer, operations fail with [`ErrorKind::WrongRuntime`].
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -76,13 +78,13 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 pub struct LockClient(Arc<Client>);
 
 impl LockClient {
-    /// A client of this backend, with the defaults.
+    /// Creates a client of `backend` with the default options.
     #[must_use]
     pub fn new(backend: impl LockBackend) -> Self {
         Self::builder(backend).build()
     }
 
-    /// A client of this backend, to be configured.
+    /// Creates a builder for a client of `backend`.
     pub fn builder(backend: impl LockBackend) -> LockClientBuilder {
         LockClientBuilder {
             backend: Arc::new(backend),
@@ -92,7 +94,9 @@ impl LockClient {
         }
     }
 
-    /// The lock of this name. Nothing is sent until it is locked; an invalid name is an error then.
+    /// Creates a handle for the mutex named `key`.
+    ///
+    /// Nothing is sent until it is locked. An invalid key is reported then.
     pub fn mutex<K>(&self, key: K) -> LockMutex
     where
         K: TryInto<LockKey>,
@@ -101,8 +105,9 @@ impl LockClient {
         LockMutex::new(Arc::clone(&self.0), self.spec(key, Mode::Exclusive))
     }
 
-    /// The read-write lock of this name. Its write lock is the same lock as the
-    /// [`mutex`](Self::mutex) of the name.
+    /// Creates a handle for the read-write lock named `key`.
+    ///
+    /// Its write lock is the same lock as the [`mutex`](Self::mutex) with this key.
     pub fn rwlock<K>(&self, key: K) -> RwLock
     where
         K: TryInto<LockKey>,
@@ -111,9 +116,11 @@ impl LockClient {
         RwLock::new(Arc::clone(&self.0), self.spec(key, Mode::Exclusive))
     }
 
-    /// The semaphore of this name, with this many permits. All who use the name must say the same
-    /// number; another number is [`ErrorKind::Conflict`] while permits are held. Zero is
-    /// [`ErrorKind::InvalidInput`] when it is acquired.
+    /// Creates a handle for the semaphore named `key`, with this number of permits.
+    ///
+    /// All users of the semaphore must pass the same number. While permits are held, acquiring with
+    /// another number fails with [`ErrorKind::Conflict`]. Acquiring from a semaphore of zero
+    /// permits fails with [`ErrorKind::InvalidInput`].
     pub fn semaphore<K>(&self, key: K, permits: u32) -> Semaphore
     where
         K: TryInto<LockKey>,
@@ -137,8 +144,8 @@ impl LockClient {
         self.0.check_usable()
     }
 
-    /// Returns the error of a wait for what another task of this client was about to be granted;
-    /// none if the lock was held meanwhile.
+    /// Returns the error of a wait that ended after `timeout`, or `Ok` if the lock was held
+    /// meanwhile.
     pub(crate) fn check_answered(&self, key: &LockKey, timeout: Duration) -> Result<()> {
         let (client, since) = (&self.0, self.0.context.clock.now());
         let last = client.queues.last(key, Mode::Exclusive);
@@ -170,24 +177,24 @@ impl LockClient {
         }
     }
 
-    /// What the backend promises. Until a client that connects
-    /// [lazily](crate::backend::LazyBackend) has reached its server, they are
-    /// [provisional](Capabilities::provisional).
+    /// Returns the promises of the backend. They are [provisional](Capabilities::provisional) until
+    /// a client that connects [lazily](crate::backend::LazyBackend) has reached its server.
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
         self.0.capabilities()
     }
 
-    /// The backend.
+    /// Returns the backend.
     #[must_use]
     pub fn backend(&self) -> &Arc<dyn LockBackend> {
         &self.0.backend
     }
 
-    /// Returns the current holders of `key` and those who wait for it.
+    /// Returns the current holders of and waiters for `key`.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if the backend cannot tell; otherwise as the backend fails.
+    /// [`ErrorKind::Unsupported`] if the backend cannot list them. Otherwise, the error of the
+    /// backend.
     ///
     /// # Cancel safety
     /// Safe.
@@ -208,7 +215,8 @@ impl LockClient {
     /// Revokes the lock held by `holder`. A newer holder of the same key is never affected.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if the backend cannot; otherwise as the backend fails.
+    /// [`ErrorKind::Unsupported`] if the backend cannot revoke locks. Otherwise, the error of the
+    /// backend.
     ///
     /// # Cancel safety
     /// The lock may or may not have been revoked.
@@ -226,15 +234,15 @@ impl LockClient {
         .await
     }
 
-    /// Asks the backend for a sign of life, for health checks: one cheap round trip that takes no
-    /// lock and changes nothing.
+    /// Checks that the backend answers, for health checks. A ping is one cheap round trip that
+    /// takes no lock and changes nothing.
     ///
-    /// A quorum answers if a majority of its nodes does; [`Pong::nodes`] says which do not. A
-    /// client that connects [lazily](crate::backend::LazyBackend) tries to connect. A client that
-    /// [drains](Self::drain) still pings.
+    /// A quorum answers if a majority of its nodes answers; [`Pong::nodes`] lists the nodes that do
+    /// not. A client that connects [lazily](crate::backend::LazyBackend) tries to connect. A client
+    /// that [drains](Self::drain) can still ping.
     ///
-    /// An answer does not promise that the next lock can be had: the user may lack a right, or the
-    /// disk may be full.
+    /// An answer does not mean that the next lock can be acquired: the user may lack a permission,
+    /// or the disk may be full.
     ///
     /// ```
     /// # use leasehold_local::MemoryBackend;
@@ -250,9 +258,10 @@ impl LockClient {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] or [`ErrorKind::Indeterminate`] if no answer comes within the
-    /// backend's time-out, [`ErrorKind::Unsupported`] if the backend has no ping; otherwise as the
-    /// backend fails.
+    /// - [`ErrorKind::Unavailable`] or [`ErrorKind::Indeterminate`] if no answer comes within the
+    ///   backend's timeout.
+    /// - [`ErrorKind::Unsupported`] if the backend has no ping.
+    /// - Otherwise, the error of the backend.
     ///
     /// # Cancel safety
     /// Safe.
@@ -268,20 +277,21 @@ impl LockClient {
             })
     }
 
-    /// Takes no new locks from now on, and waits until the last lock is released. For a program
-    /// that shuts down: [`close`](Self::close) would take the locks away from work that is under
-    /// way.
+    /// Refuses new locks and waits until the last lock is released.
     ///
-    /// From the first poll on, acquisitions that begin or wait fail with [`ErrorKind::Closed`], on
-    /// all clones of the client. Holders keep their locks, which are renewed as before, and release
-    /// them when they are done. A lock that is entered again within its [`ReentrantOwner`] is
-    /// granted. This cannot be undone.
+    /// Call it when a program shuts down, before [`close`](Self::close), which would take the locks
+    /// from work that is still running.
     ///
-    /// It returns when no lock of this client is held and every release has been answered. A
-    /// release that fails is tried again until the lock expires. A lock that is lost counts as
-    /// released. It also waits for acquisitions to end, which they do when they are next polled. So
-    /// a task that holds a guard, or has a pending `lock` that it does not poll, must not wait for
-    /// it without a time-out.
+    /// From the first poll on, new and waiting acquisitions fail with [`ErrorKind::Closed`], on all
+    /// clones of the client. Holders keep their locks, which are renewed as before, until they
+    /// release them. A re-entrant acquisition within a [`ReentrantOwner`] is still granted.
+    /// Draining cannot be undone.
+    ///
+    /// `drain` returns when no lock of this client is held and every release has been answered. A
+    /// failed release is retried until the lock expires. A lock that is lost counts as released.
+    /// `drain` also waits for pending acquisitions, which end when they are next polled. A task
+    /// that holds a guard, or that has a pending `lock` which it does not poll, must therefore not
+    /// await `drain` without a timeout.
     ///
     /// ```
     /// # use leasehold_local::MemoryBackend;
@@ -290,7 +300,7 @@ impl LockClient {
     /// # let client = LockClient::new(MemoryBackend::new());
     /// use std::time::Duration;
     ///
-    /// // Holders have ten seconds. `close` takes from them what they still hold.
+    /// // Holders have ten seconds. `close` then releases the locks that they still hold.
     /// if tokio::time::timeout(Duration::from_secs(10), client.drain()).await.is_err() {
     ///     eprintln!("some locks were not released in time");
     /// }
@@ -299,26 +309,29 @@ impl LockClient {
     /// ```
     ///
     /// # Cancel safety
-    /// Safe: dropped, the client still refuses new locks. Call it again to go on waiting.
+    /// Safe: after a drop, the client still refuses new locks. Call it again to continue waiting.
     pub async fn drain(&self) {
         self.0.drain().await;
     }
 
-    /// Gives everything back and waits for it: waiters get [`ErrorKind::Closed`], guards are lost
-    /// to [`LossReason::ClientClosed`] and their locks released, what is under way ends, the
-    /// backend is closed. After it every operation says [`ErrorKind::Closed`]. What is under way is
-    /// waited for for 5 s at most: a release that fails is tried again for 2 s, and what an
-    /// acquisition is granted that nobody polls any more expires.
+    /// Releases all locks and closes the backend.
+    ///
+    /// - Waiters and all later operations get [`ErrorKind::Closed`].
+    /// - Guards are lost with [`LossReason::ClientClosed`], and their locks are released. A failed
+    ///   release is retried for 2 s.
+    /// - Running operations have 5 s to end. A lock that is granted to an acquisition which is not
+    ///   polled any more expires.
     ///
     /// # Errors
-    /// As the backend fails to close. Locks that could not be released expire.
+    /// The error with which the backend failed to close. Locks that could not be released expire.
     ///
     /// # Cancel safety
-    /// Safe: dropped half-way, it goes on in the background.
+    /// Safe: if the future is dropped, closing continues in the background.
     pub async fn close(&self) -> Result<()> {
         self.0.check_runtime()?;
         let client = Arc::clone(&self.0);
-        // From here on everything is refused, and it goes on if we are dropped.
+        // From here on all operations are refused. Closing is spawned, so that it continues if this
+        // future is dropped.
         client.context.closing.cancel();
         let closing =
             tokio::spawn(async move { client.closed.get_or_init(|| client.close()).await.clone() });
@@ -326,21 +339,21 @@ impl LockClient {
             Ok(closed) => closed,
             Err(source) => Err(Error::new(
                 ErrorKind::Indeterminate,
-                "the client did not close: its runtime shuts down, or its backend panicked",
+                "the client was not closed: its runtime is shutting down, or its backend panicked",
             )
             .with_source(source)),
         }
     }
 }
 
-/// Shows where the backend lives.
+/// Displays the address of the backend.
 impl fmt::Display for LockClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.backend.fmt(f)
     }
 }
 
-/// Makes a [`LockClient`].
+/// A builder for a [`LockClient`].
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -367,11 +380,11 @@ pub struct LockClientBuilder {
 }
 
 impl LockClientBuilder {
-    /// Sets the TTL of locks that have none of their own: a [`Duration`] or a [`Ttl`].
+    /// Sets the default TTL for locks created by this client, as a [`Duration`] or a [`Ttl`].
     ///
-    /// Without it, that is [`Ttl::DEFAULT`], or what is nearest to it in the backend's range. A TTL
-    /// that is set here is not adapted: if it is not valid, or the backend cannot do it, then using
-    /// a lock fails with [`ErrorKind::InvalidInput`].
+    /// Defaults to [`Ttl::DEFAULT`], or the nearest value in the backend's range. A TTL that is set
+    /// here is not adapted: if it is invalid or outside the backend's range, acquisitions fail with
+    /// [`ErrorKind::InvalidInput`].
     pub fn with_ttl<T>(mut self, ttl: T) -> Self
     where
         T: TryInto<Ttl>,
@@ -381,13 +394,13 @@ impl LockClientBuilder {
         self
     }
 
-    /// Sets the label of locks that have none of their own, for people who inspect locks.
+    /// Sets the default label for locks created by this client, shown by `inspect`.
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.label = Some(label.into());
         self
     }
 
-    /// Sets the clock. For tests.
+    /// Sets the clock, for tests.
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
@@ -418,7 +431,7 @@ impl LockClientBuilder {
         LockClient(Arc::new(Client {
             backend,
             capabilities,
-            settled: OnceLock::new(),
+            final_capabilities: OnceLock::new(),
             ttl,
             ttl_is_adapted: Once::new(),
             context: Arc::new(context),
@@ -434,35 +447,35 @@ impl LockClientBuilder {
     }
 }
 
-/// The runtime of the backend's connection. A backend in this process has none.
+/// Returns the runtime of the backend's connection. A backend in this process has none.
 fn runtime_of(capabilities: &Capabilities) -> Option<Handle> {
     Handle::try_current()
         .ok()
         .filter(|_| !is_in_this_process(capabilities))
 }
 
-/// A backend that ends with its holders is a part of this process.
+/// Returns whether the backend is in this process, because it ends with its holders.
 fn is_in_this_process(capabilities: &Capabilities) -> bool {
     capabilities.restart == Restart::EndsHolders
 }
 
-/// What the clones of a client, its primitives and its guards share.
+/// The state shared by the clones of a client, its locks and its guards.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) backend: Arc<dyn LockBackend>,
-    /// Those of when the client was built; see [`capabilities`](Self::capabilities).
+    /// The capabilities when the client was built; see [`capabilities`](Self::capabilities).
     pub(crate) capabilities: Capabilities,
-    /// Those that replaced provisional ones.
-    settled: OnceLock<Capabilities>,
+    /// The capabilities that replaced provisional ones.
+    final_capabilities: OnceLock<Capabilities>,
     pub(crate) queues: Arc<LocalQueues>,
     pub(crate) renewer: Arc<Renewer>,
     pub(crate) context: Arc<RequestContext>,
-    /// `None` is the default.
+    /// `None` for the default TTL.
     ttl: Option<Result<Ttl>>,
-    /// Whether it was said that the default is not used.
+    /// Completed when the log has an event that the default TTL was adapted.
     ttl_is_adapted: Once,
     runtime: OnceLock<Handle>,
-    /// Whether that runtime has a timer; asked once.
+    /// Whether that runtime has a timer. Determined once.
     has_timer: OnceLock<bool>,
     closed: OnceCell<Result<()>>,
     background_releases: Arc<BackgroundReleases>,
@@ -480,11 +493,11 @@ impl Client {
     }
 
     fn closed(&self) -> Error {
-        Error::new(ErrorKind::Closed, "the client is closed; make a new one")
+        Error::new(ErrorKind::Closed, "the client is closed; create a new one")
             .with_backend(self.capabilities.backend)
     }
 
-    /// The error of an acquisition, if the client takes no new locks.
+    /// Returns the error of an acquisition if the client is closed or drains.
     pub(crate) fn refusal(&self) -> Option<Error> {
         if self.is_closed() {
             return Some(self.closed());
@@ -492,28 +505,28 @@ impl Client {
         self.context.draining.is_cancelled().then(|| {
             Error::new(
                 ErrorKind::Closed,
-                "the client drains and takes no new locks; make a new one",
+                "the client drains and acquires no new locks; create a new one",
             )
             .with_backend(self.capabilities.backend)
         })
     }
 
-    /// The capabilities, as far as the server is known.
+    /// Returns the capabilities: those of the server once it is known, provisional ones before.
     fn capabilities(&self) -> &Capabilities {
         if !self.capabilities.provisional {
             return &self.capabilities;
         }
-        if self.settled.get().is_none() {
+        if self.final_capabilities.get().is_none() {
             let now = self.backend.capabilities();
             if now.provisional {
                 return &self.capabilities;
             }
-            drop(self.settled.set(now));
+            drop(self.final_capabilities.set(now));
         }
-        self.settled.get().unwrap_or(&self.capabilities)
+        self.final_capabilities.get().unwrap_or(&self.capabilities)
     }
 
-    /// Returns the TTL of an acquisition, if it may start.
+    /// Checks that an acquisition may start. Returns its TTL.
     pub(crate) fn check(&self, spec: &Spec) -> Result<Ttl> {
         if let Some(refusal) = self.refusal() {
             return Err(refusal);
@@ -527,7 +540,7 @@ impl Client {
         Ok(ttl)
     }
 
-    /// Returns what is nearest to [`Ttl::DEFAULT`] in the backend's range.
+    /// Returns the TTL nearest to [`Ttl::DEFAULT`] in the backend's range.
     fn default_ttl(&self) -> Ttl {
         let capabilities = self.capabilities();
         let ttl = Ttl::DEFAULT
@@ -540,7 +553,7 @@ impl Client {
                         target: "leasehold",
                         backend = capabilities.backend,
                         %ttl,
-                        "the default TTL of {} is outside of what the backend can do",
+                        "the default TTL of {} is outside the backend's range",
                         Ttl::DEFAULT
                     );
                 });
@@ -549,28 +562,28 @@ impl Client {
         ttl
     }
 
-    /// What [`LockClient::drain`] does.
+    /// Implements [`LockClient::drain`].
     async fn drain(&self) {
         self.context.draining.cancel();
         self.queues.close();
         self.renewer.emptied().await;
-        // What is granted from now on is given back at once.
+        // A lock that is granted from now on is released at once.
         self.renewer.stop();
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// What [`LockClient::close`] does, once.
+    /// Implements [`LockClient::close`]. Called once.
     async fn close(&self) -> Result<()> {
         self.queues.close();
         for hold in self.renewer.all() {
-            // It releases in the background, which is waited for below.
+            // This releases the lock in the background, which is awaited below.
             hold.lose(LossReason::ClientClosed);
         }
         self.renewer.stop();
         self.tasks.close();
         // A caller may have stopped polling its acquisition, which then never ends.
-        drop(timeout(CLOSE_PATIENCE, self.tasks.wait()).await);
+        drop(timeout(CLOSE_TIMEOUT, self.tasks.wait()).await);
         self.backend.close().await
     }
 
@@ -587,8 +600,8 @@ impl Client {
         if ours.id() != here.id() {
             return Err(Error::new(
                 ErrorKind::WrongRuntime,
-                "this client belongs to another tokio runtime, on which it was made or first used, and where its connection and its \
-                 renewals live; make a client per runtime",
+                "this client belongs to another tokio runtime, on which it was created or first used, and where its connection and \
+                 its renewals live; create a client per runtime",
             ));
         }
         if !*self.has_timer.get_or_init(runtime::has_timer) {
@@ -597,20 +610,20 @@ impl Client {
         Ok(())
     }
 
-    /// Completes an operation that ends by itself, if the runtime lives. Never panics or blocks,
-    /// and works outside of the runtime.
+    /// Drives an operation to completion in the background, if the client's runtime is alive. It
+    /// never panics or blocks, and may be called outside of the runtime.
     ///
-    /// On the runtime the operation is polled once here, so a backend that answers at once leaves
-    /// no task behind. A backend in this process is polled wherever we are: its locks are free at
-    /// once, also if the runtime has ended.
+    /// On the client's runtime the operation is first polled once in place, so that a backend which
+    /// answers at once leaves no task behind. A backend in this process is polled on any thread, so
+    /// that its locks are free at once even if the runtime has ended.
     pub(crate) fn in_background(&self, operation: impl Future<Output = ()> + Send + 'static) {
         let mut operation: BoxFuture<'static, ()> = Box::pin(self.tasks.track_future(operation));
         let here = Handle::try_current().ok();
         let ours = self.runtime.get();
-        // In a panic a second one would end the process.
+        // A second panic during a panic would abort the process.
         let on_ours = || here.is_some_and(|here| ours.is_some_and(|ours| ours.id() == here.id()));
         if !std::thread::panicking() && (is_in_this_process(&self.capabilities) || on_ours()) {
-            // The backend may start tasks, wherever we are.
+            // The backend may spawn tasks, so the runtime is entered.
             let poll = || {
                 let _entered = ours.map(Handle::enter);
                 poll_once(operation)
@@ -651,7 +664,7 @@ impl Client {
         }
     }
 
-    /// `close` waits for as long as it lives: for what is polled in place.
+    /// Returns a token for an operation that is polled in place. Closing waits until it is dropped.
     pub(crate) fn under_way(&self) -> TaskTrackerToken {
         self.tasks.token()
     }
@@ -667,7 +680,7 @@ impl Client {
 /// Polls an operation once, and returns it if it is not complete. It must be polled again, with a
 /// real waker.
 fn poll_once(mut operation: BoxFuture<'static, ()>) -> Option<BoxFuture<'static, ()>> {
-    // The task that drops a guard may have used up its budget; this is not its work.
+    // The task that drops a guard may have used up its tokio budget. That must not delay a release.
     let polled =
         pin!(unconstrained(operation.as_mut())).poll(&mut Context::from_waker(Waker::noop()));
     polled.is_pending().then_some(operation)

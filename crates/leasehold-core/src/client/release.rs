@@ -88,7 +88,8 @@ impl Releasing {
     }
 }
 
-/// Releases a lease that has no guard. Retries until the release succeeds or the lease expires.
+/// Releases a lease that has no guard any more. Retries until the release succeeds or the lease
+/// expires.
 pub(crate) async fn give_back(client: &Client, lease: ContainedLease, span: Span) {
     let giving_back = async {
         let outcome = lease.release().await;
@@ -152,7 +153,7 @@ impl Future for Releasing {
         let outcome = ready!(polled);
         this.operation = None;
         drop(this.place.take());
-        // A release in the background is retried by its task.
+        // `finish` retries a release that runs in the background.
         if !this.in_background {
             telemetry::release_ended(&this.span, &outcome);
             if outcome.as_ref().is_err_and(crate::Error::is_retryable) {

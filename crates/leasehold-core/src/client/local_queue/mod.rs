@@ -1,15 +1,15 @@
-//! The local queue: of all tasks of this process that want a key, one contends for it at the
+//! The local queue: of all tasks of this client that wait for a key, one contends for it at the
 //! backend.
 //!
 //! Each key has a queue of its own, served first come, first served. The task at the head contends
-//! at the backend. The others wait here and cost the backend nothing. An exclusive holder stays at
-//! the head until it releases. Readers and permit holders leave the queue once they are granted,
-//! and readers behind a granted reader go together.
+//! at the backend. The remaining tasks wait here and send nothing. An exclusive holder stays at the
+//! head until it releases. Readers and permit holders leave the queue once they are granted.
+//! Readers behind a granted reader contend together.
 //!
-//! The next task starts as soon as the release ahead of it has been *sent*, if the backend orders
-//! releases. That is fast and would starve other processes. So a process has a fairness quota for
-//! each key: once [`key_queue::QUOTA`] is used up, the next attempt yields, which means that the
-//! backend refuses it if another process waits.
+//! If the backend orders releases, the next task starts as soon as the release ahead of it has been
+//! *sent*. That is fast, but it would starve other processes. A process therefore has a fairness
+//! quota for each key: once [`key_queue::QUOTA`] is used up, the next attempt yields, which means
+//! that the backend refuses it if another process waits.
 
 mod key_queue;
 mod position;
@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 pub(crate) use crate::client::local_queue::position::Place;
 use crate::client::local_queue::{
-    key_queue::{Admitted, Ahead, KeyQueue, Ticket},
+    key_queue::{Admitted, Ahead, KeyQueue, Waiter},
     position::Queued,
 };
 use crate::{
@@ -35,8 +35,8 @@ use crate::{
     mode::Mode,
 };
 
-/// With fewer keys than this, those that are no longer used are not searched for.
-const FEW: usize = 64;
+/// Unused queues are not removed while there are fewer than this.
+const MIN_PURGE: usize = 64;
 
 /// The queues of all keys of a client.
 #[derive(Debug)]
@@ -47,14 +47,14 @@ pub(crate) struct LocalQueues {
 
 #[derive(Debug, Default)]
 struct State {
-    lanes: HashMap<QueueKey, KeyQueue>,
-    /// With this many keys, those that are no longer used are removed.
+    queues: HashMap<QueueKey, KeyQueue>,
+    /// The number of queues at which unused ones are removed.
     purge_at: usize,
-    next_ticket: u64,
+    next_id: u64,
     closed: bool,
 }
 
-/// Permits are a name space of their own.
+/// The key of a queue. Permits have a namespace of their own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct QueueKey {
     key: LockKey,
@@ -78,91 +78,95 @@ impl LocalQueues {
         }
     }
 
-    /// Waits for a place at the head of the key's queue. Calls `waits_for_itself` if the place is
-    /// still held by the same task after a TTL. If the task leaves without a place, its signal
-    /// says why it waited.
+    /// Waits for a place at the head of the key's queue. Calls `waits_for_itself` if the same task
+    /// still holds the place after a TTL. If the future is dropped, the request's signal has the
+    /// reason for the wait.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`]; or the error of a task ahead, if the backend did not answer it for as
-    /// long as this task has waited.
+    /// - [`ErrorKind::Closed`] if the client closes or drains.
+    /// - The error of a task ahead, if the backend did not answer it for a TTL of this request.
     ///
     /// # Cancel safety
-    /// Safe: a place that was given meanwhile is handed on.
+    /// Safe: a place that was assigned meanwhile passes to the next task.
     pub(crate) async fn enter(
         self: &Arc<Self>,
         request: &Request,
         waits_for_itself: impl FnOnce(),
     ) -> Result<Place> {
         let (mode, who) = (request.mode(), Admitted::of(request));
-        let (key, patience) = (
+        let (key, timeout) = (
             QueueKey::new(request.key(), mode),
             request.ttl().as_duration(),
         );
         let now = self.clock.now();
-        let (id, admitted, own) = {
+        let (id, receiver, own) = {
             let mut state = self.lock();
             if state.closed {
                 return Err(closed());
             }
-            let id = state.next_ticket;
-            let lane = state.open(&key, now);
-            if lane.queue.is_empty() && lane.admits(mode) {
-                let yields = lane.admit(mode, who, now);
+            let id = state.next_id;
+            let queue = state.open(&key, now);
+            if queue.waiters.is_empty() && queue.admits(mode) {
+                let yields = queue.admit(mode, who, now);
                 drop(state);
                 return Ok(Place::new(self, key, mode, yields, request.signal()));
             }
-            let own = lane.ahead == Ahead::One
-                && lane
+            let own = queue.ahead == Ahead::One
+                && queue
                     .last
                     .as_ref()
                     .is_some_and(|last| last.asker == who.asker);
-            let (admit, admitted) = oneshot::channel();
-            lane.queue.push_back(Ticket {
+            let (admit, receiver) = oneshot::channel();
+            queue.waiters.push_back(Waiter {
                 id,
                 mode,
                 who,
                 since: now,
-                patience,
+                timeout,
                 admit,
             });
-            state.next_ticket += 1;
-            (id, admitted, own)
+            state.next_id += 1;
+            (id, receiver, own)
         };
         let mut queued = Queued {
             queues: self,
             key: Some(key),
             mode,
             id,
-            admitted,
+            receiver,
             answer: None,
         };
-        if own && tokio::time::timeout(patience, queued.turn()).await.is_err() {
+        if own
+            && tokio::time::timeout(timeout, queued.admitted())
+                .await
+                .is_err()
+        {
             waits_for_itself();
         }
-        let yields = queued.turn().await?;
+        let yields = queued.admitted().await?;
         match queued.key.take() {
             Some(key) => Ok(Place::new(self, key, mode, yields, request.signal())),
             None => Err(closed()),
         }
     }
 
-    /// Returns a place if nobody is ahead. Its grant counts towards the fairness quota, so that a
-    /// loop of tries starves no waiter of another process. With `None` the caller makes its attempt
-    /// outside of the queue, and should yield to waiters, because a task of this process may be
-    /// waiting.
+    /// Returns a place if no task is ahead. Its grant counts towards the fairness quota, so that a
+    /// loop of attempts starves no waiter of another process. With `None` the caller makes its
+    /// attempt outside of the queue. It should then yield to waiters, because a task of this
+    /// process may be waiting.
     ///
-    /// Waits only for releases of this process that began before and are not yet sent, and only if
-    /// one of them is certain to be in the way.
+    /// Waits for releases of this process that began earlier and are not yet sent, if they would
+    /// make the attempt fail.
     pub(crate) async fn try_enter(self: &Arc<Self>, request: &Request) -> Result<Option<Place>> {
         let mode = request.mode();
         let key = QueueKey::new(request.key(), mode);
-        let in_the_way = self.look(&key, |lane| match mode {
-            Mode::Exclusive => lane.releases(),
-            Mode::Shared if lane.exclusive_releasing => lane.releases(),
+        let unsent = self.with_existing(&key, |queue| match mode {
+            Mode::Exclusive => queue.releases(),
+            Mode::Shared if queue.exclusive_releasing => queue.releases(),
             _ => None,
         });
-        if let Some(sent) = in_the_way {
-            // Its sender is dropped when they are sent.
+        if let Some(sent) = unsent {
+            // The sender is dropped when they are sent.
             drop(sent.await);
         }
         let mut state = self.lock();
@@ -170,9 +174,9 @@ impl LocalQueues {
             return Err(closed());
         }
         let now = self.clock.now();
-        let lane = state.open(&key, now);
-        if lane.queue.is_empty() && lane.admits(mode) {
-            let yields = lane.admit(mode, Admitted::of(request), now);
+        let queue = state.open(&key, now);
+        if queue.waiters.is_empty() && queue.admits(mode) {
+            let yields = queue.admit(mode, Admitted::of(request), now);
             drop(state);
             return Ok(Some(Place::new(self, key, mode, yields, request.signal())));
         }
@@ -182,67 +186,72 @@ impl LocalQueues {
     /// Returns a receiver that completes when all releases of this key are sent that have begun by
     /// now, or `None` if there are none.
     pub(crate) fn releases(&self, key: &LockKey, mode: Mode) -> Option<oneshot::Receiver<()>> {
-        self.look(&QueueKey::new(key, mode), KeyQueue::releases)
+        self.with_existing(&QueueKey::new(key, mode), KeyQueue::releases)
     }
 
     /// Returns the signal of the task that was admitted last. It may still be ahead.
     pub(crate) fn last(&self, key: &LockKey, mode: Mode) -> Option<Arc<Signal>> {
-        self.look(&QueueKey::new(key, mode), |lane| {
-            lane.last.as_ref().map(|last| Arc::clone(&last.signal))
+        self.with_existing(&QueueKey::new(key, mode), |queue| {
+            queue.last.as_ref().map(|last| Arc::clone(&last.signal))
         })
     }
 
-    /// Ends all waits with [`ErrorKind::Closed`], and those that begin later.
+    /// Ends all current and later waits with [`ErrorKind::Closed`].
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
-        for lane in state.lanes.values_mut() {
-            lane.queue.clear();
+        for queue in state.queues.values_mut() {
+            queue.waiters.clear();
         }
     }
 
-    /// Looks at a key's queue, if there is one.
-    fn look<T>(&self, key: &QueueKey, look: impl FnOnce(&mut KeyQueue) -> Option<T>) -> Option<T> {
-        self.lock().lanes.get_mut(key).and_then(look)
+    /// Calls `read` on a key's queue, if there is one.
+    fn with_existing<T>(
+        &self,
+        key: &QueueKey,
+        read: impl FnOnce(&mut KeyQueue) -> Option<T>,
+    ) -> Option<T> {
+        self.lock().queues.get_mut(key).and_then(read)
     }
 
-    /// Changes a key's queue, with the present in hand.
+    /// Calls `change` on a key's queue with the current time, and records if the queue is idle
+    /// afterwards.
     fn change<T>(&self, key: &QueueKey, change: impl FnOnce(&mut KeyQueue, Timestamp) -> T) -> T {
         let now = self.clock.now();
         let mut state = self.lock();
-        let lane = state.open(key, now);
-        let changed = change(lane, now);
-        if lane.is_idle() {
-            lane.rest(now);
+        let queue = state.open(key, now);
+        let changed = change(queue, now);
+        if queue.is_idle() {
+            queue.rest(now);
         }
         changed
     }
 
-    /// Locks the state. A panic under the mutex would be a bug of this file. The state is
-    /// consistent between statements.
+    /// Locks the state. A poisoned mutex is ignored, because the state is consistent between
+    /// statements.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// Returns the queue of a key, a new one if there is none that still counts.
+    /// Returns the queue of a key. Creates one if there is none, or if its quota no longer counts.
     fn open(&mut self, key: &QueueKey, now: Timestamp) -> &mut KeyQueue {
-        if self.lanes.len() >= self.purge_at.max(FEW) {
-            self.lanes.retain(|_, lane| !lane.is_unused(now));
-            self.purge_at = 2 * self.lanes.len();
+        if self.queues.len() >= self.purge_at.max(MIN_PURGE) {
+            self.queues.retain(|_, queue| !queue.is_unused(now));
+            self.purge_at = 2 * self.queues.len();
         }
-        let lane = self.lanes.entry(key.clone()).or_default();
-        if lane.is_unused(now) {
-            *lane = KeyQueue::default();
+        let queue = self.queues.entry(key.clone()).or_default();
+        if queue.is_unused(now) {
+            *queue = KeyQueue::default();
         }
-        lane
+        queue
     }
 }
 
 fn closed() -> Error {
     Error::new(
         ErrorKind::Closed,
-        "the client is closed or drains; make a new one",
+        "the client is closed or drains; create a new one",
     )
 }
