@@ -1,10 +1,10 @@
-//! How to lock: what the primitives' `with_*` methods set.
+//! The options of a lock, which its `with_*` methods set.
 
 use std::sync::Arc;
 
 use crate::{backend::request::RequestContext, error::Result, key::LockKey, mode::Mode, ttl::Ttl};
 
-/// Who renews a lease.
+/// The way in which a lease is renewed.
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -22,36 +22,36 @@ use crate::{backend::request::RequestContext, error::Result, key::LockKey, mode:
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Renewal {
-    /// The client, for as long as the guard lives. A guard that is leaked (`mem::forget`) is held
-    /// until the process ends.
+    /// The client renews the lease until its guard is dropped. If a guard is leaked
+    /// (`mem::forget`), its lock is held until the process ends.
     #[default]
     Automatic,
-    /// Whoever has the guard, by [`LockGuard::renew`](crate::LockGuard::renew). What is not renewed
-    /// is released at its deadline.
+    /// The owner of the guard calls [`LockGuard::renew`](crate::LockGuard::renew). A lease that is
+    /// not renewed is released at its deadline.
     Manual,
 }
 
-/// What one primitive asks for.
+/// The key, the mode and the options of a lock.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
-    /// An invalid name is told when it is used: `client.mutex(name)` stays a plain value.
+    /// An invalid key is reported by the first acquisition, so that `client.mutex(key)` returns a
+    /// plain value.
     pub(crate) key: Result<LockKey>,
     pub(crate) mode: Mode,
-    /// `None` is the default, which adapts to the backend. An invalid one is told when it is used,
-    /// as an invalid name is.
+    /// `None` for the default, which adapts to the backend. An invalid TTL is reported by the first
+    /// acquisition.
     pub(crate) ttl: Option<Result<Ttl>>,
     pub(crate) renewal: Renewal,
     pub(crate) context: Arc<RequestContext>,
 }
 
-/// The `with_*` methods that all primitives share.
+/// Defines the `with_*` methods that all locks share.
 macro_rules! lock_options {
     () => {
-        /// Sets how long a grant lasts unless it is renewed: a [`Duration`](std::time::Duration) or
-        /// a [`Ttl`](crate::Ttl).
+        /// Sets the TTL, as a [`Duration`](std::time::Duration) or a [`Ttl`](crate::Ttl).
         ///
-        /// Defaults to the client's TTL. A TTL that is not valid, or that the backend cannot do, is
-        /// [`InvalidInput`](crate::ErrorKind::InvalidInput) when the lock is used.
+        /// Defaults to the client's TTL. If the TTL is invalid or outside the backend's range,
+        /// acquisitions fail with [`InvalidInput`](crate::ErrorKind::InvalidInput).
         #[must_use]
         pub fn with_ttl<T>(mut self, ttl: T) -> Self
         where
@@ -62,14 +62,14 @@ macro_rules! lock_options {
             self
         }
 
-        /// Sets who renews the lease. Defaults to the client.
+        /// Sets how the lease is renewed. Defaults to [`Renewal::Automatic`](crate::Renewal).
         #[must_use]
         pub fn with_renewal(mut self, renewal: crate::Renewal) -> Self {
             self.spec.renewal = renewal;
             self
         }
 
-        /// Sets a label for people, which `inspect` shows. Defaults to `host/pid/program`.
+        /// Sets a human-readable label, shown by `inspect`. Defaults to `host/pid/program`.
         #[must_use]
         pub fn with_label(mut self, label: impl Into<std::sync::Arc<str>>) -> Self {
             self.spec.context = self.spec.context.with_label(label.into());
