@@ -91,7 +91,7 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
         Err(Error::new(
             ErrorKind::Unsupported,
-            format!("this backend cannot show who holds `{key}`"),
+            format!("this backend cannot list the holders of `{key}`"),
         ))
     }
 
@@ -109,7 +109,7 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
         let _ = (holder, revocation);
         Err(Error::new(
             ErrorKind::Unsupported,
-            "this backend cannot take a lock from its holder",
+            "this backend cannot revoke locks",
         ))
     }
 
@@ -142,8 +142,8 @@ impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
         B::capabilities(self)
     }
 
-    // `self.try_acquire(..)` would call this very method again, so the inner one is named. Its
-    // future is returned as it is, because a wrapping future would be one more allocation per
+    // `self.try_acquire(..)` would call this method again, so the inner method is named explicitly.
+    // Its future is returned unchanged, because wrapping it would allocate once more per
     // acquisition.
     fn try_acquire<'a>(self: Arc<Self>, request: Request) -> BoxFuture<'a, Result<Attempt>>
     where
@@ -231,7 +231,7 @@ pub trait Lease: Debug + Send + Sync + 'static {
     fn fencing_token(&self) -> Option<FencingToken>;
 
     /// Returns the deadline of this lease. It advances on every renewal, of the lease itself or of
-    /// its session. Keep it in a [`AtomicDeadline`].
+    /// its session. Keep it in an [`AtomicDeadline`].
     fn valid_until(&self) -> Deadline;
 
     /// Returns whether this lease is renewed by itself or with its session.
@@ -241,7 +241,7 @@ pub trait Lease: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`ErrorKind::Lost`] is final. Any other error leaves the deadline where it was, and the
-    /// client tries again.
+    /// client retries.
     async fn renew(self: Arc<Self>) -> Result<()>;
 
     /// Releases the lock, if this lease still holds it. It is idempotent: after it returned
@@ -298,8 +298,8 @@ impl SessionId {
 pub enum Released {
     /// The lock was held until now, and is free.
     Freed,
-    /// The lock was no longer held: another acquisition may have held it since. Nothing of
-    /// another's was changed.
+    /// The lock was no longer held: another acquisition may have held it since. The lock of another
+    /// holder was not changed.
     AlreadyLost,
     /// Another guard of the same owner still holds the lock (re-entrancy).
     StillHeld,

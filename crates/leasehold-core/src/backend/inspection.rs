@@ -175,7 +175,7 @@ impl WaiterRef {
 pub struct NodeStatus {
     /// The address of the node, without secrets.
     pub endpoint: String,
-    /// What is wrong with the node, or `None` if it can vote.
+    /// A description of the node's problem, or `None` if the node can vote.
     pub problem: Option<String>,
 }
 
@@ -215,7 +215,7 @@ impl Pong {
     }
 }
 
-/// How [`LockClient::revoke`](crate::LockClient::revoke) takes a lock from its holder.
+/// The way in which [`LockClient::revoke`](crate::LockClient::revoke) ends a holder's lock.
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
