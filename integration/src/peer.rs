@@ -108,7 +108,7 @@ impl Peer {
                     }
                 }
                 Err(TryRecvError::Empty) if Instant::now() < end => {
-                    tokio::time::sleep(GLANCE).await
+                    tokio::time::sleep(GLANCE).await;
                 }
                 Err(TryRecvError::Empty) => return Err(silent(patience)),
                 Err(TryRecvError::Disconnected) => return Err(mute()),

@@ -311,21 +311,21 @@ fn leaves(tree: &syn::UseTree) -> Vec<String> {
 fn public_functions(tokens: TokenStream) -> Vec<String> {
     let (mut found, mut signature): (Vec<String>, Option<TokenStream>) = Default::default();
     for token in tokens {
-        if let TokenTree::Group(group) = &token {
-            if group.delimiter() == Delimiter::Brace {
-                found.extend(
-                    signature
-                        .take()
-                        .map(|signature| spaced(&signature.to_string()))
-                        .filter(|text| text.contains("fn ")),
-                );
-                found.extend(public_functions(group.stream()));
-                continue;
-            }
+        if let TokenTree::Group(group) = &token
+            && group.delimiter() == Delimiter::Brace
+        {
+            found.extend(
+                signature
+                    .take()
+                    .map(|signature| spaced(&signature.to_string()))
+                    .filter(|text| text.contains("fn ")),
+            );
+            found.extend(public_functions(group.stream()));
+            continue;
         }
         match (&token, &mut signature) {
             (TokenTree::Ident(ident), None) if ident == "pub" => {
-                signature = Some(TokenStream::from(token))
+                signature = Some(TokenStream::from(token));
             }
             (TokenTree::Group(group), Some(begun))
                 if group.delimiter() == Delimiter::Parenthesis && begun.to_string() == "pub" =>

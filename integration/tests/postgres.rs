@@ -8,7 +8,8 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::{
-    ErrorKind, LockClient, Mode, Released, Revocation, RevokeOutcome, Ttl, backend::LockBackend,
+    ErrorKind, LockClient, LockGuard, Mode, Released, Revocation, RevokeOutcome, Ttl,
+    backend::LockBackend,
 };
 use leasehold_integration::{
     held::Held,
@@ -752,7 +753,7 @@ async fn locks_use_no_pool_connection_and_sessions_are_bounded() {
     let error = client.mutex("one more").try_lock().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(error.to_string().contains("max-sessions"), "{error}");
-    assert!(guards.iter().all(|guard| guard.is_held()));
+    assert!(guards.iter().all(LockGuard::is_held));
     client.close().await.unwrap();
     assert_eq!(pool.size(), borrowed);
 }

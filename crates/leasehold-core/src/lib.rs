@@ -8,14 +8,18 @@
 //! - **Quorums**: [`quorum`] makes one lock of an odd number of backends.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod asker;
 pub mod backend;
+mod background_releases;
 mod client;
 mod clock;
+mod context;
 mod error;
 mod fencing;
 mod key;
 mod label;
 mod lease;
+mod local_queue;
 mod lock;
 mod mode;
 mod panics;
@@ -25,6 +29,7 @@ mod runtime;
 #[cfg(feature = "serde")]
 mod serde_impls;
 pub mod session;
+mod signal;
 mod telemetry;
 pub mod text;
 mod ttl;
@@ -39,28 +44,28 @@ pub use crate::{
         capability::{
             Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification,
         },
-        contract::Released,
         credentials::{Credentials, CredentialsProvider},
         inspection::{
             HolderConnection, HolderRef, Inspection, NodeStatus, Pong, Revocation, RevokeOutcome,
             WaiterRef,
         },
+        lease::Released,
     },
-    client::handle::{LockClient, LockClientBuilder},
+    client::{builder::LockClientBuilder, handle::LockClient},
     clock::{Clock, ClockDrift, Deadline, SystemClock, TestClock, Timestamp},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     key::LockKey,
     label::default_label,
-    lease::signal::LossReason,
+    lease::renewal_mode::Renewal,
     lock::{
         guard::{LeaseInfo, LockGuard, SemaphorePermit},
         mutex::Mutex,
-        options::Renewal,
         reentrant::ReentrantOwner,
         rwlock::RwLock,
         semaphore::Semaphore,
     },
     mode::Mode,
+    signal::LossReason,
     ttl::Ttl,
 };

@@ -95,11 +95,12 @@ mod tests {
         },
         error::ErrorKind,
         fencing::FencingToken,
-        lease::signal::LossReason,
         mode::Mode,
+        signal::LossReason,
     };
 
     /// Asserts the JSON of `value`, and that it is read back as the same value.
+    #[expect(clippy::needless_pass_by_value, reason = "the callers pass literals")]
     fn is<T: Debug + DeserializeOwned + PartialEq + Serialize>(value: T, expected: Value) {
         assert_eq!(to_value(&value).unwrap(), expected);
         assert_eq!(from_value::<T>(expected).unwrap(), value);

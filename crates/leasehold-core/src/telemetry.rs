@@ -16,15 +16,14 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-pub(crate) use self::record::Since;
+pub(crate) use self::record::StartTime;
 use crate::{
-    backend::{contract::Released, request::Request},
-    client::handle::Client,
+    backend::{lease::Released, request::Request},
+    context::ClientContext,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    lease::signal::{LossReason, REASONS},
     panics::contain,
-    quorum::is_node_failure,
+    signal::{LossReason, REASONS},
 };
 
 /// The name and the description of a metric.
@@ -110,10 +109,12 @@ pub(crate) fn begin_counting(backend: &'static str) {
     }
 }
 
-/// Creates the counters of a quorum of these nodes, as [`begin_counting`] does.
+/// Creates the counters of a quorum of these nodes, as [`begin_counting`] does, with those errors
+/// that are failures of a node.
 pub(crate) fn begin_counting_nodes<'a>(
     backend: &'static str,
     nodes: impl Iterator<Item = &'a Arc<str>>,
+    is_node_failure: fn(ErrorKind) -> bool,
 ) {
     record::begin_in(WRITE_BACKS, backend);
     for node in nodes {
@@ -238,7 +239,7 @@ macro_rules! span_of {
 
 pub(crate) fn renew_span(
     hold: &Span,
-    client: &Client,
+    client: &ClientContext,
     request: &Request,
     token: Option<FencingToken>,
 ) -> Span {
@@ -249,7 +250,7 @@ pub(crate) fn renew_span(
 /// grant that never became a guard.
 pub(crate) fn release_span(
     hold: &Span,
-    client: &Client,
+    client: &ClientContext,
     request: &Request,
     token: Option<FencingToken>,
 ) -> Span {
@@ -259,26 +260,26 @@ pub(crate) fn release_span(
 /// The span of an operation that may be dropped before it completes. An operation dropped before
 /// [`end`](Self::end) is recorded as cancelled.
 #[must_use]
-pub(crate) struct Traced {
+pub(crate) struct TracedOp {
     pub(crate) span: Span,
     ended: bool,
 }
 
-impl Traced {
+impl TracedOp {
     pub(crate) fn of(span: Span) -> Self {
         Self { span, ended: false }
     }
 
     pub(crate) fn end<T>(mut self, outcome: &Result<T>, success: &'static str) {
         self.ended = true;
-        record(&self.span, outcome.as_ref().map(|_| success));
+        record_result(&self.span, outcome.as_ref().map(|_| success));
     }
 }
 
-impl Drop for Traced {
+impl Drop for TracedOp {
     fn drop(&mut self) {
         if !self.ended {
-            say(&self.span, tracing::field::display(ErrorKind::Cancelled));
+            record_outcome(&self.span, tracing::field::display(ErrorKind::Cancelled));
         }
     }
 }
@@ -290,41 +291,41 @@ pub(crate) fn release_ended(span: &Span, outcome: &Result<Released>) {
         Released::StillHeld => "still held",
         Released::AlreadyLost => "already lost",
     });
-    record(span, outcome);
+    record_result(span, outcome);
 }
 
-fn record(span: &Span, outcome: Result<&'static str, &Error>) {
+fn record_result(span: &Span, outcome: Result<&'static str, &Error>) {
     match outcome {
-        Ok(success) => say(span, success),
-        Err(error) => say(span, tracing::field::display(error.kind())),
+        Ok(success) => record_outcome(span, success),
+        Err(error) => record_outcome(span, tracing::field::display(error.kind())),
     }
 }
 
 /// Records an outcome on a span.
-pub(crate) fn say(span: &Span, outcome: impl tracing::Value) {
+pub(crate) fn record_outcome(span: &Span, outcome: impl tracing::Value) {
     span.record("outcome", outcome);
 }
 
 /// Counts and times an acquisition. One that is dropped before [`end`](Self::end) is counted as
 /// cancelled.
 #[must_use]
-pub(crate) struct Waiting<'a> {
-    client: &'a Client,
-    since: Since,
+pub(crate) struct AcquireTimer<'a> {
+    client: &'a ClientContext,
+    since: StartTime,
     ended: bool,
 }
 
-impl<'a> Waiting<'a> {
-    pub(crate) fn begin(client: &'a Client) -> Self {
+impl<'a> AcquireTimer<'a> {
+    pub(crate) fn begin(client: &'a ClientContext) -> Self {
         record::add(WAITING, client, 1.0);
         Self {
             client,
-            since: Since::now(client),
+            since: StartTime::now(client),
             ended: false,
         }
     }
 
-    /// `refusal` is what `Ok(None)` is called.
+    /// Records the outcome. `refusal` is the label of `Ok(None)`.
     pub(crate) fn end<T>(mut self, outcome: &Result<Option<T>>, refusal: &'static str) {
         self.count(match outcome {
             Ok(Some(_)) => {
@@ -343,7 +344,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for AcquireTimer<'_> {
     fn drop(&mut self) {
         if !self.ended {
             self.count(kind(ErrorKind::Cancelled));
@@ -352,23 +353,23 @@ impl Drop for Waiting<'_> {
 }
 
 /// Counts a lock as held until [`hold_ended`] is called, and returns the start time.
-pub(crate) fn hold_began(client: &Client) -> Since {
+pub(crate) fn hold_began(client: &ClientContext) -> StartTime {
     record::add(HELD, client, 1.0);
-    Since::now(client)
+    StartTime::now(client)
 }
 
 /// Ends the hold that [`hold_began`] started. Call it once.
-pub(crate) fn hold_ended(client: &Client, since: &Since) {
+pub(crate) fn hold_ended(client: &ClientContext, since: &StartTime) {
     record::add(HELD, client, -1.0);
     record::seconds(HOLD, client, since);
 }
 
-pub(crate) fn renewed(client: &Client, outcome: &Result<()>) {
+pub(crate) fn renewed(client: &ClientContext, outcome: &Result<()>) {
     let outcome = outcome.as_ref().map_or_else(failure, |()| "renewed");
     record::count(RENEWALS, client, ("outcome", outcome));
 }
 
-pub(crate) fn lost(client: &Client, reason: LossReason) {
+pub(crate) fn lost(client: &ClientContext, reason: LossReason) {
     record::count(LOSSES, client, ("reason", reason_label(reason)));
 }
 
@@ -383,7 +384,7 @@ const fn reason_label(reason: LossReason) -> &'static str {
 }
 
 /// Counts a release that has ended and will not be retried.
-pub(crate) fn released(client: &Client, outcome: &Result<Released>) {
+pub(crate) fn released(client: &ClientContext, outcome: &Result<Released>) {
     let outcome = outcome
         .as_ref()
         .map_or_else(failure, |released| match released {
@@ -404,7 +405,7 @@ pub(crate) fn node_failed(node: &Arc<str>, error: &Error) {
 }
 
 /// Counts a node that stopped answering.
-pub(crate) fn node_fell_silent(node: &Arc<str>) {
+pub(crate) fn node_timed_out(node: &Arc<str>) {
     record::set(NODE_UP, node, 0.0);
     record::count_at(NODE_FAILURES, node, "silent");
 }
@@ -460,15 +461,15 @@ mod record {
     use metrics::{Unit, counter, gauge, histogram};
 
     use super::Metric;
-    use crate::{client::handle::Client, clock::Timestamp, panics::contain};
+    use crate::{clock::Timestamp, context::ClientContext, panics::contain};
 
     /// A time on the client's clock.
     #[derive(Debug)]
-    pub(crate) struct Since(Timestamp);
+    pub(crate) struct StartTime(Timestamp);
 
-    impl Since {
-        pub(super) fn now(client: &Client) -> Self {
-            Self(client.context.clock.now())
+    impl StartTime {
+        pub(super) fn now(client: &ClientContext) -> Self {
+            Self(client.requests.clock.now())
         }
     }
 
@@ -502,11 +503,11 @@ mod record {
 
     pub(super) fn count(
         (name, _): Metric,
-        client: &Client,
+        client: &ClientContext,
         (label, value): (&'static str, &'static str),
     ) {
         contain(|| {
-            counter!(name, "backend" => client.capabilities.backend, label => value).increment(1)
+            counter!(name, "backend" => client.capabilities.backend, label => value).increment(1);
         });
     }
 
@@ -518,7 +519,7 @@ mod record {
         contain(|| counter!(name, "node" => Arc::clone(node), "kind" => kind).increment(1));
     }
 
-    pub(super) fn add((name, _): Metric, client: &Client, difference: f64) {
+    pub(super) fn add((name, _): Metric, client: &ClientContext, difference: f64) {
         contain(|| gauge!(name, "backend" => client.capabilities.backend).increment(difference));
     }
 
@@ -526,8 +527,8 @@ mod record {
         contain(|| gauge!(name, "node" => Arc::clone(node)).set(value));
     }
 
-    pub(super) fn seconds((name, _): Metric, client: &Client, since: &Since) {
-        let seconds = client.context.clock.now().since(since.0).as_secs_f64();
+    pub(super) fn seconds((name, _): Metric, client: &ClientContext, since: &StartTime) {
+        let seconds = client.requests.clock.now().since(since.0).as_secs_f64();
         contain(|| histogram!(name, "backend" => client.capabilities.backend).record(seconds));
     }
 }
@@ -538,13 +539,13 @@ mod record {
     use std::sync::Arc;
 
     use super::Metric;
-    use crate::client::handle::Client;
+    use crate::context::ClientContext;
 
     #[derive(Debug)]
-    pub(crate) struct Since;
+    pub(crate) struct StartTime;
 
-    impl Since {
-        pub(super) fn now(_: &Client) -> Self {
+    impl StartTime {
+        pub(super) fn now(_: &ClientContext) -> Self {
             Self
         }
     }
@@ -555,10 +556,10 @@ mod record {
     pub(super) fn begin(_: Metric, _: &'static str, _: (&'static str, &'static str)) {}
     pub(super) fn begin_in(_: Metric, _: &'static str) {}
     pub(super) fn begin_at(_: Metric, _: &Arc<str>, _: &'static str) {}
-    pub(super) fn count(_: Metric, _: &Client, _: (&'static str, &'static str)) {}
+    pub(super) fn count(_: Metric, _: &ClientContext, _: (&'static str, &'static str)) {}
     pub(super) fn count_in(_: Metric, _: &'static str) {}
     pub(super) fn count_at(_: Metric, _: &Arc<str>, _: &'static str) {}
-    pub(super) fn add(_: Metric, _: &Client, _: f64) {}
+    pub(super) fn add(_: Metric, _: &ClientContext, _: f64) {}
     pub(super) fn set(_: Metric, _: &Arc<str>, _: f64) {}
-    pub(super) fn seconds(_: Metric, _: &Client, _: &Since) {}
+    pub(super) fn seconds(_: Metric, _: &ClientContext, _: &StartTime) {}
 }

@@ -177,12 +177,9 @@ async fn who_was_refused_out_of_courtesy_stays_courteous() {
     settle().await;
     held.release().await.unwrap();
     while !waiting.is_finished() {
-        match ours.mutex("a").try_lock().await.unwrap() {
-            Some(guard) => {
-                assert_eq!(*order.lock().unwrap(), [0], "it overtook a waiter");
-                guard.release().await.unwrap();
-            }
-            None => {}
+        if let Some(guard) = ours.mutex("a").try_lock().await.unwrap() {
+            assert_eq!(*order.lock().unwrap(), [0], "it overtook a waiter");
+            guard.release().await.unwrap();
         }
         settle().await;
     }

@@ -12,7 +12,7 @@ use std::{
 use leasehold_core::{
     ErrorKind, FencingToken, LockClient, LockKey, Renewal, Revocation, TestClock,
     backend::{Attempt, Request},
-    quorum::{QuorumBackend, QuorumConfig, QuorumMember, QuorumNode, Terms},
+    quorum::{QuorumBackend, QuorumConfig, QuorumMember, QuorumNode, VoteRequirements},
 };
 use leasehold_local::MemoryBackend;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
@@ -402,8 +402,8 @@ async fn a_token_that_took_a_second_round_trip_counts_as_written_back() {
     let request = Request::new(LockKey::new("a").unwrap())
         .with_clock(clock.clone(), leasehold_core::ClockDrift::DEFAULT);
     // The token of one node is above those of the other nodes and above every clock.
-    let ahead = Terms {
-        attested: false,
+    let ahead = VoteRequirements {
+        epoch_required: false,
         largest_ttl: Duration::ZERO,
         token_floor: FencingToken::new(1 << 52),
     };

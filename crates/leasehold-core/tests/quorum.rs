@@ -521,7 +521,11 @@ async fn a_node_whose_renewal_is_answered_too_late_is_released() {
     nodes[2].late_answers.add_permits(1);
     assert_eq!(held(&nodes, &request).await, 2);
     Arc::clone(&lease).renew().await.unwrap();
-    assert_eq!(held(&nodes, &request).await, 3, "it is healed");
+    assert_eq!(
+        held(&nodes, &request).await,
+        3,
+        "the node is acquired again"
+    );
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
     assert_eq!(held(&nodes, &request).await, 0);
 }
@@ -540,7 +544,11 @@ async fn late_reply_to_old_renewal_keeps_a_reacquired_node() {
     nodes[2].late_answers.add_permits(1);
     assert_eq!(held(&nodes, &request).await, 2);
     Arc::clone(&lease).renew().await.unwrap();
-    assert_eq!(held(&nodes, &request).await, 3, "it is healed");
+    assert_eq!(
+        held(&nodes, &request).await,
+        3,
+        "the node is acquired again"
+    );
     nodes[2].late_answers.add_permits(1);
     assert_eq!(held(&nodes, &request).await, 3);
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
@@ -623,7 +631,11 @@ async fn revocation_reaches_nodes_reacquired_meanwhile() {
             let there = node.inspect(request.key()).await.unwrap().holders.remove(0);
             node.revoke(&there, Revocation::Immediate).await.unwrap();
             Arc::clone(&lease).renew().await.unwrap();
-            assert_eq!(held(&nodes, &request).await, 3, "it is healed");
+            assert_eq!(
+                held(&nodes, &request).await,
+                3,
+                "the node is acquired again"
+            );
         }
         let broken = quorum.revoke(&holder, revocation).await.unwrap();
         assert_eq!(matches!(broken, RevokeOutcome::Freed), now, "{broken:?}");

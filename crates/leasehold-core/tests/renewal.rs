@@ -134,7 +134,7 @@ async fn leases_taken_together_are_not_renewed_together() {
     let guards = locked(&client, 10_000, secs(30)).await;
     let start = clock.now();
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(guards.iter().all(|guard| guard.is_held()));
+    assert!(guards.iter().all(LockGuard::is_held));
     let mut per_100_ms = BTreeMap::<u128, usize>::new();
     for renewal in &*watched.renewals.lock().unwrap() {
         *per_100_ms
@@ -150,7 +150,7 @@ async fn what_is_due_soon_is_renewed_along_with_what_is_due() {
     let (client, watched, _clock) = spied();
     let guards = locked(&client, 1_000, secs(30)).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(guards.iter().all(|guard| guard.is_held()));
+    assert!(guards.iter().all(LockGuard::is_held));
     let renewals = watched.renewals.lock().unwrap().clone();
     let moments: BTreeSet<_> = renewals.iter().collect();
     assert!(
@@ -211,7 +211,7 @@ async fn a_short_lease_does_not_queue_behind_long_ones() {
         .unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(short.is_held());
-    assert!(long.iter().all(|guard| guard.is_held()));
+    assert!(long.iter().all(LockGuard::is_held));
 }
 
 #[tokio::test(start_paused = true)]
@@ -238,7 +238,7 @@ async fn a_panic_of_a_renewal_ends_no_other() {
         watched.panics.store(5, SeqCst);
         tokio::time::sleep(Duration::from_secs(100)).await;
         assert_eq!(watched.panics.load(SeqCst), 0);
-        assert!(guards.iter().all(|guard| guard.is_held()));
+        assert!(guards.iter().all(LockGuard::is_held));
     }
 }
 

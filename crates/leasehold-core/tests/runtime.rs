@@ -60,6 +60,6 @@ fn a_runtime_without_a_timer_is_refused_typed() {
                 .await
                 .unwrap()
                 .unwrap(),
-        )
+        );
     });
 }

@@ -1,4 +1,4 @@
-//! What a TTL may be, and what a client makes of one that is not set.
+//! TTLs: the valid range, and the default of a client.
 
 mod support;
 

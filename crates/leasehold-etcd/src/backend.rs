@@ -205,7 +205,7 @@ impl EtcdBackend {
         match self.waiting.claim(&request, |_, _| key.clone()).await {
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 // An earlier acquisition left this key behind: use another one.
-                pending.claim.retire();
+                pending.claim.tombstone();
                 Err(lost_position())
             }
             claimed => claimed.map_err(|error| named(error, "acquire")),

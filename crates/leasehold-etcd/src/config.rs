@@ -10,7 +10,16 @@ use crate::{
     error,
 };
 
-/// Options of the backend.
+/// Options of [`EtcdBackend`](crate::EtcdBackend).
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use leasehold_etcd::EtcdConfig;
+///
+/// let config = EtcdConfig::new().with_prefix("shop/").with_timeout(Duration::from_secs(1));
+/// assert_eq!(&*config.prefix, b"shop/");
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EtcdConfig {
@@ -46,6 +55,12 @@ impl Default for EtcdConfig {
 }
 
 impl EtcdConfig {
+    /// Returns the default options.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
     /// Sets the prefix of every key.
     #[must_use]
     pub fn with_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {

@@ -57,7 +57,7 @@ impl Lease for EtcdLease {
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
-        if self.release.has_begun() {
+        if self.release.has_started() {
             return Err(error::plain(
                 ErrorKind::Lost,
                 "renew",
@@ -69,7 +69,7 @@ impl Lease for EtcdLease {
             .renew()
             .await
             .map_err(|error| named(error, "renew"))?;
-        if self.claim.is_broken() {
+        if self.claim.is_revoked() {
             return Err(error::plain(
                 ErrorKind::Unsupported,
                 "renew",
@@ -80,9 +80,9 @@ impl Lease for EtcdLease {
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
-        let again = self.release.has_begun();
-        if let Some(result) = self.release.begin() {
-            return Ok(result);
+        let again = self.release.has_started();
+        if let Some(outcome) = self.release.start() {
+            return Ok(outcome);
         }
         let kind = TxnKind::Release {
             revision: self.revision,
@@ -96,7 +96,7 @@ impl Lease for EtcdLease {
                 }
                 answer.freed()
             });
-        let released = self.release.settle(freed, || {
+        let released = self.release.complete(freed, || {
             !self.claim.valid_until().is_past(self.request.now())
         })?;
         self.claim
@@ -110,14 +110,14 @@ impl Lease for EtcdLease {
 
 impl Drop for EtcdLease {
     fn drop(&mut self) {
-        if self.release.told().is_none() {
+        if self.release.outcome().is_none() {
             // The lease was not released. Its key exists until the session ends or the next renewal
             // removes it, and must not be reused.
             self.claim
                 .session()
                 .handle()
                 .remove_held(&self.queue_key.key);
-            self.claim.retire();
+            self.claim.tombstone();
         }
     }
 }

@@ -107,8 +107,8 @@ impl PendingLock {
         if let Err(error) = self.run(TxnKind::Leave).await {
             tracing::debug!(target: "leasehold", key = ?self.queue_key.key, %error, "the key was not deleted; the next renewal deletes it");
             for claim in claims() {
-                claim.retire();
-                claim.doubt();
+                claim.tombstone();
+                claim.mark_uncertain();
             }
         }
     }

@@ -205,10 +205,10 @@ impl QueueKey {
     ///
     /// The comparison is not needed. The name of the key contains the lease and a slot of this
     /// acquisition, and no other acquisition uses it before the reply to this delete, nor ever if a
-    /// reply is missing ([`Claim::retire`]). Only a release that may have succeeded before must
+    /// reply is missing ([`Claim::tombstone`]). Only a release that may have succeeded before must
     /// compare.
     ///
-    /// [`Claim::retire`]: leasehold_core::session::Claim::retire
+    /// [`Claim::tombstone`]: leasehold_core::session::Claim::tombstone
     pub(crate) fn is_delete(kind: TxnKind) -> bool {
         matches!(kind, TxnKind::Leave | TxnKind::Release { again: false, .. })
     }

@@ -15,7 +15,7 @@ use etcd_client::{
 use leasehold_core::{
     AcquisitionId, Deadline, ErrorKind, LossReason, Result, Ttl,
     backend::async_trait,
-    session::{BatchLimits, Batcher, Claim, Opened, Owned, SessionDriver, SessionTime},
+    session::{BatchLimits, Batcher, Claim, Opened, Owned, SessionClock, SessionDriver},
 };
 
 use crate::{
@@ -113,7 +113,7 @@ pub(crate) async fn run(
     {
         Ok((answer, resent)) => {
             if resent {
-                claims.iter().for_each(|claim| claim.retire());
+                claims.iter().for_each(|claim| claim.tombstone());
             }
             Ok((answer, resent))
         }
@@ -122,8 +122,8 @@ pub(crate) async fn run(
                 ErrorKind::Lost => first.session().end(LossReason::SessionEnded),
                 ErrorKind::Indeterminate | ErrorKind::UnexpectedResponse => {
                     for claim in claims {
-                        claim.retire();
-                        claim.doubt();
+                        claim.tombstone();
+                        claim.mark_uncertain();
                     }
                 }
                 _ => {}
@@ -242,7 +242,7 @@ impl EtcdSessions {
         Ok(stands.then_some(term))
     }
 
-    async fn try_renew(&self, handle: &Handle, time: &SessionTime) -> Result<Option<Deadline>> {
+    async fn try_renew(&self, handle: &Handle, time: &SessionClock) -> Result<Option<Deadline>> {
         let timeout = self.request_timeout(time.ttl());
         let sent = time.now();
         let alive = self.keep_alive(handle, timeout).await?;
@@ -281,7 +281,7 @@ impl SessionDriver for EtcdSessions {
         key.as_bytes().len() + 8
     }
 
-    async fn open(&self, time: &SessionTime) -> Result<Opened<Handle>> {
+    async fn open(&self, time: &SessionClock) -> Result<Opened<Handle>> {
         let (cluster, timeout) = (&self.cluster, self.request_timeout(time.ttl()));
         // Leases have whole seconds. Rounding up is safe: the server may keep the lease longer than
         // the client assumes.
@@ -341,7 +341,7 @@ impl SessionDriver for EtcdSessions {
         })
     }
 
-    async fn renew(&self, handle: &Handle, time: &SessionTime) -> Result<Deadline> {
+    async fn renew(&self, handle: &Handle, time: &SessionClock) -> Result<Deadline> {
         let mut last = None;
         for _ in 0..MAX_ATTEMPTS {
             match self.try_renew(handle, time).await {
@@ -360,7 +360,7 @@ impl SessionDriver for EtcdSessions {
         }))
     }
 
-    async fn owned(&self, handle: &Handle) -> Result<Owned<EtcdKey>> {
+    async fn list_owned(&self, handle: &Handle) -> Result<Owned<EtcdKey>> {
         let options = LeaseTimeToLiveOptions::new().with_keys();
         let answer = self.cluster.call(
             "reconcile",
@@ -385,7 +385,7 @@ impl SessionDriver for EtcdSessions {
             if let Some((key, revision)) = self.cluster.layout.marked(key)
                 && handle.held().get(&key) == Some(&revision)
             {
-                owned.broken.push(key);
+                owned.revoked.push(key);
             }
             if key.as_slice() != handle.key.as_bytes() {
                 // A mark belongs to no claim. It is removed after it was read.
@@ -395,7 +395,7 @@ impl SessionDriver for EtcdSessions {
         Ok(owned)
     }
 
-    async fn disown(&self, handle: &Handle, orphans: Vec<EtcdKey>) -> Result<()> {
+    async fn delete_orphans(&self, handle: &Handle, orphans: Vec<EtcdKey>) -> Result<()> {
         // If the waiter was granted the lock in the meantime, its key belongs to another lease.
         let delete = |key: &EtcdKey| {
             let ours = Compare::lease(key.to_vec(), CompareOp::Equal, handle.lease);

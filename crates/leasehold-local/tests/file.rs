@@ -244,10 +244,10 @@ async fn only_regular_files_are_opened_whatever_their_suffix() {
     type Plant<'a> = (&'a str, &'a dyn Fn(&Path));
     let plant: [Plant<'_>; 5] = [
         ("link", &|path| {
-            std::os::unix::fs::symlink(&target, path).unwrap()
+            std::os::unix::fs::symlink(&target, path).unwrap();
         }),
         ("dangling link", &|path| {
-            std::os::unix::fs::symlink("nowhere", path).unwrap()
+            std::os::unix::fs::symlink("nowhere", path).unwrap();
         }),
         ("directory", &|path| std::fs::create_dir(path).unwrap()),
         ("pipe", &|path| {
@@ -260,7 +260,7 @@ async fn only_regular_files_are_opened_whatever_their_suffix() {
             );
         }),
         ("socket", &|path| {
-            drop(std::os::unix::net::UnixListener::bind(path).unwrap())
+            drop(std::os::unix::net::UnixListener::bind(path).unwrap());
         }),
     ];
     for (suffix, request) in [

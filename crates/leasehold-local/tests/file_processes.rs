@@ -480,7 +480,7 @@ async fn files_of_others_in_shared_memory_refuse_no_lock() {
                     .status()
                     .unwrap()
                     .success()
-            )
+            );
         }),
         ("link", &|| symlink(theirs.path(), &place).unwrap()),
         ("dangling link", &|| symlink("nowhere", &place).unwrap()),

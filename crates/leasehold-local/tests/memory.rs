@@ -6,7 +6,7 @@ use leasehold_core::{
     ClockDrift, Error, ErrorKind, FencingToken, LockKey, Mode, Released, Revocation, RevokeOutcome,
     TestClock, Ttl,
     backend::{Attempt, Contention, Lease, LockBackend, Request},
-    quorum::{QuorumNode, Terms, TokenVote},
+    quorum::{QuorumNode, TokenVote, VoteRequirements},
 };
 use leasehold_local::MemoryBackend;
 
@@ -20,10 +20,10 @@ fn permit(key: &str, of: u32) -> Request {
     request(key).with_permit_of(NonZeroU32::new(of).unwrap())
 }
 
-/// Terms that every node meets.
-fn terms(token_floor: FencingToken) -> Terms {
-    Terms {
-        attested: false,
+/// Requirements that every node meets.
+fn requirements(token_floor: FencingToken) -> VoteRequirements {
+    VoteRequirements {
+        epoch_required: false,
         largest_ttl: Duration::ZERO,
         token_floor,
     }
@@ -141,7 +141,7 @@ async fn tokens_order_writers_and_put_readers_between_them() {
     let floor = FencingToken::new(1 << 40);
     let Attempt::Granted(raised) = backend
         .clone()
-        .request_vote(request("k"), terms(floor))
+        .request_vote(request("k"), requirements(floor))
         .await
         .unwrap()
     else {
@@ -149,7 +149,7 @@ async fn tokens_order_writers_and_put_readers_between_them() {
     };
     assert!(raised.fencing_token().unwrap() > floor);
     raised.release().await.unwrap();
-    let none_left = terms(FencingToken::new(u64::MAX));
+    let none_left = requirements(FencingToken::new(u64::MAX));
     let error = backend
         .clone()
         .request_vote(request("k"), none_left)
@@ -165,8 +165,10 @@ async fn raising_a_token_is_a_strict_compare_and_set_by_the_holder() {
     let asked = request("k");
     let lease = granted(&backend, asked.clone()).await;
     let raise = async |token| {
-        let (node, terms) = (Arc::clone(&backend), terms(FencingToken::new(0)));
-        node.raise_token(asked.clone(), terms, token).await.unwrap()
+        let (node, requirements) = (Arc::clone(&backend), requirements(FencingToken::new(0)));
+        node.raise_token(asked.clone(), requirements, token)
+            .await
+            .unwrap()
     };
     let raised = FencingToken::new(100);
     assert_eq!(raise(raised).await, TokenVote::Accepted);

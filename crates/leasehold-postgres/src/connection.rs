@@ -528,7 +528,7 @@ impl Link {
             Ok(true) => {}
             // Where the server's system has none of them, the idle time-out is left.
             Ok(false) => {
-                tracing::debug!(target: "leasehold", "the server cannot watch the connection more closely")
+                tracing::debug!(target: "leasehold", "the server cannot watch the connection more closely");
             }
             Err(error) if error.kind() == ErrorKind::UnexpectedResponse => {
                 tracing::debug!(target: "leasehold", %error, "the server cannot watch the connection more closely");

@@ -19,9 +19,9 @@ use crate::{
 /// of `$3`, with what the server tells of their sessions. Of other roles' it tells less to a role
 /// without `pg_read_all_stats`.
 const WHO: &str = "SELECT s.classid, s.objid, s.objsubid, s.mode = 'ExclusiveLock', s.granted, s.pid, \
-     coalesce(a.application_name, ''), host(a.client_addr), (extract(generation FROM a.backend_start) * 1000000)::int8, \
-     CASE WHEN a.state = 'idle' THEN (extract(generation FROM clock_timestamp() - a.state_change) * 1000)::int8 END, \
-     extract(generation FROM clock_timestamp() - a.backend_start)::int8 \
+     coalesce(a.application_name, ''), host(a.client_addr), (extract(epoch FROM a.backend_start) * 1000000)::int8, \
+     CASE WHEN a.state = 'idle' THEN (extract(epoch FROM clock_timestamp() - a.state_change) * 1000)::int8 END, \
+     extract(epoch FROM clock_timestamp() - a.backend_start)::int8 \
      FROM (SELECT l.classid::int8, l.objid::int8, l.objsubid, l.mode, l.granted, l.pid FROM pg_locks AS l \
      WHERE l.locktype = 'advisory' \
      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS s \

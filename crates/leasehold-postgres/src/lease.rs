@@ -58,7 +58,7 @@ impl Lease for PostgresLease {
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
-        if self.release.has_begun() {
+        if self.release.has_started() {
             return Err(error::plain(ErrorKind::Lost, "renew", "it was released"));
         }
         self.claim
@@ -66,7 +66,7 @@ impl Lease for PostgresLease {
             .renew()
             .await
             .map_err(|error| named(error, "renew"))?;
-        if self.claim.is_broken() {
+        if self.claim.is_revoked() {
             let message = "an operator has broken this lock: it ends at its deadline";
             return Err(error::plain(ErrorKind::Unsupported, "renew", message));
         }
@@ -74,8 +74,8 @@ impl Lease for PostgresLease {
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
-        if let Some(told) = self.release.begin() {
-            return Ok(told);
+        if let Some(outcome) = self.release.start() {
+            return Ok(outcome);
         }
         let job = Job::GiveBack {
             name: *self.claim.name(),
@@ -87,7 +87,7 @@ impl Lease for PostgresLease {
             Ok(_) => Err(error::protocol("release")),
             Err(error) => Err(error),
         };
-        let released = self.release.settle(freed, || {
+        let released = self.release.complete(freed, || {
             !self.claim.valid_until().is_past(self.request.now())
         })?;
         self.claim.release();

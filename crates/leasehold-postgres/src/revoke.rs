@@ -64,7 +64,7 @@ fn held() -> String {
          {may_end} AS may_end FROM pg_stat_get_activity(pg_backend_pid()) AS us, pg_locks AS l \
          JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted AND l.pid = $1 \
          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-         AND coalesce((extract(generation FROM a.backend_start) * 1000000)::int8, 0) = $2) AS s"
+         AND coalesce((extract(epoch FROM a.backend_start) * 1000000)::int8, 0) = $2) AS s"
     )
 }
 
@@ -72,7 +72,7 @@ fn held() -> String {
 /// pair if `$4`; and whether it has the mark `$5`.
 const NOTED: &str = "SELECT a.application_name, bool_or(l.objsubid = 1 AND ((l.classid::int8 << 32) | l.objid::int8) = $5) \
      FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted \
-     AND l.pid = $1 AND coalesce((extract(generation FROM a.backend_start) * 1000000)::int8, 0) = $2 \
+     AND l.pid = $1 AND coalesce((extract(epoch FROM a.backend_start) * 1000000)::int8, 0) = $2 \
      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) GROUP BY a.application_name \
      HAVING bool_or((l.objsubid = 2) = $4 AND ((l.classid::int8 << 32) | l.objid::int8) = $3)";
 

@@ -15,7 +15,7 @@ use leasehold_core::{
         BoxFuture, async_trait,
         support::{contained, supervised},
     },
-    session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionDriver, SessionTime},
+    session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionClock, SessionDriver},
 };
 
 use crate::{
@@ -274,7 +274,7 @@ impl SessionDriver for PostgresSessions {
         self.link.config.max_sessions
     }
 
-    async fn open(&self, time: &SessionTime) -> Result<Opened<Handle>> {
+    async fn open(&self, time: &SessionClock) -> Result<Opened<Handle>> {
         let link = &self.link;
         let counted = Counted::one_more(link).ok_or_else(|| {
             let max = link.config.max_sessions;
@@ -318,7 +318,7 @@ impl SessionDriver for PostgresSessions {
         session.handle().carrier.owner.set(session);
     }
 
-    async fn renew(&self, handle: &Handle, time: &SessionTime) -> Result<Deadline> {
+    async fn renew(&self, handle: &Handle, time: &SessionClock) -> Result<Deadline> {
         let sent = time.now();
         handle
             .driven("renew", |conn, link| Box::pin(conn.renew(link)))
@@ -326,13 +326,13 @@ impl SessionDriver for PostgresSessions {
         Ok(time.deadline_from(sent))
     }
 
-    async fn owned(&self, handle: &Handle) -> Result<Owned<Name>> {
+    async fn list_owned(&self, handle: &Handle) -> Result<Owned<Name>> {
         handle
             .driven("reconcile", |conn, link| Box::pin(conn.reconcile(link)))
             .await
     }
 
-    async fn disown(&self, handle: &Handle, orphans: Vec<Name>) -> Result<()> {
+    async fn delete_orphans(&self, handle: &Handle, orphans: Vec<Name>) -> Result<()> {
         handle
             .driven("reconcile", move |conn, link| {
                 Box::pin(async move { conn.give_back(link, &orphans).await })

@@ -13,7 +13,7 @@ use leasehold_core::{
         Attempt, BoxFuture, Contention, Lease, LockBackend, Request, acquire_with_retry,
         async_trait, support::check_runtime,
     },
-    quorum::Terms,
+    quorum::VoteRequirements,
 };
 use redis::{Client, Cmd, Value};
 
@@ -165,12 +165,12 @@ impl RedisBackend {
         &self.link
     }
 
-    /// Makes one attempt. `terms`: for a quorum. `registered`: an earlier attempt of this
+    /// Makes one attempt. `requirements`: for a quorum. `registered`: an earlier attempt of this
     /// acquisition has registered it as a waiter.
     pub(crate) async fn attempt(
         &self,
         request: Request,
-        terms: Option<&Terms>,
+        requirements: Option<&VoteRequirements>,
         registered: bool,
     ) -> Result<Attempt> {
         let prefix = &self.link.config.prefix;
@@ -178,7 +178,9 @@ impl RedisBackend {
         self.capabilities
             .check(request.mode(), request.ttl())
             .map_err(in_acquire)?;
-        if terms.is_some_and(|terms| terms.token_floor.get() >= TOKEN_LIMIT - 2) {
+        if requirements
+            .is_some_and(|requirements| requirements.token_floor.get() >= TOKEN_LIMIT - 2)
+        {
             return Err(error::plain(
                 ErrorKind::InvalidInput,
                 "acquire",
@@ -188,14 +190,16 @@ impl RedisBackend {
         let keys = Keys::new(prefix, request.key());
         let mut before = self.generation(request.mode(), &keys);
         let mut sent = request.now();
-        let mut answer = self.ask(&request, terms, &keys, registered, false).await;
+        let mut answer = self
+            .ask(&request, requirements, &keys, registered, false)
+            .await;
         let mut again = false;
         // An idle connection without pushes is found closed only when it is used.
         if answer.as_ref().is_err_and(error::broke)
             && Box::pin(cleanup::undone(&self.link, &request)).await
         {
             (before, sent, again) = (self.generation(request.mode(), &keys), request.now(), true);
-            answer = Box::pin(self.ask(&request, terms, &keys, registered, again)).await;
+            answer = Box::pin(self.ask(&request, requirements, &keys, registered, again)).await;
         }
         let answer = answer.and_then(|answer| Answer::read(&answer, request.mode()));
         match answer {
@@ -232,15 +236,22 @@ impl RedisBackend {
     async fn ask(
         &self,
         request: &Request,
-        terms: Option<&Terms>,
+        requirements: Option<&VoteRequirements>,
         keys: &Keys<'_>,
         registered: bool,
         again: bool,
     ) -> Result<Value> {
         let registered = registered || again && request.is_waiting();
-        match (terms, request.mode()) {
-            (Some(terms), Mode::Exclusive | Mode::Shared) => {
-                Box::pin(vote::acquire(&self.link, request, terms, keys, again)).await
+        match (requirements, request.mode()) {
+            (Some(requirements), Mode::Exclusive | Mode::Shared) => {
+                Box::pin(vote::acquire(
+                    &self.link,
+                    request,
+                    requirements,
+                    keys,
+                    again,
+                ))
+                .await
             }
             (_, Mode::Exclusive) => self.exclusive(request, keys, registered).await,
             // Boxed, here and elsewhere, is what would make the usual way's future larger than

@@ -19,7 +19,7 @@ use tokio::task::unconstrained;
 use crate::{
     handshake::ServerInfo,
     keys::{self, Slot},
-    node_state::NodeState,
+    node_state::CachedNodeState,
     scripts::Script,
     stream::{Meter, Task},
 };
@@ -41,7 +41,7 @@ pub(crate) struct Conn {
     pub(crate) pushes: bool,
     pub(crate) restart: Restart,
     /// What is known of its memory, once a quorum has asked.
-    node_state: Mutex<Option<Arc<NodeState>>>,
+    node_state: Mutex<Option<Arc<CachedNodeState>>>,
     warmth: SeededSlots,
     /// A script for many keys was refused.
     one_at_a_time: AtomicBool,
@@ -150,14 +150,14 @@ impl Conn {
         &self.run
     }
 
-    pub(crate) fn node_state(&self) -> Option<Arc<NodeState>> {
+    pub(crate) fn node_state(&self) -> Option<Arc<CachedNodeState>> {
         self.node_state
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    pub(crate) fn set_node_state(&self, node_state: Option<Arc<NodeState>>) {
+    pub(crate) fn set_node_state(&self, node_state: Option<Arc<CachedNodeState>>) {
         *self
             .node_state
             .lock()

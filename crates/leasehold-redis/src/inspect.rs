@@ -32,7 +32,7 @@ pub(crate) async fn inspect(link: &Link, key: &LockKey) -> Result<Inspection> {
     let keys = Keys::new(&link.config.prefix, key);
     let answer = link
         .run(&scripts::INSPECT, "inspect", Effect::None, |cmd| {
-            arguments(cmd, &keys)
+            arguments(cmd, &keys);
         })
         .await?;
     let answer = parse(answer).ok_or_else(|| error::protocol("inspect"))?;

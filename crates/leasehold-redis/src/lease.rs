@@ -104,7 +104,7 @@ impl Lease for RedisLease {
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
-        if self.release.has_begun() {
+        if self.release.has_started() {
             return Err(self.lost("it was released"));
         }
         let sent = self.request.now();
@@ -126,7 +126,7 @@ impl Lease for RedisLease {
                     Err(self.lost("the renewal's answer came after the deadline"))
                 }
             }
-            Value::Int(0) if self.release.has_begun() => Err(self.lost("it was released")),
+            Value::Int(0) if self.release.has_started() => Err(self.lost("it was released")),
             Value::Int(0) => {
                 self.request.loss_notifier().lost(LossReason::Replaced);
                 Err(self.lost("the server no longer knows us as the holder"))
@@ -136,8 +136,8 @@ impl Lease for RedisLease {
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
-        if let Some(told) = self.release.begin() {
-            return Ok(told);
+        if let Some(outcome) = self.release.start() {
+            return Ok(outcome);
         }
         let run = *self.released_in.get_or_init(|| self.link.runs());
         // Another run of the server, or another server, may have forgotten the lock before the
@@ -151,7 +151,7 @@ impl Lease for RedisLease {
             // Once more. What comes now is judged as the answer to a release that may have worked
             // already.
             let again = Box::pin(self.send_release());
-            drop(self.release.settle(Err(error.clone()), still_valid));
+            drop(self.release.complete(Err(error.clone()), still_valid));
             if let Ok(again) = again.await {
                 answer = Ok(again);
             }
@@ -162,7 +162,7 @@ impl Lease for RedisLease {
             Ok(_) => return Err(error::protocol("release")),
             Err(error) => Err(error),
         };
-        self.release.settle(freed, still_valid)
+        self.release.complete(freed, still_valid)
     }
 }
 
@@ -181,7 +181,7 @@ impl fmt::Debug for RedisLease {
 pub(crate) async fn release(link: &Link, live: &Conn, request: &Request) -> Result<()> {
     let script = release_script(request.mode());
     link.run_on(live, script, "undo", Effect::Writes, |cmd| {
-        release_arguments(cmd, &link.config.prefix, request)
+        release_arguments(cmd, &link.config.prefix, request);
     })
     .await?;
     Ok(())

@@ -1,8 +1,8 @@
-//! [`NodeMarker`]: what an attested node carries.
+//! [`NodeMarker`]: what a provisioned node carries.
 
 use std::fmt;
 
-use leasehold_core::{FencingToken, Ttl, quorum::Attestation};
+use leasehold_core::{FencingToken, Ttl, quorum::EpochRecord};
 
 /// `R:<run>:<largest TTL in ms>:<above>`, or with `D` for a node that loses no token in a restart.
 ///
@@ -19,13 +19,13 @@ pub(crate) struct NodeMarker {
 }
 
 impl NodeMarker {
-    pub(crate) fn new(attestation: &Attestation) -> Self {
-        let kind = if attestation.durable { 'D' } else { 'R' };
-        let ttl = attestation.largest_ttl.as_millis();
+    pub(crate) fn new(record: &EpochRecord) -> Self {
+        let kind = if record.durable { 'D' } else { 'R' };
+        let ttl = record.largest_ttl.as_millis();
         Self::parse(format!(
             "{kind}:{}:{ttl}:{}",
-            attestation.run,
-            attestation.above.get()
+            record.incarnation,
+            record.above.get()
         ))
     }
 
@@ -53,7 +53,7 @@ impl NodeMarker {
         }
     }
 
-    /// No attestation at all.
+    /// Returns whether there is no epoch record.
     pub(crate) fn is_blank(&self) -> bool {
         self.text.is_empty()
     }
@@ -62,7 +62,7 @@ impl NodeMarker {
         self.durable
     }
 
-    /// The run that was attested; `None` without any attestation.
+    /// The run that was attested; `None` without any epoch record.
     pub(crate) fn run(&self) -> Option<&str> {
         (!self.is_blank()).then_some(&*self.run)
     }
@@ -93,23 +93,23 @@ mod tests {
 
     #[test]
     fn golden_values() {
-        let mut attestation = Attestation {
-            run: "5f".repeat(20),
+        let mut record = EpochRecord {
+            incarnation: "5f".repeat(20),
             version: String::new(),
             durable: false,
             largest_ttl: Ttl::DEFAULT,
             above: FencingToken::new(7),
         };
-        let mark = NodeMarker::new(&attestation);
+        let mark = NodeMarker::new(&record);
         assert_eq!(mark.as_str(), format!("R:{}:30000:7", "5f".repeat(20)));
         assert!(
-            mark.is_of_run(&attestation.run)
+            mark.is_of_run(&record.incarnation)
                 && !mark.is_of_run("")
                 && !mark.is_durable()
                 && !mark.is_blank()
         );
-        attestation.durable = true;
-        assert!(NodeMarker::new(&attestation).is_durable());
+        record.durable = true;
+        assert!(NodeMarker::new(&record).is_durable());
         assert_eq!(NodeMarker::parse(mark.as_str().to_owned()), mark);
         assert!(NodeMarker::parse(String::new()).is_blank());
         assert!(!NodeMarker::parse(String::from("x")).is_of_run("x"));

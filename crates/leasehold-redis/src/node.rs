@@ -5,7 +5,7 @@ use std::sync::Arc;
 use leasehold_core::{
     ErrorKind, FencingToken, Mode, Released, Result,
     backend::{Attempt, Request, async_trait},
-    quorum::{Attestation, QuorumNode, Recollection, Terms, TokenVote, Watched},
+    quorum::{EpochRecord, NodeState, QuorumNode, TokenVote, VoteRequirements, Watched},
 };
 use redis::{Cmd, Value};
 
@@ -17,7 +17,7 @@ use crate::{
     keys::NODE_KEYS,
     lease,
     marker::NodeMarker,
-    node_state::NodeState,
+    node_state::CachedNodeState,
     scripts,
     value::Holder,
     vote,
@@ -25,19 +25,23 @@ use crate::{
 
 #[async_trait]
 impl QuorumNode for RedisBackend {
-    async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
+    async fn request_vote(
+        self: Arc<Self>,
+        request: Request,
+        requirements: VoteRequirements,
+    ) -> Result<Attempt> {
         // Whether an earlier attempt has registered is not known here.
         let registered = request.is_waiting();
-        self.attempt(request, Some(&terms), registered).await
+        self.attempt(request, Some(&requirements), registered).await
     }
 
     async fn raise_token(
         self: Arc<Self>,
         request: Request,
-        terms: Terms,
+        requirements: VoteRequirements,
         token: FencingToken,
     ) -> Result<TokenVote> {
-        vote::raise(self.link(), &request, &terms, token).await
+        vote::raise(self.link(), &request, &requirements, token).await
     }
 
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
@@ -76,34 +80,34 @@ impl QuorumNode for RedisBackend {
         cleanup::stop_waiting(link, &live, &request, Holder::waiting(&request)).await
     }
 
-    async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
+    async fn read_state(self: Arc<Self>, watched: Option<Watched>) -> Result<NodeState> {
         let link = self.link();
         let live = link.live_in_order("recall").await?;
-        let node_state = NodeState::look(link, &live, watched).await?;
-        Ok(Recollection {
-            run: node_state.run.clone(),
+        let node_state = CachedNodeState::look(link, &live, watched).await?;
+        Ok(NodeState {
+            incarnation: node_state.run.clone(),
             version: node_state.version.clone(),
-            membership: node_state.membership,
+            eligibility: node_state.eligibility,
             durable: node_state.mark.is_durable() && node_state.durable,
-            marked: node_state.mark.run().map(str::to_owned),
+            recorded: node_state.mark.run().map(str::to_owned),
             largest_ttl: node_state.mark.largest_ttl,
             highest_token: node_state.highest_token.max(node_state.mark.least()),
             wall_clock: Some(node_state.wall_clock),
         })
     }
 
-    async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()> {
+    async fn record_epoch(self: Arc<Self>, record: EpochRecord) -> Result<()> {
         let link = self.link();
         let live = link.live_in_order("attest").await?;
-        if attestation.run.is_empty() {
+        if record.incarnation.is_empty() {
             return Err(error::plain(
                 ErrorKind::Unsupported,
                 "attest",
                 "the server does not say which run it is in; allow this user INFO (`+info`)",
             ));
         }
-        if attestation.durable {
-            let node_state = NodeState::look(link, &live, None).await?;
+        if record.durable {
+            let node_state = CachedNodeState::look(link, &live, None).await?;
             if !node_state.durable {
                 return Err(error::plain(
                     ErrorKind::Unsupported,
@@ -113,13 +117,13 @@ impl QuorumNode for RedisBackend {
                 ));
             }
         }
-        let mark = NodeMarker::new(&attestation);
+        let mark = NodeMarker::new(&record);
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(0)
                 .arg([&*link.config.prefix, NODE_KEYS].concat())
                 .arg(mark.as_str())
-                .arg(attestation.above.get());
-            cmd.arg(&attestation.version).arg(&attestation.run);
+                .arg(record.above.get());
+            cmd.arg(&record.version).arg(&record.incarnation);
         };
         let answer = link
             .run_on(

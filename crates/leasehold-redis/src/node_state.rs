@@ -1,4 +1,4 @@
-//! [`NodeState`]: what a connection knows about the memory of its server.
+//! [`CachedNodeState`]: what a connection knows about the memory of its server.
 
 use std::{
     collections::HashMap,
@@ -8,7 +8,7 @@ use std::{
 
 use leasehold_core::{
     AcquisitionId, Error, ErrorKind, FencingToken, Result,
-    quorum::{Membership, Memory, Terms, Watched},
+    quorum::{Durability, Eligibility, VoteRequirements, Watched},
 };
 use redis::{Pipeline, Value};
 
@@ -29,13 +29,13 @@ const STALE: Duration = Duration::from_millis(500);
 /// finds that the mark or the run has changed: behind a proxy, one connection may be served by
 /// several runs of the server.
 #[derive(Clone, Debug)]
-pub(crate) struct NodeState {
+pub(crate) struct CachedNodeState {
     /// Names the run of the server and the history of its data.
     pub(crate) run: String,
     pub(crate) mark: NodeMarker,
-    /// What an attestation compares.
+    /// What an epoch record compares.
     pub(crate) version: String,
-    pub(crate) membership: Membership,
+    pub(crate) eligibility: Eligibility,
     pub(crate) highest_token: FencingToken,
     /// The server's wall clock.
     pub(crate) wall_clock: Duration,
@@ -44,7 +44,7 @@ pub(crate) struct NodeState {
     seen: Instant,
 }
 
-impl NodeState {
+impl CachedNodeState {
     /// What is known, or after a look.
     pub(crate) async fn of(link: &Link, live: &Conn) -> Result<Arc<Self>> {
         match live
@@ -110,19 +110,19 @@ impl NodeState {
             redis::from_redis_value(answer).map_err(|_| error::protocol("recall"))?;
         let mark = NodeMarker::parse(mark);
         let memory = if mark.is_of_run(&run) {
-            Memory::Attested
+            Durability::Confirmed
         } else {
-            Memory::Unknown
+            Durability::Unknown
         };
-        let membership = Membership {
-            memory,
+        let eligibility = Eligibility {
+            durability: memory,
             watched_for: Duration::from_millis(watched),
         };
         let node_state = Arc::new(Self {
             run,
             mark,
             version,
-            membership,
+            eligibility,
             highest_token: FencingToken::new(highest),
             wall_clock: Duration::from_millis(now),
             durable,
@@ -133,16 +133,16 @@ impl NodeState {
     }
 
     pub(crate) fn votes(&self) -> bool {
-        self.membership.memory == Memory::Attested
+        self.eligibility.durability == Durability::Confirmed
     }
 
-    /// Whether the node may grant under these terms.
-    pub(crate) fn admit(&self, terms: &Terms) -> Result<()> {
+    /// Returns an error if the node does not meet these requirements.
+    pub(crate) fn admit(&self, requirements: &VoteRequirements) -> Result<()> {
         if self.votes() {
             return Ok(());
         }
-        if terms.attested {
-            let message = match self.grace_left(terms.largest_ttl) {
+        if requirements.epoch_required {
+            let message = match self.grace_left(requirements.largest_ttl) {
                 Some(left) => {
                     format!(
                         "it may have lost its memory, and must be watched for another {left:?} before it may rejoin"
@@ -155,7 +155,7 @@ impl NodeState {
             };
             return Err(refuse(message));
         }
-        match self.grace_left(terms.largest_ttl) {
+        match self.grace_left(requirements.largest_ttl) {
             Some(left) => Err(refuse(format!(
                 "it may have forgotten locks that are held, and votes once it has been watched for another {left:?}; for servers \
                  that nobody has used yet, run `leasehold init --assume-fresh`"
@@ -166,7 +166,7 @@ impl NodeState {
 
     /// What is left of the grace, in whole seconds.
     fn grace_left(&self, grace: Duration) -> Option<Duration> {
-        let left = grace.checked_sub(self.membership.watched_for)?;
+        let left = grace.checked_sub(self.eligibility.watched_for)?;
         (!left.is_zero()).then(|| Duration::from_secs(left.as_secs() + 1))
     }
 }

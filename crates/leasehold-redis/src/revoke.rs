@@ -51,7 +51,7 @@ pub(crate) async fn revoke(
     let live = link.live_in_order("break").await?;
     let answer = match link
         .run_on(&live, script, "break", Effect::Writes, |cmd| {
-            arguments(cmd, false)
+            arguments(cmd, false);
         })
         .await
     {
@@ -60,7 +60,7 @@ pub(crate) async fn revoke(
                 return Err(broken);
             };
             link.run_on(&live, script, "break", Effect::Writes, |cmd| {
-                arguments(cmd, true)
+                arguments(cmd, true);
             })
             .await?
         }

@@ -3,7 +3,7 @@
 use leasehold_core::{
     ErrorKind, FencingToken, Mode, Result,
     backend::Request,
-    quorum::{Terms, TokenVote},
+    quorum::{TokenVote, VoteRequirements},
 };
 use redis::{Cmd, Value};
 
@@ -12,7 +12,7 @@ use crate::{
     connection::Link,
     error::{self, Effect},
     keys::{Keys, Kind, NODE_KEYS},
-    node_state::NodeState,
+    node_state::CachedNodeState,
     scripts::{self, Script},
     value::Holder,
 };
@@ -20,12 +20,12 @@ use crate::{
 /// The code of a script that found another mark or another run than it was told.
 const MARKED_ANEW: &str = "LEASEMARK";
 
-/// One attempt to take the lock, on these terms. `again`: the same was sent before, and its answer
-/// was lost.
+/// Makes one attempt to take the lock, if the node meets these requirements. `again`: the same was
+/// sent before, and its answer was lost.
 pub(crate) async fn acquire(
     link: &Link,
     request: &Request,
-    terms: &Terms,
+    requirements: &VoteRequirements,
     keys: &Keys<'_>,
     again: bool,
 ) -> Result<Value> {
@@ -38,8 +38,8 @@ pub(crate) async fn acquire(
     let node = [&*link.config.prefix, NODE_KEYS].concat();
     // An earlier attempt of this acquisition may have registered it.
     let flags = commands::flags(request, again || request.owner() != request.waiter());
-    let floor = terms.token_floor.get();
-    on_terms(link, "acquire", script, terms, |cmd, node_state| {
+    let floor = requirements.token_floor.get();
+    with_requirements(link, "acquire", script, requirements, |cmd, node_state| {
         if shared {
             cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
         } else {
@@ -63,7 +63,7 @@ pub(crate) async fn acquire(
 pub(crate) async fn raise(
     link: &Link,
     request: &Request,
-    terms: &Terms,
+    requirements: &VoteRequirements,
     token: FencingToken,
 ) -> Result<TokenVote> {
     let keys = Keys::new(&link.config.prefix, request.key());
@@ -73,11 +73,11 @@ pub(crate) async fn raise(
     } else {
         "x"
     };
-    let answer = on_terms(
+    let answer = with_requirements(
         link,
         "raise",
         &scripts::QUORUM_RAISE,
-        terms,
+        requirements,
         |cmd, node_state| {
             cmd.arg(1)
                 .arg(keys.lock())
@@ -109,22 +109,22 @@ pub(crate) async fn raise(
 
 /// Runs a script that compares the mark and the run, and once more if they have changed since they
 /// were read.
-async fn on_terms(
+async fn with_requirements(
     link: &Link,
     operation: &'static str,
     script: &Script,
-    terms: &Terms,
-    arguments: impl Fn(&mut Cmd, &NodeState),
+    requirements: &VoteRequirements,
+    arguments: impl Fn(&mut Cmd, &CachedNodeState),
 ) -> Result<Value> {
     let live = link.live_in_order(operation).await?;
-    let mut node_state = NodeState::of(link, &live).await?;
+    let mut node_state = CachedNodeState::of(link, &live).await?;
     for again in [true, false] {
-        node_state.admit(terms)?;
+        node_state.admit(requirements)?;
         match live.run(script, |cmd| arguments(cmd, &node_state)).await {
             Ok(answer) => return Ok(answer),
             Err(error) if error.code() == Some(MARKED_ANEW) => {
                 if again {
-                    node_state = Box::pin(NodeState::look(link, &live, None)).await?;
+                    node_state = Box::pin(CachedNodeState::look(link, &live, None)).await?;
                 }
             }
             Err(error) => return Err(link.failed(&live, error, operation, Effect::Writes)),

@@ -170,13 +170,10 @@ async fn waiter_beside_tries(trying: &LockClient, waiting: &LockClient) -> Vec<u
         let (mutex, granted, over) = (trying.mutex("k"), Arc::clone(&granted), Arc::clone(&over));
         tokio::spawn(async move {
             while !over.load(Relaxed) {
-                match mutex.try_lock().await.unwrap() {
-                    Some(guard) => {
-                        granted.fetch_add(1, Relaxed);
-                        tokio::time::sleep(Duration::from_millis(1)).await;
-                        guard.release().await.unwrap();
-                    }
-                    None => {}
+                if let Some(guard) = mutex.try_lock().await.unwrap() {
+                    granted.fetch_add(1, Relaxed);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    guard.release().await.unwrap();
                 }
             }
         })

@@ -7,7 +7,9 @@ use std::{sync::Arc, time::Duration};
 use leasehold_core::{
     ErrorKind, FencingToken, Mode, Released,
     backend::{Attempt, LockBackend, Request},
-    quorum::{Attestation, Fence, Memory, QuorumNode, Recollection, Terms, TokenVote},
+    quorum::{
+        Durability, EpochRecord, NodeState, NodeToken, QuorumNode, TokenVote, VoteRequirements,
+    },
 };
 use leasehold_redis::redis;
 use support::{Server, TERMS, granted_to, key, request, token, ttl};
@@ -95,35 +97,35 @@ async fn the_scripts_decide_on_tokens_as_the_model_does() {
             .await
             .unwrap()
     };
-    let (mut stored, mut stale) = (None::<Fence>, None);
+    let (mut stored, mut stale) = (None::<NodeToken>, None);
     for ahead in [0, 1_000, -1_000] {
         let floor = stored
             .map_or(1_000_000, |fence| fence.token.get())
             .saturating_add_signed(ahead);
         let asked = request("k").with_ttl(ttl(TTL));
-        let terms = Terms {
+        let requirements = VoteRequirements {
             token_floor: FencingToken::new(floor),
             ..TERMS
         };
         let attempt = Arc::clone(&backend)
-            .request_vote(asked.clone(), terms)
+            .request_vote(asked.clone(), requirements)
             .await
             .unwrap();
         let Attempt::Granted(lease) = attempt else {
             panic!("refused")
         };
-        let drawn = Fence::granted(stored, FencingToken::new(floor), asked.owner());
+        let drawn = NodeToken::granted(stored, FencingToken::new(floor), asked.owner());
         assert_eq!(lease.fencing_token(), Some(drawn.token));
         stored = Some(drawn);
         let holder = asked.owner();
         for delta in [0, -1, 0, 1, 1, -3, 0, 7] {
             let token = FencingToken::new(stored.unwrap().token.get().saturating_add_signed(delta));
             for asked in [&asked].into_iter().chain(&stale) {
-                let fence = Fence {
+                let fence = NodeToken {
                     token,
                     owner: asked.owner(),
                 };
-                let vote = Fence::accepts(stored, Some(holder), fence);
+                let vote = NodeToken::accepts(stored, Some(holder), fence);
                 assert_eq!(
                     raise(asked, token).await,
                     vote,
@@ -146,12 +148,12 @@ async fn a_token_floor_is_exceeded_and_bounded() {
     let server = Server::start();
     let backend = server.backend().await;
     let with_floor = async |name, floor| {
-        let terms = Terms {
+        let requirements = VoteRequirements {
             token_floor: FencingToken::new(floor),
             ..TERMS
         };
         Arc::clone(&backend)
-            .request_vote(request(name), terms)
+            .request_vote(request(name), requirements)
             .await
     };
     let now = token(&granted_to(&backend, request("other"), true).await);
@@ -171,9 +173,9 @@ async fn a_token_floor_is_exceeded_and_bounded() {
     }
 }
 
-fn attestation(recalled: &Recollection, largest_ttl: u64, above: u64) -> Attestation {
-    Attestation {
-        run: recalled.run.clone(),
+fn record(recalled: &NodeState, largest_ttl: u64, above: u64) -> EpochRecord {
+    EpochRecord {
+        incarnation: recalled.incarnation.clone(),
         version: recalled.version.clone(),
         durable: false,
         largest_ttl: ttl(largest_ttl),
@@ -188,35 +190,35 @@ async fn late_attestation_lowers_neither_tokens_nor_largest_ttl() {
     let server = Server::start();
     let (one, other) = (server.backend().await, server.backend().await);
     let (early, late) = (
-        Arc::clone(&one).recall(None).await.unwrap(),
-        Arc::clone(&other).recall(None).await.unwrap(),
+        Arc::clone(&one).read_state(None).await.unwrap(),
+        Arc::clone(&other).read_state(None).await.unwrap(),
     );
     Arc::clone(&one)
-        .attest(attestation(&early, 60_000, 1_000))
+        .record_epoch(record(&early, 60_000, 1_000))
         .await
         .unwrap();
     // The same once more is no harm: an answer may have been lost.
     Arc::clone(&one)
-        .attest(attestation(&early, 60_000, 1_000))
+        .record_epoch(record(&early, 60_000, 1_000))
         .await
         .unwrap();
     let error = Arc::clone(&other)
-        .attest(attestation(&late, 10_000, 10))
+        .record_epoch(record(&late, 10_000, 10))
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    let now = Arc::clone(&other).recall(None).await.unwrap();
+    let now = Arc::clone(&other).read_state(None).await.unwrap();
     assert_eq!(
         (now.largest_ttl, now.highest_token),
         (Some(ttl(60_000)), FencingToken::new(1_000))
     );
     // Who has seen that may.
     Arc::clone(&other)
-        .attest(attestation(&now, 10_000, 1_001))
+        .record_epoch(record(&now, 10_000, 1_001))
         .await
         .unwrap();
     assert_eq!(
-        Arc::clone(&one).recall(None).await.unwrap().largest_ttl,
+        Arc::clone(&one).read_state(None).await.unwrap().largest_ttl,
         Some(ttl(10_000))
     );
 }
@@ -230,20 +232,20 @@ async fn server_wiped_after_the_look_is_not_marked() {
         .unwrap()
         .get_connection()
         .unwrap();
-    let unmarked = Arc::clone(&backend).recall(None).await.unwrap();
+    let unmarked = Arc::clone(&backend).read_state(None).await.unwrap();
     Arc::clone(&backend)
-        .attest(attestation(&unmarked, TTL, 1_000))
+        .record_epoch(record(&unmarked, TTL, 1_000))
         .await
         .unwrap();
-    let marked = Arc::clone(&backend).recall(None).await.unwrap();
+    let marked = Arc::clone(&backend).read_state(None).await.unwrap();
     for recalled_since in [false, true] {
         let () = redis::cmd("FLUSHALL").query(&mut connection).unwrap();
         if recalled_since {
-            Arc::clone(&backend).recall(None).await.unwrap();
+            Arc::clone(&backend).read_state(None).await.unwrap();
         }
         for recalled in [&unmarked, &marked] {
             let error = Arc::clone(&backend)
-                .attest(attestation(recalled, TTL, 2_000))
+                .record_epoch(record(recalled, TTL, 2_000))
                 .await
                 .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unavailable);
@@ -251,11 +253,11 @@ async fn server_wiped_after_the_look_is_not_marked() {
     }
     assert_eq!(
         Arc::clone(&backend)
-            .recall(None)
+            .read_state(None)
             .await
             .unwrap()
-            .membership
-            .memory,
-        Memory::Unknown
+            .eligibility
+            .durability,
+        Durability::Unknown
     );
 }

@@ -584,7 +584,7 @@ async fn waiter_that_does_not_take_its_turn_loses_its_position() {
             match attempt(&c, again(&second, node).with_order(true), node).await {
                 Attempt::Granted(held) => break held,
                 Attempt::Contended(contention) => {
-                    tokio::time::sleep(contention.retry_after.unwrap()).await
+                    tokio::time::sleep(contention.retry_after.unwrap()).await;
                 }
             }
         };

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use leasehold_core::{
     Clock, ClockDrift, ErrorKind, FencingToken, LockKey, Result, Ttl,
     backend::{Attempt, Lease, LockBackend, Request},
-    quorum::{Provision, QuorumBackend, QuorumConfig, QuorumMember, QuorumNode, Terms},
+    quorum::{Provision, QuorumBackend, QuorumConfig, QuorumMember, QuorumNode, VoteRequirements},
 };
 use leasehold_testkit::sim::{DataLoss, Network, NetworkConditions, SimBackend, SimClock, SimNode};
 
@@ -66,13 +66,13 @@ impl Cluster {
 
     async fn occupy(&self, node: usize, floor: u64) -> Arc<dyn Lease> {
         let token_floor = FencingToken::new(floor);
-        let terms = Terms {
-            attested: false,
+        let requirements = VoteRequirements {
+            epoch_required: false,
             largest_ttl: Duration::ZERO,
             token_floor,
         };
         match Arc::clone(&self.others[node])
-            .request_vote(self.request(TTL), terms)
+            .request_vote(self.request(TTL), requirements)
             .await
             .unwrap()
         {

@@ -60,7 +60,7 @@ impl Lease for ZookeeperLease {
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
-        if self.release.has_begun() {
+        if self.release.has_started() {
             return Err(error::plain(ErrorKind::Lost, "renew", "it was released"));
         }
         self.claim
@@ -68,7 +68,7 @@ impl Lease for ZookeeperLease {
             .renew()
             .await
             .map_err(|error| named(error, "renew"))?;
-        if self.claim.is_broken() {
+        if self.claim.is_revoked() {
             return Err(error::plain(
                 ErrorKind::Unsupported,
                 "renew",
@@ -79,8 +79,8 @@ impl Lease for ZookeeperLease {
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
-        if let Some(told) = self.release.begin() {
-            return Ok(told);
+        if let Some(outcome) = self.release.start() {
+            return Ok(outcome);
         }
         self.held.release();
         let work = Work::Delete {
@@ -96,7 +96,7 @@ impl Lease for ZookeeperLease {
         )
         .await;
         let freed = answer.map(|done| matches!(done, Done::Deleted(true)));
-        let released = self.release.settle(freed, || {
+        let released = self.release.complete(freed, || {
             !self.claim.valid_until().is_past(self.request.now())
         })?;
         self.claim.session().handle().forget(self.held.uuid);

@@ -389,7 +389,7 @@ impl PendingLock {
         .await
         {
             tracing::debug!(target: "leasehold", path = %Escaped(&queued.path), %error, "not deleted; the next renewal does");
-            claims().for_each(Claim::doubt);
+            claims().for_each(Claim::mark_uncertain);
         }
     }
 }

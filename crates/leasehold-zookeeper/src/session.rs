@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use leasehold_core::{
     AcquisitionId, Deadline, Error, ErrorKind, LossReason, Result, Timestamp, Ttl,
     backend::async_trait,
-    session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionDriver, SessionTime},
+    session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionClock, SessionDriver},
 };
 use zookeeper_client::{Client, CreateMode, Error as Driver, StateWatcher};
 
@@ -125,7 +125,7 @@ impl Handle {
         {
             Ok(()) => liveness.beat(sent, session.now()),
             Err(error) => {
-                tracing::trace!(target: "leasehold", %error, "the leader did not answer a heartbeat")
+                tracing::trace!(target: "leasehold", %error, "the leader did not answer a heartbeat");
             }
         }
     }
@@ -150,9 +150,9 @@ pub(crate) fn note(claim: &Claim<ZookeeperSessions>, error: &Error) {
         // Only an error of the driver says that the session is over. Without a source, the error
         // means that a node was removed.
         ErrorKind::Lost if std::error::Error::source(error).is_some() => {
-            claim.session().end(LossReason::SessionEnded)
+            claim.session().end(LossReason::SessionEnded);
         }
-        ErrorKind::Indeterminate | ErrorKind::UnexpectedResponse => claim.doubt(),
+        ErrorKind::Indeterminate | ErrorKind::UnexpectedResponse => claim.mark_uncertain(),
         _ => {}
     }
 }
@@ -193,7 +193,7 @@ impl ZookeeperSessions {
     async fn liveness(
         &self,
         link: &Link,
-        time: &SessionTime,
+        time: &SessionClock,
         connecting: Timestamp,
         node: &str,
     ) -> Result<Liveness> {
@@ -233,7 +233,7 @@ impl SessionDriver for ZookeeperSessions {
         (node.path.len() + AROUND_PATH).max(PATH_BYTES / CLAIMS)
     }
 
-    async fn open(&self, time: &SessionTime) -> Result<Opened<Handle>> {
+    async fn open(&self, time: &SessionClock) -> Result<Opened<Handle>> {
         let (cluster, ttl) = (&self.cluster, time.ttl().as_duration());
         let connecting = time.now();
         let link = cluster.connect("acquire", ttl).await?;
@@ -298,7 +298,7 @@ impl SessionDriver for ZookeeperSessions {
         Ok(Opened { handle, deadline })
     }
 
-    async fn renew(&self, handle: &Handle, time: &SessionTime) -> Result<Deadline> {
+    async fn renew(&self, handle: &Handle, time: &SessionClock) -> Result<Deadline> {
         let link = handle.link("renew")?;
         let sent = time.now();
         let checked = async {
@@ -319,7 +319,7 @@ impl SessionDriver for ZookeeperSessions {
         Ok(time.deadline_from(heard(handle.liveness.as_ref(), sent)))
     }
 
-    async fn owned(&self, handle: &Handle) -> Result<Owned<Node>> {
+    async fn list_owned(&self, handle: &Handle) -> Result<Owned<Node>> {
         let link = handle.link("reconcile")?;
         let listing = link.client.list_ephemerals(self.cluster.names.ephemerals());
         let paths = self
@@ -342,10 +342,13 @@ impl SessionDriver for ZookeeperSessions {
             .cloned()
             .collect();
         drop(revoked);
-        Ok(Owned { claims, broken })
+        Ok(Owned {
+            claims,
+            revoked: broken,
+        })
     }
 
-    async fn disown(&self, handle: &Handle, orphans: Vec<Node>) -> Result<()> {
+    async fn delete_orphans(&self, handle: &Handle, orphans: Vec<Node>) -> Result<()> {
         let link = handle.link("reconcile")?;
         for orphans in orphans.chunks(DELETES) {
             let deleted = join_all(orphans.iter().map(|node| delete(&link.client, &node.path)));
@@ -360,8 +363,8 @@ impl SessionDriver for ZookeeperSessions {
     async fn close(&self, handle: &Handle) -> Result<()> {
         if self.cluster.given().is_some() {
             // The session belongs to the user: only the nodes of Leasehold are deleted.
-            let owned = self.owned(handle).await?.claims;
-            self.disown(handle, owned).await?;
+            let owned = self.list_owned(handle).await?.claims;
+            self.delete_orphans(handle, owned).await?;
             let link = handle.link("close")?;
             handle.line.cut();
             let deleted = delete(&link.client, &handle.node);

@@ -97,7 +97,7 @@ pub(crate) async fn woken(cluster: Arc<Cluster>, request: Request, directory: Di
             match tokio::time::timeout(cluster.config.timeout, node(&link, &path)).await {
                 Ok(Ok(Set::Watching((watcher, room, _)))) => drop(told(watcher, room).await),
                 Ok(Ok(Set::NoRoom)) => {
-                    tokio::time::sleep(cluster.config.fallback_poll_interval).await
+                    tokio::time::sleep(cluster.config.fallback_poll_interval).await;
                 }
                 _ => {}
             }

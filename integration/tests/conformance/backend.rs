@@ -105,7 +105,7 @@ async fn redlock() -> Box<dyn BackendFixture> {
                 .provision(Ttl::DEFAULT)
                 .await
                 .expect("an attested quorum"),
-        )
+        );
     };
     PROVISIONED.get_or_init(provision).await;
     Box::new(

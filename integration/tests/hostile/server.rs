@@ -87,7 +87,7 @@ impl Hostile {
                         links.push(thread::spawn(move || drop(shared.serve(client, &conduct))));
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        thread::sleep(Duration::from_millis(2))
+                        thread::sleep(Duration::from_millis(2));
                     }
                     Err(error) => panic!("cannot accept: {error}"),
                 }

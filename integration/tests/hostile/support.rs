@@ -72,7 +72,7 @@ impl Told {
         match self.exit {
             None if !allows(Allowed::Hang) => faults.push("it hangs".to_owned()),
             Some(exit) if !exit.success() && !allows(Allowed::Abort) => {
-                faults.push(format!("it died: {exit}"))
+                faults.push(format!("it died: {exit}"));
             }
             _ => {}
         }

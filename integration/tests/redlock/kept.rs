@@ -114,7 +114,7 @@ async fn restart_is_noticed(persistence: Persistence, restart: impl FnOnce(&mut 
                 .servers
                 .iter()
                 .all(|server| value(server, "other").is_some())
-        })
+        });
     });
     guard.release().await.unwrap();
     let ways = ways(&servers);

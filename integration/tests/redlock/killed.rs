@@ -20,7 +20,7 @@ async fn two_killed_servers_change_nothing() {
                 .servers
                 .iter()
                 .all(|server| value(server, "k").is_some())
-        })
+        });
     });
     for server in &mut servers.servers[1..3] {
         server.kill();

@@ -175,7 +175,7 @@ async fn servers_without_data_grant_nothing_until_provisioned() {
         servers
             .servers
             .iter_mut()
-            .for_each(|server| server.restart().unwrap())
+            .for_each(|server| server.restart().unwrap());
     });
     let refused = client.mutex("other").try_lock().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");

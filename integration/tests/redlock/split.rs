@@ -51,7 +51,7 @@ async fn split_vote_2_2_1_grants_at_most_one_and_converges() {
                 .servers
                 .iter()
                 .all(|server| value(server, "k").is_some())
-        })
+        });
     });
     for (ways, _) in &contenders {
         ways.iter()

@@ -88,7 +88,7 @@ async fn each_is_a_lock_of_its_own(client: &LockClient) {
             "`{shown}` on {client}: held twice"
         );
     }
-    assert!(guards.iter().all(|guard| guard.is_held()));
+    assert!(guards.iter().all(LockGuard::is_held));
     for guard in guards {
         guard.release().await.unwrap();
     }

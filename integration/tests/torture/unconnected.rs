@@ -156,7 +156,7 @@ async fn a_client_made_before_a_quorum_serves_once_it_is_up() {
         servers
             .servers
             .iter_mut()
-            .for_each(|server| server.restart().unwrap())
+            .for_each(|server| server.restart().unwrap());
     };
     serves_once_it_is_up(&url, 2_000, &mut servers, start, kill).await;
 }
@@ -168,7 +168,7 @@ async fn a_client_made_before_etcd_serves_once_it_is_up() {
     let url = cluster.url();
     let start = |cluster: &mut EtcdCluster| cluster.member(0).restart().unwrap();
     serves_once_it_is_up(&url, TTL, &mut cluster, start, |cluster| {
-        cluster.member(0).kill()
+        cluster.member(0).kill();
     })
     .await;
 }

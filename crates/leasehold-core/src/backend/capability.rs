@@ -137,7 +137,7 @@ impl Capabilities {
     }
 }
 
-/// The way in which the lock of a dead or unresponsive holder is freed.
+/// The event that frees the lock of a holder which has died or stopped responding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]

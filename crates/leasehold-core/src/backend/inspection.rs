@@ -175,7 +175,7 @@ impl WaiterRef {
 pub struct NodeStatus {
     /// The address of the node, without secrets.
     pub endpoint: String,
-    /// A description of the node's problem, or `None` if the node can vote.
+    /// The problem of the node, or `None` if it can vote.
     pub problem: Option<String>,
 }
 

@@ -10,9 +10,11 @@ use futures_util::{FutureExt, future::Shared};
 
 use crate::{
     backend::{
+        attempt::Attempt,
         capability::Capabilities,
-        contract::{Attempt, BoxFuture, Lease, LockBackend},
+        contract::LockBackend,
         inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
+        lease::{BoxFuture, Lease},
         request::Request,
         retry::{cancelled, sleep_unless_cancelled},
         retry_budget::RetryBudget,

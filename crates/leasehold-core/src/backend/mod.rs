@@ -6,12 +6,15 @@
 //! backends whose server has sessions.
 
 pub(crate) mod acquisition_id;
+pub(crate) mod attempt;
 pub(crate) mod capability;
+pub(crate) mod contained;
 pub(crate) mod contract;
 pub(crate) mod credentials;
 pub(crate) mod driver_thread;
 pub(crate) mod inspection;
 pub(crate) mod lazy;
+pub(crate) mod lease;
 pub(crate) mod release_tracker;
 pub(crate) mod request;
 pub(crate) mod retry;
@@ -19,8 +22,10 @@ pub(crate) mod retry_budget;
 
 pub use async_trait::async_trait;
 
-pub use self::contract::{
-    Attempt, BoxFuture, Contention, KeepAlive, Lease, LockBackend, Released, SessionId,
+pub use self::{
+    attempt::{Attempt, Contention},
+    contract::LockBackend,
+    lease::{BoxFuture, KeepAlive, Lease, Released, SessionId},
 };
 pub use crate::{
     backend::{

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    backend::contract::Released,
+    backend::lease::Released,
     error::{Error, ErrorKind, Result},
 };
 
@@ -27,22 +27,22 @@ use crate::{
 ///
 /// # fn ask_server(_: u32) -> Result<bool, Error> { Ok(true) }
 /// let state = ReleaseTracker::new();
-/// // In `renew`: refuse if `state.has_begun()`. In `release`:
-/// if state.begin().is_none() {
+/// // In `renew`: refuse if `state.has_started()`. In `release`:
+/// if state.start().is_none() {
 ///     let answer = ask_server(42);
 ///     let still_valid = || true; // the clock, compared with the deadline
-///     assert_eq!(state.settle(answer, still_valid)?, Released::Freed);
+///     assert_eq!(state.complete(answer, still_valid)?, Released::Freed);
 /// }
-/// assert_eq!(state.begin(), Some(Released::AlreadyLost));
+/// assert_eq!(state.start(), Some(Released::AlreadyLost));
 /// # Ok::<_, Error>(())
 /// ```
 #[derive(Default)]
 pub struct ReleaseTracker {
-    begun: AtomicBool,
+    started: AtomicBool,
     /// Whether the answer to a release was lost. The lock may then be gone because that release
     /// worked.
-    in_doubt: AtomicBool,
-    told: OnceLock<Released>,
+    uncertain: AtomicBool,
+    outcome: OnceLock<Released>,
 }
 
 impl ReleaseTracker {
@@ -50,37 +50,37 @@ impl ReleaseTracker {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            begun: AtomicBool::new(false),
-            in_doubt: AtomicBool::new(false),
-            told: OnceLock::new(),
+            started: AtomicBool::new(false),
+            uncertain: AtomicBool::new(false),
+            outcome: OnceLock::new(),
         }
     }
 
     /// Records that a release begins. Call it before the release is sent. If it returns an outcome,
     /// the lock is no longer held: return that outcome and send nothing.
     #[must_use]
-    pub fn begin(&self) -> Option<Released> {
-        self.begun.store(true, Ordering::Release);
-        self.told.get().map(|_| Released::AlreadyLost)
+    pub fn start(&self) -> Option<Released> {
+        self.started.store(true, Ordering::Release);
+        self.outcome.get().map(|_| Released::AlreadyLost)
     }
 
     /// Records that the backend sent the release again after an answer was lost. The answer to the
     /// second one may then say that the lock was not held, because the first one worked.
     pub fn sent_again(&self) {
-        self.in_doubt.store(true, Ordering::Release);
+        self.uncertain.store(true, Ordering::Release);
     }
 
-    /// Returns whether a release has begun, whatever its outcome. The lease must not be renewed any
-    /// more.
+    /// Returns whether a release has started, whatever its outcome. The lease must not be renewed
+    /// any more.
     #[must_use]
-    pub fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Acquire)
+    pub fn has_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
     }
 
     /// Returns the reported outcome, if there is one.
     #[must_use]
-    pub fn told(&self) -> Option<Released> {
-        self.told.get().copied()
+    pub fn outcome(&self) -> Option<Released> {
+        self.outcome.get().copied()
     }
 
     /// Turns the server's answer, whether the lease still held the lock, into an outcome.
@@ -90,7 +90,7 @@ impl ReleaseTracker {
     /// # Errors
     /// Returns the error of the answer, after which the release may be retried. An error of kind
     /// [`ErrorKind::Lost`] is not returned: it means [`Released::AlreadyLost`].
-    pub fn settle(
+    pub fn complete(
         &self,
         answer: Result<bool>,
         still_valid: impl FnOnce() -> bool,
@@ -99,17 +99,17 @@ impl ReleaseTracker {
             Ok(true) => Released::Freed,
             // The release was sent before the deadline, so that no other process can have freed the
             // lock.
-            Ok(false) if self.in_doubt.load(Ordering::Acquire) && still_valid() => Released::Freed,
+            Ok(false) if self.uncertain.load(Ordering::Acquire) && still_valid() => Released::Freed,
             Ok(false) => Released::AlreadyLost,
             Err(error) if error.kind() == ErrorKind::Lost => Released::AlreadyLost,
-            Err(error) => return Err(self.noted(error)),
+            Err(error) => return Err(self.with_uncertainty(error)),
         };
-        Ok(*self.told.get_or_init(|| released))
+        Ok(*self.outcome.get_or_init(|| released))
     }
 
-    fn noted(&self, error: Error) -> Error {
+    fn with_uncertainty(&self, error: Error) -> Error {
         if error.kind() == ErrorKind::Indeterminate {
-            self.in_doubt.store(true, Ordering::Release);
+            self.uncertain.store(true, Ordering::Release);
         }
         error
     }
@@ -117,10 +117,10 @@ impl ReleaseTracker {
 
 impl fmt::Debug for ReleaseTracker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.told() {
+        match self.outcome() {
             Some(released) => write!(f, "{released:?}"),
-            None if self.in_doubt.load(Ordering::Relaxed) => f.write_str("InDoubt"),
-            None if self.has_begun() => f.write_str("Begun"),
+            None if self.uncertain.load(Ordering::Relaxed) => f.write_str("Uncertain"),
+            None if self.has_started() => f.write_str("Started"),
             None => f.write_str("Held"),
         }
     }
@@ -138,39 +138,39 @@ mod tests {
         panic!("the clock is read although it does not matter")
     }
 
-    fn settled(state: &ReleaseTracker, answer: Result<bool>, still_valid: bool) -> Released {
-        state.settle(answer, || still_valid).unwrap()
+    fn completed(state: &ReleaseTracker, answer: Result<bool>, still_valid: bool) -> Released {
+        state.complete(answer, || still_valid).unwrap()
     }
 
     #[test]
     fn freed_is_reported_once() {
         let state = ReleaseTracker::new();
-        assert!(!state.has_begun());
-        assert_eq!(state.begin(), None);
-        assert!(state.has_begun());
-        assert_eq!(state.told(), None);
-        assert_eq!(state.settle(Ok(true), never).unwrap(), Released::Freed);
-        assert_eq!(state.told(), Some(Released::Freed));
-        assert_eq!(state.begin(), Some(Released::AlreadyLost));
+        assert!(!state.has_started());
+        assert_eq!(state.start(), None);
+        assert!(state.has_started());
+        assert_eq!(state.outcome(), None);
+        assert_eq!(state.complete(Ok(true), never).unwrap(), Released::Freed);
+        assert_eq!(state.outcome(), Some(Released::Freed));
+        assert_eq!(state.start(), Some(Released::AlreadyLost));
     }
 
     #[test]
     fn overlapping_releases_report_the_same() {
         let state = ReleaseTracker::new();
-        assert_eq!((state.begin(), state.begin()), (None, None));
-        assert_eq!(settled(&state, Ok(true), true), Released::Freed);
-        assert_eq!(settled(&state, Ok(false), true), Released::Freed);
+        assert_eq!((state.start(), state.start()), (None, None));
+        assert_eq!(completed(&state, Ok(true), true), Released::Freed);
+        assert_eq!(completed(&state, Ok(false), true), Released::Freed);
     }
 
     #[test]
     fn release_of_a_lock_that_is_not_held_is_a_loss() {
         let state = ReleaseTracker::new();
         assert_eq!(
-            state.settle(Ok(false), never).unwrap(),
+            state.complete(Ok(false), never).unwrap(),
             Released::AlreadyLost
         );
         assert_eq!(
-            settled(&ReleaseTracker::new(), failure(ErrorKind::Lost), true),
+            completed(&ReleaseTracker::new(), failure(ErrorKind::Lost), true),
             Released::AlreadyLost
         );
     }
@@ -181,34 +181,34 @@ mod tests {
             let state = ReleaseTracker::new();
             assert_eq!(
                 state
-                    .settle(failure(ErrorKind::Indeterminate), never)
+                    .complete(failure(ErrorKind::Indeterminate), never)
                     .unwrap_err()
                     .kind(),
                 ErrorKind::Indeterminate
             );
             assert_eq!(
-                (state.told(), state.begin()),
+                (state.outcome(), state.start()),
                 (None, None),
                 "it may be tried again"
             );
-            assert_eq!(settled(&state, Ok(false), still_valid), truth);
+            assert_eq!(completed(&state, Ok(false), still_valid), truth);
         }
     }
 
     #[test]
-    fn a_release_that_was_not_sent_leaves_no_doubt() {
+    fn release_that_was_not_sent_is_certain() {
         let state = ReleaseTracker::new();
-        assert_eq!(state.begin(), None);
+        assert_eq!(state.start(), None);
         assert_eq!(
             state
-                .settle(failure(ErrorKind::Unavailable), never)
+                .complete(failure(ErrorKind::Unavailable), never)
                 .unwrap_err()
                 .kind(),
             ErrorKind::Unavailable
         );
-        assert!(state.has_begun());
+        assert!(state.has_started());
         assert_eq!(
-            state.settle(Ok(false), never).unwrap(),
+            state.complete(Ok(false), never).unwrap(),
             Released::AlreadyLost
         );
     }
@@ -217,13 +217,13 @@ mod tests {
     fn debug_shows_the_progress_of_a_release() {
         let state = ReleaseTracker::new();
         assert_eq!(format!("{state:?}"), "Held");
-        assert_eq!(state.begin(), None);
-        assert_eq!(format!("{state:?}"), "Begun");
+        assert_eq!(state.start(), None);
+        assert_eq!(format!("{state:?}"), "Started");
         state
-            .settle(failure(ErrorKind::Indeterminate), never)
+            .complete(failure(ErrorKind::Indeterminate), never)
             .unwrap_err();
-        assert_eq!(format!("{state:?}"), "InDoubt");
-        settled(&state, Ok(true), true);
+        assert_eq!(format!("{state:?}"), "Uncertain");
+        completed(&state, Ok(true), true);
         assert_eq!(format!("{state:?}"), "Freed");
     }
 }

@@ -9,8 +9,8 @@ use crate::{
     clock::{Clock, ClockDrift, Deadline, SystemClock, Timestamp},
     key::LockKey,
     label,
-    lease::signal::{LossReason, Signal},
     mode::Mode,
+    signal::{LossReason, Signal},
     ttl::Ttl,
 };
 
@@ -36,7 +36,7 @@ pub(crate) struct RequestContext {
     pub(crate) label: Arc<str>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) drift: ClockDrift,
-    /// Notified when a backend reports a loss. The client's renewer waits for it.
+    /// Notified when a backend reports a loss. The client's renewal task listens.
     pub(crate) losses: Arc<Notify>,
     /// Cancelled when the client closes, which cancels all its requests.
     pub(crate) closing: Arc<Signal>,

@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     backend::{
-        contract::{Attempt, Contention, Lease},
+        attempt::{Attempt, Contention},
+        lease::Lease,
         request::Request,
         retry_budget::RetryBudget,
     },

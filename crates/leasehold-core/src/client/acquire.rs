@@ -3,21 +3,19 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use crate::{
-    backend::{
-        contract::{Attempt, KeepAlive, Lease},
-        request::Request,
-    },
-    client::{
-        asker::Asker, complete_on_drop::CompleteOnDrop, handle::Client, local_queue::Place, release,
-    },
+    asker::Asker,
+    backend::{attempt::Attempt, request::Request},
+    client::{engine::Client, spec::Spec},
     error::{Error, ErrorKind, Result},
-    fencing::FencingToken,
     key::LockKey,
-    lease::held_lease::HeldLease,
-    lock::{guard::OwnedLease, options::Spec},
+    lease::{
+        complete_on_drop::CompleteOnDrop, grant::Grant, held_lease::HeldLease,
+        owned_lease::OwnedLease, renewal,
+    },
+    local_queue::Place,
     mode::Mode,
-    panics::{ContainedLease, contain},
-    telemetry::{self, Span, Traced, Waiting},
+    panics::contain,
+    telemetry::{self, AcquireTimer, Span, TracedOp},
 };
 
 /// The longest time that a single attempt waits for room for background operations.
@@ -65,10 +63,11 @@ pub(crate) async fn acquire_for(
 
 async fn acquire_with(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Option<OwnedLease>> {
     // Closing waits until the guard exists or the release of the grant has started.
-    let _under_way = client.under_way();
-    let waiting = Waiting::begin(client);
+    let _under_way = client.context.under_way();
+    let waiting = AcquireTimer::begin(&client.context);
     let granted = granted(client, spec, wait).await;
-    let acquired = granted.and_then(|grant| grant.map(|grant| finish(spec, grant)).transpose());
+    let acquired =
+        granted.and_then(|grant| grant.map(|grant| finish(client, spec, grant)).transpose());
     // There is no `.await` after the grant, so it cannot be dropped here.
     waiting.end(&acquired, wait.refusal());
     acquired
@@ -80,11 +79,11 @@ async fn granted<'a>(
     wait: Wait,
 ) -> Result<Option<Grant<'a>>> {
     let key = spec.key.as_ref().map_err(Error::clone)?;
-    let traced = Traced::of(Span::of(|| {
+    let traced = TracedOp::of(Span::of(|| {
         tracing::debug_span!(
             target: "leasehold",
             "wait",
-            backend = client.capabilities.backend,
+            backend = client.context.capabilities.backend,
             key = %key,
             mode = %spec.mode,
             outcome = tracing::field::Empty,
@@ -130,83 +129,22 @@ async fn granted<'a>(
     granted
 }
 
-/// The owner of a lease until its guard exists. Dropping it releases the lease.
-pub(crate) struct Grant<'a> {
-    pub(crate) client: &'a Arc<Client>,
-    pub(crate) request: Request,
-    pub(crate) token: Option<FencingToken>,
-    pub(crate) keep_alive: KeepAlive,
-    lease: ContainedLease,
-    place: Option<Place>,
-    owned: bool,
-}
-
-impl<'a> Grant<'a> {
-    fn of(
-        client: &'a Arc<Client>,
-        request: Request,
-        lease: Arc<dyn Lease>,
-        place: Option<Place>,
-    ) -> Result<Self> {
-        let lease = ContainedLease::new(lease);
-        let mut grant = Self {
-            client,
-            request,
-            token: None,
-            keep_alive: KeepAlive::PerLease,
-            lease,
-            place,
-            owned: true,
-        };
-        if let Some(place) = &mut grant.place {
-            place.granted();
-        }
-        let facts = grant
-            .lease
-            .facts()
-            .map_err(|error| error.with_backend(client.capabilities.backend));
-        (grant.token, grant.keep_alive) = facts?;
-        Ok(grant)
-    }
-
-    /// Moves the lease to a new owner.
-    pub(crate) fn hand_over(&mut self) -> (ContainedLease, Option<Place>) {
-        self.owned = false;
-        (self.lease.clone(), self.place.take())
-    }
-}
-
-impl Drop for Grant<'_> {
-    fn drop(&mut self) {
-        if self.owned {
-            let (client, lease, request) = (
-                Arc::clone(self.client),
-                self.lease.clone(),
-                self.request.clone(),
-            );
-            self.client.in_background(async move {
-                release::give_back_grant(&client, lease, &request).await
-            });
-        }
-    }
-}
-
 /// Waits in the local queue, then at the backend.
 async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
-    client.room_in_background(None).await;
+    client.context.room_in_background(None).await;
     let place = enter(client, &request).await?;
     let request = request
         .with_yield_to_waiters(place.yields_to_waiters())
         .with_waiting(true);
-    let acquire = || Arc::clone(&client.backend).acquire(request.clone());
+    let acquire = || Arc::clone(&client.context.backend).acquire(request.clone());
     match warn_if_waiting_for_self(
         client,
         &request,
-        CompleteOnDrop::acquisition(client, &request, acquire),
+        CompleteOnDrop::acquisition(&client.context, &request, acquire),
     )
     .await
     {
-        Ok(lease) => Grant::of(client, request, lease, Some(place)),
+        Ok(lease) => Grant::of(&client.context, request, lease, Some(place)),
         Err(error) => {
             if error.is_retryable() {
                 place.failed(&error);
@@ -243,7 +181,7 @@ async fn warn_if_waiting_for_self<T>(
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(request.ttl().as_duration())));
             if timer.as_mut().poll(cx).is_ready() {
                 has_warned = true;
-                if let Some(held) = client.renewer.held_by(Asker::current(), request) {
+                if let Some(held) = client.schedule.held_by(Asker::current(), request) {
                     warn_of_self(client, request, held);
                 }
             }
@@ -263,7 +201,7 @@ fn warn_of_self(client: &Client, request: &Request, held: Mode) {
     contain(|| {
         tracing::warn!(
             target: "leasehold",
-            backend = client.capabilities.backend,
+            backend = client.context.capabilities.backend,
             key = %request.key(),
             "a task waits for a lock that it acquired itself; if it still has the guard, it waits forever: {remedy}"
         );
@@ -274,7 +212,10 @@ fn warn_of_self(client: &Client, request: &Request, held: Mode) {
 /// later waiters of this process queue behind it. Otherwise it is made outside of the queue.
 async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant<'_>>> {
     // A single attempt must not wait for long. The limit is enough to slow down a loop of attempts.
-    client.room_in_background(Some(LONGEST_TRY_PAUSE)).await;
+    client
+        .context
+        .room_in_background(Some(LONGEST_TRY_PAUSE))
+        .await;
     let mut place = client.queues.try_enter(&request).await?;
     // A reader need not yield, because the backend lets no reader overtake a waiting writer.
     let yielding = place
@@ -287,9 +228,11 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant
         _ => None,
     };
     loop {
-        let attempt = || Arc::clone(&client.backend).try_acquire(request.clone());
-        match CompleteOnDrop::acquisition(client, &request, attempt).await? {
-            Attempt::Granted(lease) => return Grant::of(client, request, lease, place).map(Some),
+        let attempt = || Arc::clone(&client.context.backend).try_acquire(request.clone());
+        match CompleteOnDrop::acquisition(&client.context, &request, attempt).await? {
+            Attempt::Granted(lease) => {
+                return Grant::of(&client.context, request, lease, place).map(Some);
+            }
             Attempt::Contended(_) => request.set_contended(),
         }
         // Retries once, after the releases that had begun before the refusal.
@@ -300,13 +243,14 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant
     Ok(None)
 }
 
-fn finish(spec: &Spec, grant: Grant<'_>) -> Result<OwnedLease> {
-    let client = grant.client;
-    let lease = HeldLease::begin(grant, spec.renewal);
+fn finish(client: &Client, spec: &Spec, grant: Grant<'_>) -> Result<OwnedLease> {
+    // Nothing between the grant and its owner can panic.
+    let lease = OwnedLease::new(HeldLease::begin(grant, &client.schedule, spec.renewal));
+    renewal::keep(lease.hold());
     // The lease is registered first: a client that closes or drains sets its mark before it
     // collects the leases that are held.
     let is_held = lease.hold().is_held();
-    if let Some(refusal) = client.refusal() {
+    if let Some(refusal) = client.context.refusal() {
         return Err(refusal);
     }
     if !is_held {
@@ -316,7 +260,7 @@ fn finish(spec: &Spec, grant: Grant<'_>) -> Result<OwnedLease> {
             ErrorKind::Lost,
             format!("the grant of `{key}` took longer than its TTL of {ttl}; give a longer TTL"),
         )
-        .with_backend(client.capabilities.backend));
+        .with_backend(client.context.capabilities.backend));
     }
     Ok(lease)
 }
@@ -337,7 +281,7 @@ pub(crate) fn unanswered(
         ErrorKind::Unavailable,
         format!("`{key}` was not granted within {timeout:?}: {why}"),
     )
-    .with_backend(client.capabilities.backend);
+    .with_backend(client.context.capabilities.backend);
     match fault {
         Some(fault) => error.with_source(fault),
         None => error,

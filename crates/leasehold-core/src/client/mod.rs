@@ -1,9 +1,7 @@
-//! The client: acquisition, the queue of this process, and release.
+//! The client: acquisition, drain and close.
 
 pub(crate) mod acquire;
-pub(crate) mod asker;
-pub(crate) mod background_releases;
-pub(crate) mod complete_on_drop;
+pub(crate) mod builder;
+pub(crate) mod engine;
 pub(crate) mod handle;
-pub(crate) mod local_queue;
-pub(crate) mod release;
+pub(crate) mod spec;

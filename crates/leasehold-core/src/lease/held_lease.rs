@@ -1,30 +1,44 @@
-//! [`HeldLease`]: the state of one granted lease, shared by its guards, its views and the renewer.
+//! [`HeldLease`], a lease that this process holds, and [`Schedule`], all held leases ordered by
+//! when they are due.
 
 use std::{
+    collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::{contract::KeepAlive, request::Request},
-    client::{
-        acquire::Grant, asker::Asker, complete_on_drop::CompleteOnDrop, handle::Client,
-        local_queue::Place, release,
+    asker::Asker,
+    backend::{
+        contained::ContainedLease,
+        lease::{KeepAlive, SessionId},
+        request::{Request, RequestContext},
     },
-    clock::{AtomicDeadline, Deadline, Timestamp},
+    clock::{AtomicDeadline, Clock, Deadline, Timestamp},
+    context::ClientContext,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    lease::signal::{LossReason, Signal},
-    lock::{guard::OwnedLease, options::Renewal},
-    panics::{ContainedLease, contain},
-    telemetry::{self, Span, Traced},
+    lease::{
+        complete_on_drop::CompleteOnDrop, detached_release::give_back, grant::Grant,
+        renewal_mode::Renewal,
+    },
+    local_queue::Place,
+    mode::Mode,
+    panics::contain,
+    signal::{LossReason, Signal},
+    telemetry::{self, Span, TracedOp},
 };
 
+/// A renewal starts after this part of the remaining time. The upper bound of a third leaves time
+/// for two more attempts. The range spreads renewals, so that 10 000 leases that were acquired
+/// together are not renewed together.
+const RENEW_AFTER_PERMILLE: std::ops::Range<u64> = 200..333;
 /// The longest sleep of a wait for a deadline. The clock is read again after it, because timers
 /// stand still while the machine is suspended and the clock does not.
 pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -32,7 +46,8 @@ pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// The state of one granted lease.
 #[derive(Debug)]
 pub(crate) struct HeldLease {
-    pub(crate) client: Arc<Client>,
+    pub(crate) context: Arc<ClientContext>,
+    pub(super) schedule: Arc<Schedule>,
     pub(crate) lease: ContainedLease,
     pub(crate) keep_alive: KeepAlive,
     pub(crate) request: Request,
@@ -49,12 +64,12 @@ pub(crate) struct HeldLease {
     lost: OnceLock<CancellationToken>,
     /// The number of guards that share this lease through re-entrancy.
     guards: AtomicUsize,
-    /// The key of this lease in the renewer's schedule, together with `due`.
+    /// The key of this lease in the schedule, together with `due`.
     pub(crate) id: u64,
     pub(crate) due: AtomicU64,
     pub(crate) renewing: AtomicBool,
     span: Span,
-    since: telemetry::Since,
+    since: telemetry::StartTime,
 }
 
 /// The part of a lease's state that outlives it, for views.
@@ -84,10 +99,14 @@ impl Drop for HeldLease {
 }
 
 impl HeldLease {
-    /// Turns a grant into a lease that a guard can own, and starts its renewals.
-    pub(crate) fn begin(mut grant: Grant<'_>, renewal: Renewal) -> OwnedLease {
-        let (client, request, token, keep_alive) = (
-            grant.client,
+    /// Turns a grant into a held lease, and schedules its renewals.
+    pub(crate) fn begin(
+        mut grant: Grant<'_>,
+        schedule: &Arc<Schedule>,
+        renewal: Renewal,
+    ) -> Arc<Self> {
+        let (context, request, token, keep_alive) = (
+            grant.context,
             grant.request.clone(),
             grant.token,
             grant.keep_alive,
@@ -102,17 +121,17 @@ impl HeldLease {
             tracing::debug_span!(
                 target: "leasehold",
                 "hold",
-                backend = client.capabilities.backend,
+                backend = context.capabilities.backend,
                 key = %request.key(),
                 mode = %request.mode(),
                 token = token.map(FencingToken::get),
                 outcome = tracing::field::Empty,
             )
         });
-        let since = telemetry::hold_began(client);
-        // No code between here and the guard can panic.
+        let since = telemetry::hold_began(context);
+        // No code between here and the owner of the lease can panic.
         let (lease, place) = grant.hand_over();
-        let owned = OwnedLease::new(Arc::new(Self {
+        Arc::new(Self {
             lease,
             keep_alive,
             renewal,
@@ -123,16 +142,15 @@ impl HeldLease {
             facts: OnceLock::new(),
             lost: OnceLock::new(),
             guards: AtomicUsize::new(1),
-            id: client.next_hold_id(),
+            id: context.next_hold_id(),
             due: AtomicU64::new(0),
             renewing: AtomicBool::new(false),
-            client: Arc::clone(client),
+            context: Arc::clone(context),
+            schedule: Arc::clone(schedule),
             request,
             span,
             since,
-        }));
-        client.renewer.add(owned.hold());
-        owned
+        })
     }
 
     pub(crate) fn signal(&self) -> &Signal {
@@ -226,18 +244,18 @@ impl HeldLease {
             return Err(self.lost_error(reason));
         }
         let renewed = self.renew_lease().await;
-        telemetry::renewed(&self.client, &renewed);
+        telemetry::renewed(&self.context, &renewed);
         renewed
     }
 
     async fn renew_lease(self: &Arc<Self>) -> Result<()> {
-        let traced = Traced::of(telemetry::renew_span(
+        let traced = TracedOp::of(telemetry::renew_span(
             &self.span,
-            &self.client,
+            &self.context,
             &self.request,
             self.token,
         ));
-        let renewing = CompleteOnDrop::short(&self.client, self.lease.renew());
+        let renewing = CompleteOnDrop::short(&self.context, self.lease.renew());
         let sent = self.request.now();
         let renewed = self.on_renewed(sent, traced.span.around(renewing).await);
         traced.end(&renewed, "renewed");
@@ -276,7 +294,7 @@ impl HeldLease {
             ErrorKind::Lost,
             format!("the lock `{}` was lost: {reason}", self.request.key()),
         )
-        .with_backend(self.client.capabilities.backend)
+        .with_backend(self.context.capabilities.backend)
     }
 
     /// Marks the lease as lost and cleans up. Has no effect if the lease is already lost or
@@ -297,12 +315,12 @@ impl HeldLease {
             // This runs the wakers of foreign code, which may panic.
             contain(|| lost.cancel());
         }
-        let was_kept = self.client.renewer.remove(self);
+        let was_kept = self.schedule.remove(self);
         // The next local waiter starts at once.
         drop(self.take_place());
         if was_kept {
             self.end();
-            telemetry::lost(&self.client, reason);
+            telemetry::lost(&self.context, reason);
             if reason == LossReason::ClientClosed {
                 self.span.emit(|span| {
                     tracing::debug!(target: "leasehold", parent: span, "given back: the client closes");
@@ -312,13 +330,13 @@ impl HeldLease {
             }
             // The backend may still have the lock: the local deadline is earlier than the
             // server's, and the session may still be alive.
-            let (client, lease, span) = (
-                Arc::clone(&self.client),
+            let (context, lease, span) = (
+                Arc::clone(&self.context),
                 self.lease.clone(),
                 self.release_span(),
             );
-            self.client
-                .in_background(async move { release::give_back(&client, lease, span).await });
+            self.context
+                .in_background(async move { give_back(&context, lease, span).await });
         }
     }
 
@@ -327,7 +345,7 @@ impl HeldLease {
             tracing::warn!(
                 target: "leasehold",
                 parent: span,
-                backend = self.client.capabilities.backend,
+                backend = self.context.capabilities.backend,
                 key = %self.request.key(),
                 token = self.token.map(FencingToken::get),
                 %reason,
@@ -338,16 +356,16 @@ impl HeldLease {
 
     /// Creates a span for a release of this lease.
     pub(crate) fn release_span(&self) -> Span {
-        telemetry::release_span(&self.span, &self.client, &self.request, self.token)
+        telemetry::release_span(&self.span, &self.context, &self.request, self.token)
     }
 
     /// Records that the lease has ended. Called once, by its release or its loss.
     pub(crate) fn end(&self) {
         match self.signal().loss() {
-            Some(reason) => telemetry::say(&self.span, tracing::field::display(reason)),
-            None => telemetry::say(&self.span, "released"),
+            Some(reason) => telemetry::record_outcome(&self.span, tracing::field::display(reason)),
+            None => telemetry::record_outcome(&self.span, "released"),
         }
-        telemetry::hold_ended(&self.client, &self.since);
+        telemetry::hold_ended(&self.context, &self.since);
     }
 
     pub(crate) fn take_place(&self) -> Option<Place> {
@@ -376,4 +394,215 @@ impl HeldLease {
     pub(crate) fn unshare(&self) -> bool {
         self.guards.fetch_sub(1, Ordering::AcqRel) == 1
     }
+}
+
+/// The held leases of a client, ordered by when they are due. The renewal task works through it.
+///
+/// It is here because a lease and its schedule know each other: a lease that ends leaves the
+/// schedule.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) state: Mutex<State>,
+    /// Something is due before the task thought.
+    pub(super) wake: Notify,
+    /// Whether somebody waits until nothing is held, and is told by `emptied`.
+    pub(super) drains: AtomicBool,
+    pub(super) emptied: Notify,
+    /// Notified when a backend reports a loss.
+    pub(crate) losses: Arc<Notify>,
+    /// Cancelled when the task is to end.
+    pub(super) stopped: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Leases with a renewal or a deadline of their own, ordered by when they are due.
+    pub(super) holds: BTreeMap<(u64, u64), Arc<HeldLease>>,
+    pub(super) sessions: HashMap<SessionId, Session>,
+    /// Due renewals that wait because enough others are under way, ordered by when they must be
+    /// sent.
+    pub(super) ready: BTreeMap<(u64, u64), Arc<HeldLease>>,
+    /// The error of the last renewal, if it failed.
+    pub(super) trouble: Option<Error>,
+    /// When the log may warn of late renewals again.
+    pub(super) next_warning: u64,
+    /// When the task will look again. Not changed when something is taken away: a pair costs no
+    /// wake-up.
+    pub(super) next_tick: u64,
+    /// Something was added since the task looked.
+    pub(super) used: bool,
+    pub(super) running: bool,
+    /// The shortest TTL since the schedule was last empty. It bounds how long the task sleeps.
+    pub(super) shortest: Duration,
+}
+
+/// The leases that are renewed by one renewal of their session.
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    pub(super) members: HashMap<u64, Arc<HeldLease>>,
+    pub(super) due: u64,
+    pub(super) renewing: bool,
+}
+
+impl Schedule {
+    pub(crate) fn new(requests: &RequestContext, stopped: CancellationToken) -> Self {
+        Self {
+            clock: Arc::clone(&requests.clock),
+            state: Mutex::new(State {
+                next_tick: u64::MAX,
+                ..State::default()
+            }),
+            wake: Notify::new(),
+            drains: AtomicBool::new(false),
+            emptied: Notify::new(),
+            losses: Arc::clone(&requests.losses),
+            stopped,
+        }
+    }
+
+    /// Adds a lease, and starts the task if it is not running. Returns whether the task must be
+    /// started.
+    pub(super) fn add(&self, hold: &Arc<HeldLease>) -> bool {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        state.used = true;
+        if state.holds.is_empty() && state.sessions.is_empty() {
+            state.shortest = Duration::MAX;
+        }
+        state.shortest = state.shortest.min(hold.request.ttl().as_duration());
+        let due = match (hold.renewal, hold.keep_alive) {
+            (Renewal::Automatic, KeepAlive::Session(id)) => {
+                let session = state.sessions.entry(id).or_default();
+                if session.members.is_empty() {
+                    session.due = renewal_due(hold, now);
+                }
+                session.members.insert(hold.id, Arc::clone(hold));
+                session.due
+            }
+            (Renewal::Automatic, KeepAlive::PerLease) => {
+                state.schedule(hold, renewal_due(hold, now))
+            }
+            (Renewal::Manual, _) => state.schedule(hold, hold.deadline().moment().as_nanos()),
+        };
+        if due < state.next_tick || now.as_nanos() + nanos(state.longest_sleep()) < state.next_tick
+        {
+            state.next_tick = due;
+            self.wake.notify_one();
+        }
+        !std::mem::replace(&mut state.running, true)
+    }
+
+    /// Removes a lease. Returns whether it was present.
+    pub(crate) fn remove(&self, hold: &Arc<HeldLease>) -> bool {
+        let (kept, is_empty) = {
+            let mut state = self.lock();
+            (state.remove(hold), state.is_empty())
+        };
+        if kept && is_empty && self.drains.load(Ordering::Acquire) {
+            self.emptied.notify_waiters();
+        }
+        kept
+    }
+
+    /// Waits until no lease is held.
+    pub(crate) async fn emptied(&self) {
+        self.drains.store(true, Ordering::Release);
+        loop {
+            // Created before the check, so that no change in between is missed.
+            let emptied = self.emptied.notified();
+            if self.lock().is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Returns all leases that are held.
+    pub(crate) fn all(&self) -> Vec<Arc<HeldLease>> {
+        let state = self.lock();
+        let sessions = state
+            .sessions
+            .values()
+            .flat_map(|session| session.members.values());
+        state.holds.values().chain(sessions).cloned().collect()
+    }
+
+    /// Returns the mode in which `asker` already holds the key of this request, if it does.
+    pub(crate) fn held_by(&self, asker: Asker, request: &Request) -> Option<Mode> {
+        let (key, permit) = (request.key(), request.mode().is_permit());
+        let holds = self.all();
+        let own = |hold: &&Arc<HeldLease>| {
+            hold.asker == asker && hold.request.key() == key && hold.is_held()
+        };
+        holds
+            .iter()
+            .filter(own)
+            .map(|hold| hold.request.mode())
+            .find(|mode| mode.is_permit() == permit)
+    }
+
+    /// Stops the task.
+    pub(crate) fn stop(&self) {
+        self.stopped.cancel();
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // No change under the mutex is left incomplete by a panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    pub(super) fn is_empty(&self) -> bool {
+        self.holds.is_empty() && self.sessions.is_empty()
+    }
+
+    /// Removes a lease. Returns whether it was present.
+    pub(super) fn remove(&mut self, hold: &HeldLease) -> bool {
+        if self
+            .holds
+            .remove(&(hold.due.load(Ordering::Relaxed), hold.id))
+            .is_some()
+        {
+            return true;
+        }
+        let KeepAlive::Session(id) = hold.keep_alive else {
+            return false;
+        };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return false;
+        };
+        let kept = session.members.remove(&hold.id).is_some();
+        if session.members.is_empty() {
+            self.sessions.remove(&id);
+        }
+        kept
+    }
+
+    pub(super) fn schedule(&mut self, hold: &Arc<HeldLease>, due: u64) -> u64 {
+        hold.due.store(due, Ordering::Relaxed);
+        self.holds.insert((due, hold.id), Arc::clone(hold));
+        due
+    }
+
+    pub(super) fn longest_sleep(&self) -> Duration {
+        (self.shortest / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP)
+    }
+}
+
+/// Returns when to renew a lease that was just granted or renewed.
+pub(super) fn renewal_due(hold: &HeldLease, now: Timestamp) -> u64 {
+    let left = nanos(hold.deadline().remaining(now));
+    // Any hash serves. Including the current time spreads each round differently.
+    let mixed = (hold.id ^ now.as_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
+    let (early, late) = (
+        left / 1000 * RENEW_AFTER_PERMILLE.start,
+        left / 1000 * RENEW_AFTER_PERMILLE.end,
+    );
+    now.as_nanos() + early + mixed % (late - early).max(1)
+}
+
+pub(super) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -9,18 +9,19 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::contract::Released,
-    client::release::Releasing,
+    backend::lease::Released,
+    client::release::Release,
     clock::Deadline,
     error::Result,
     fencing::FencingToken,
     key::LockKey,
     lease::{
         held_lease::{Facts, HeldLease},
-        signal::LossReason,
+        owned_lease::OwnedLease,
     },
     lock::run::guard_run_methods,
     mode::Mode,
+    signal::LossReason,
     ttl::Ttl,
 };
 
@@ -65,7 +66,7 @@ impl LockGuard {
     /// Returns the fencing token to pass to the resource. `None` only if the backend has no tokens.
     #[must_use]
     pub fn fencing_token(&self) -> Option<FencingToken> {
-        self.0.hold.token()
+        self.0.hold().token()
     }
 }
 
@@ -103,45 +104,45 @@ macro_rules! guard_methods {
             /// Returns the key.
             #[must_use]
             pub fn key(&self) -> &LockKey {
-                self.0.hold.request.key()
+                self.0.hold().request.key()
             }
 
             /// Returns how the key is held.
             #[must_use]
             pub fn mode(&self) -> Mode {
-                self.0.hold.request.mode()
+                self.0.hold().request.mode()
             }
 
             /// Returns the TTL: how long the lease is valid after each renewal.
             #[must_use]
             pub fn ttl(&self) -> Ttl {
-                self.0.hold.request.ttl()
+                self.0.hold().request.ttl()
             }
 
             /// Returns the current deadline on the client's clock. After it the lease must be
             /// treated as lost.
             #[must_use]
             pub fn deadline(&self) -> Deadline {
-                self.0.hold.deadline()
+                self.0.hold().deadline()
             }
 
             /// Returns the time until the deadline; zero if the lease is no longer held.
             #[must_use]
             pub fn remaining(&self) -> Duration {
-                self.0.hold.remaining()
+                self.0.hold().remaining()
             }
 
             /// Returns whether the lease is held. Reads the clock: the lease is held if it is not
             /// lost and its deadline has not passed.
             #[must_use]
             pub fn is_held(&self) -> bool {
-                self.0.hold.is_held()
+                self.0.hold().is_held()
             }
 
             /// Returns why the lease was lost, if it was.
             #[must_use]
             pub fn loss(&self) -> Option<LossReason> {
-                self.0.hold.loss()
+                self.0.hold().loss()
             }
 
             /// Completes when the lease is lost: at the deadline at the latest, or as soon as the
@@ -150,19 +151,19 @@ macro_rules! guard_methods {
             /// # Cancel safety
             /// Safe.
             pub async fn lost(&self) -> LossReason {
-                or_never(self.0.hold.ended().await).await
+                or_never(self.0.hold().ended().await).await
             }
 
             /// Returns a token that is cancelled when the lease is lost.
             #[must_use]
             pub fn cancellation_token(&self) -> CancellationToken {
-                self.0.hold.cancellation_token()
+                self.0.hold().cancellation_token()
             }
 
             /// Returns a view of the lease for other tasks.
             #[must_use]
             pub fn info(&self) -> LeaseInfo {
-                LeaseInfo::of(&self.0.hold)
+                LeaseInfo::of(self.0.hold())
             }
 
             /// Renews the lease for another TTL, counted from now. Only needed with
@@ -175,7 +176,7 @@ macro_rules! guard_methods {
             /// # Cancel safety
             /// The renewal may or may not have happened; the lease stays valid either way.
             pub async fn renew(&self) -> Result<()> {
-                self.0.hold.renew().await
+                self.0.hold().renew().await
             }
 
             guard_run_methods!();
@@ -199,7 +200,7 @@ macro_rules! guard_methods {
                 f.debug_struct(stringify!($guard))
                     .field("key", self.key())
                     .field("mode", &self.mode())
-                    .field("token", &self.0.hold.token())
+                    .field("token", &self.0.hold().token())
                     .field("remaining", &self.remaining())
                     .finish_non_exhaustive()
             }
@@ -211,48 +212,7 @@ guard_methods!(SemaphorePermit);
 
 impl LockGuard {
     pub(crate) fn hold(&self) -> &Arc<HeldLease> {
-        &self.0.hold
-    }
-}
-
-/// One share of a lease. Dropping the last share releases the lease in the background.
-pub(crate) struct OwnedLease {
-    hold: Arc<HeldLease>,
-    /// Whether the share must still be given up.
-    owned: bool,
-}
-
-impl OwnedLease {
-    pub(crate) fn new(hold: Arc<HeldLease>) -> Self {
-        Self { hold, owned: true }
-    }
-
-    pub(crate) fn hold(&self) -> &Arc<HeldLease> {
-        &self.hold
-    }
-
-    pub(crate) async fn release(mut self) -> Result<Released> {
-        self.owned = false;
-        let hold = &self.hold;
-        if !hold.unshare() {
-            return Ok(if hold.loss().is_some() {
-                Released::AlreadyLost
-            } else {
-                Released::StillHeld
-            });
-        }
-        match Releasing::start(hold) {
-            Some(releasing) => releasing.await,
-            None => Ok(Released::AlreadyLost),
-        }
-    }
-}
-
-impl Drop for OwnedLease {
-    fn drop(&mut self) {
-        if self.owned && self.hold.unshare() {
-            Releasing::in_background(&self.hold);
-        }
+        self.0.hold()
     }
 }
 

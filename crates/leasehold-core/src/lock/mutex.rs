@@ -5,14 +5,14 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     client::{
         acquire::{acquire, acquire_for, try_acquire},
-        handle::Client,
+        engine::Client,
+        handle::LockClient,
+        spec::Spec,
     },
-    error::Result,
-    lock::{
-        guard::LockGuard,
-        options::{Spec, lock_options},
-        run::run_methods,
-    },
+    error::{Error, Result},
+    key::LockKey,
+    lock::{guard::LockGuard, options::lock_options, run::run_methods},
+    mode::Mode,
 };
 
 /// A lock with one holder at a time, created by [`LockClient::mutex`](crate::LockClient::mutex).
@@ -43,6 +43,17 @@ use crate::{
 pub struct Mutex {
     client: Arc<Client>,
     spec: Spec,
+}
+
+impl LockClient {
+    /// The lock of this name. Nothing is sent until it is locked; an invalid name is an error then.
+    pub fn mutex<K>(&self, key: K) -> Mutex
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        Mutex::new(Arc::clone(&self.0), self.spec(key, Mode::Exclusive))
+    }
 }
 
 impl Mutex {

@@ -12,8 +12,8 @@ use crate::{
     client::handle::LockClient,
     error::{Error, Result},
     key::LockKey,
-    lease::held_lease::HeldLease,
-    lock::guard::{LeaseInfo, LockGuard, OwnedLease},
+    lease::{held_lease::HeldLease, owned_lease::OwnedLease},
+    lock::guard::{LeaseInfo, LockGuard},
     ttl::Ttl,
 };
 
@@ -112,6 +112,14 @@ impl Slot {
     fn hold(&self) -> MutexGuard<'_, Weak<HeldLease>> {
         // No code panics while the mutex is locked.
         self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LockClient {
+    /// Creates a scope in which locks are re-entrant.
+    #[must_use]
+    pub fn reentrant_owner(&self) -> ReentrantOwner {
+        ReentrantOwner::new(self.clone())
     }
 }
 

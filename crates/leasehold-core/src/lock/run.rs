@@ -4,8 +4,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    lease::signal::LossReason,
-    lock::guard::OwnedLease,
+    lease::owned_lease::OwnedLease,
+    signal::LossReason,
 };
 
 /// Work is cancelled a tenth of the TTL before the deadline, but at most this long before.

@@ -5,14 +5,13 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     client::{
         acquire::{acquire, acquire_for, try_acquire},
-        handle::Client,
+        engine::Client,
+        handle::LockClient,
+        spec::Spec,
     },
-    error::Result,
-    lock::{
-        guard::LockGuard,
-        options::{Spec, lock_options},
-        run::run_methods,
-    },
+    error::{Error, Result},
+    key::LockKey,
+    lock::{guard::LockGuard, options::lock_options, run::run_methods},
     mode::Mode,
 };
 
@@ -39,6 +38,18 @@ use crate::{
 pub struct RwLock {
     client: Arc<Client>,
     spec: Spec,
+}
+
+impl LockClient {
+    /// The read-write lock of this name. Its write lock is the same lock as the
+    /// [`mutex`](Self::mutex) of the name.
+    pub fn rwlock<K>(&self, key: K) -> RwLock
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        RwLock::new(Arc::clone(&self.0), self.spec(key, Mode::Exclusive))
+    }
 }
 
 impl RwLock {

@@ -5,14 +5,13 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use crate::{
     client::{
         acquire::{acquire, acquire_for, try_acquire},
-        handle::Client,
+        engine::Client,
+        handle::LockClient,
+        spec::Spec,
     },
     error::{Error, ErrorKind, Result},
-    lock::{
-        guard::SemaphorePermit,
-        options::{Spec, lock_options},
-        run::run_methods,
-    },
+    key::LockKey,
+    lock::{guard::SemaphorePermit, options::lock_options, run::run_methods},
     mode::Mode,
 };
 
@@ -38,6 +37,23 @@ pub struct Semaphore {
     client: Arc<Client>,
     spec: Spec,
     permits: u32,
+}
+
+impl LockClient {
+    /// The semaphore of this name, with this many permits. All who use the name must say the same
+    /// number; another number is [`ErrorKind::Conflict`] while permits are held. Zero is
+    /// [`ErrorKind::InvalidInput`] when it is acquired.
+    pub fn semaphore<K>(&self, key: K, permits: u32) -> Semaphore
+    where
+        K: TryInto<LockKey>,
+        Error: From<K::Error>,
+    {
+        Semaphore::new(
+            Arc::clone(&self.0),
+            self.spec(key, Mode::Exclusive),
+            permits,
+        )
+    }
 }
 
 impl Semaphore {

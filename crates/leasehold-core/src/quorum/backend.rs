@@ -10,34 +10,32 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::{task::AbortHandle, time::Instant};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::{
     backend::{
+        attempt::Attempt,
         capability::{Capabilities, Fairness},
-        contract::{Attempt, Lease, LockBackend, Released},
+        contract::LockBackend,
         inspection::{HolderRef, Inspection, NodeStatus, Pong, Revocation, RevokeOutcome},
+        lease::Lease,
         request::Request,
         retry::acquire_with_retry,
     },
     error::{Error, ErrorKind, Result},
-    fencing::FencingToken,
     key::LockKey,
     panics::contained,
     quorum::{
-        attempt::{self, Reply},
-        capabilities,
+        attempt, capabilities,
         config::QuorumConfig,
-        contention::Tries,
-        discovery::{self, Found},
-        fan_out::FanOut,
+        contention::AttemptHistory,
+        discovery::{self, Discovery},
         inspect, maintenance,
-        member::{Member, QuorumMember},
+        member::{Member, QuorumMember, is_node_failure},
         min_token::Floor,
-        node::Terms,
         ping, revoke,
-        rollback::release_until_over,
+        state::QuorumState,
         tally::Majority,
     },
     telemetry,
@@ -46,17 +44,6 @@ use crate::{
 
 /// The time for which [`close`](LockBackend::close) waits for calls that are running.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Nodes that failed, with their errors.
-pub(super) type Problems = Vec<(usize, Error)>;
-
-/// Returns the error of a node that has not answered for this time.
-pub(super) fn no_answer(silent_for: Duration) -> Error {
-    Error::new(
-        ErrorKind::Unavailable,
-        format!("no answer within {silent_for:?}"),
-    )
-}
 
 /// A backend that holds each lock on a majority of an odd number of backends: Redlock.
 ///
@@ -78,22 +65,8 @@ pub(super) fn no_answer(silent_for: Duration) -> Error {
 /// # }
 /// ```
 pub struct QuorumBackend {
-    pub(super) members: Vec<Member>,
-    pub(super) majority: Majority,
-    pub(super) config: QuorumConfig,
-    pub(super) floor: Floor,
-    /// Whether every member can vote on tokens.
-    pub(super) has_tokens: bool,
-    /// Whether only nodes with a current epoch record may grant. Once set, it stays set.
-    pub(super) attested: AtomicBool,
-    largest_ttl: AtomicU64,
-    pub(super) opened: Instant,
-    /// The time of the next maintenance, in nanoseconds since the backend was opened.
-    pub(super) next_look: AtomicU64,
-    /// The task that maintains the nodes.
-    maintenance_task: OnceLock<AbortHandle>,
+    pub(super) state: Arc<QuorumState>,
     capabilities: Capabilities,
-    background: TaskTracker,
 }
 
 impl QuorumBackend {
@@ -129,28 +102,32 @@ impl QuorumBackend {
         telemetry::begin_counting_nodes(
             config.scheme,
             members.iter().map(|member| &member.endpoint),
+            is_node_failure,
         );
         let found = discovery::ask(&members, &config).await?;
         let has_tokens = members.iter().all(|member| member.voter.is_some());
-        let quorum = Arc::new(Self {
+        let capabilities = capabilities::of(&members, &config, &found);
+        let state = Arc::new(QuorumState {
             majority: Majority::of(members.len()),
             floor: Floor::new(config.floor.clone()),
             has_tokens,
-            attested: AtomicBool::new(has_tokens && found.marked),
+            epoch_required: AtomicBool::new(has_tokens && found.provisioned),
             largest_ttl: AtomicU64::new(found.largest_ttl.as_millis()),
             opened: Instant::now(),
             next_look: AtomicU64::new(0),
             maintenance_task: OnceLock::new(),
-            capabilities: capabilities::of(&members, &config, &found),
             background: TaskTracker::new(),
             members,
             config,
         });
-        quorum.plan_look(found.marked && found.all_vote);
-        if let Some(maintenance_task) = maintenance::start(&quorum) {
-            drop(quorum.maintenance_task.set(maintenance_task));
+        state.plan_look(found.provisioned && found.all_vote);
+        if let Some(maintenance_task) = maintenance::start(&state) {
+            drop(state.maintenance_task.set(maintenance_task));
         }
-        Ok(quorum)
+        Ok(Arc::new(Self {
+            state,
+            capabilities,
+        }))
     }
 
     /// Returns the weakest promises of a quorum of these backends, however its nodes are
@@ -161,8 +138,8 @@ impl QuorumBackend {
         config: &QuorumConfig,
     ) -> Capabilities {
         let members: Vec<_> = members.into_iter().map(Member::new).collect();
-        let found = Found {
-            marked: false,
+        let found = Discovery {
+            provisioned: false,
             durable: false,
             all_vote: false,
             largest_ttl: Ttl::MAX,
@@ -177,177 +154,21 @@ impl QuorumBackend {
     /// (target `leasehold`).
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeStatus> {
-        self.members.iter().map(Member::status).collect()
+        self.state.members.iter().map(Member::status).collect()
     }
 
-    /// Returns the terms on which nodes are asked now.
-    pub(super) fn terms(&self) -> Terms {
-        Terms {
-            attested: self.attested.load(Ordering::Acquire),
-            largest_ttl: self.largest_ttl().as_duration(),
-            token_floor: if self.has_tokens {
-                self.floor.next()
-            } else {
-                FencingToken::new(0)
-            },
-        }
-    }
-
-    pub(super) fn largest_ttl(&self) -> Ttl {
-        Ttl::from_millis(self.largest_ttl.load(Ordering::Acquire))
-            .unwrap_or(self.config.largest_ttl)
-    }
-
-    /// Requires current epoch records from now on, because some nodes have one.
-    pub(super) fn demand_attested(&self, largest_ttl: Option<Ttl>) {
-        if let Some(ttl) = largest_ttl {
-            self.largest_ttl.store(ttl.as_millis(), Ordering::Release);
-        }
-        self.attested.store(self.has_tokens, Ordering::Release);
-    }
-
-    async fn attempt(self: &Arc<Self>, request: &Request, tries: &Tries) -> Result<Attempt> {
+    async fn attempt(&self, request: &Request, history: &AttemptHistory) -> Result<Attempt> {
         self.capabilities.check(request.mode(), request.ttl())?;
         // Maintenance reads how the nodes are provisioned. It starts even if the TTL is rejected
         // below.
-        maintenance::now_and_then(self);
-        self.check_ttl(request.ttl())?;
+        maintenance::now_and_then(&self.state);
+        self.state.check_ttl(request.ttl())?;
         let request = request
             .clone()
-            .with_order(request.is_in_order() && tries.are_in_order());
-        attempt::attempt(self, &request, tries)
+            .with_order(request.is_in_order() && history.respects_order());
+        attempt::attempt(&self.state, &request, history)
             .await
-            .map_err(|error| error.with_backend(self.config.scheme))
-    }
-
-    /// Rejects a TTL above the grace period: a node that lost such a lock could grant it again.
-    fn check_ttl(&self, ttl: Ttl) -> Result<()> {
-        let largest = self.largest_ttl();
-        if ttl <= largest {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::InvalidInput,
-            format!(
-                "a TTL of {ttl} is longer than the limit of {largest} for which the nodes were provisioned; use a shorter one, \
-                 or provision the nodes for it"
-            ),
-        )
-        .with_backend(self.config.scheme))
-    }
-
-    /// Turns a node's answer into a reply.
-    pub(super) fn reply(
-        self: &Arc<Self>,
-        node: usize,
-        answer: Result<Attempt>,
-        request: &Request,
-    ) -> Reply {
-        self.members[node].learn(&answer, request.now());
-        match answer {
-            Ok(Attempt::Granted(lease)) if self.has_tokens && lease.fencing_token().is_none() => {
-                self.give_back(lease, request);
-                Reply::Failed(Error::new(
-                    ErrorKind::UnexpectedResponse,
-                    "the node granted the lock without a token",
-                ))
-            }
-            Ok(Attempt::Granted(lease)) => Reply::Granted(lease),
-            Ok(Attempt::Contended(contention)) => Reply::Refused(contention),
-            Err(error) => Reply::Failed(error),
-        }
-    }
-
-    /// Adds the withdrawal of a request that was not answered. Returns `false` if the node cannot
-    /// withdraw.
-    pub(super) fn withdraw(
-        &self,
-        node: usize,
-        request: &Request,
-        calls: &mut FanOut<Released>,
-    ) -> bool {
-        let Some(voter) = &self.members[node].voter else {
-            return false;
-        };
-        calls.push(node, || Arc::clone(voter).withdraw(request.clone()));
-        true
-    }
-
-    /// Returns the nodes that failed, and those that have not answered for `silent_for`.
-    pub(super) fn problems(&self, replies: &[Reply], silent_for: Option<Duration>) -> Problems {
-        let problem = |(node, reply): (usize, &Reply)| match reply {
-            Reply::Failed(error) => Some((node, error.clone())),
-            Reply::Pending => silent_for.map(|silent| (node, no_answer(silent))),
-            _ => None,
-        };
-        replies.iter().enumerate().filter_map(problem).collect()
-    }
-
-    /// Returns an error such as `3 of 5 unavailable: …`.
-    pub(super) fn unavailable(&self, problems: &Problems) -> Error {
-        discovery::unavailable(&self.members, problems, self.config.scheme)
-    }
-
-    /// Drives calls to completion in the background.
-    pub(super) fn finish<T: Send + 'static>(
-        &self,
-        mut calls: FanOut<T>,
-        mut ended: impl FnMut((usize, Result<T>)) + Send + 'static,
-    ) {
-        if !calls.is_empty() {
-            self.spawn(async move {
-                std::future::poll_fn(|cx| {
-                    calls.poll(cx, |node, outcome| ended((node, outcome)));
-                    if calls.is_empty() {
-                        std::task::Poll::Ready(())
-                    } else {
-                        std::task::Poll::Pending
-                    }
-                })
-                .await;
-            });
-        }
-    }
-
-    /// Drives calls to completion in the background, as [`finish`](Self::finish) does, and records
-    /// nodes that are late. `ended` must record every answer.
-    pub(super) fn finish_within<T: Send + 'static>(
-        self: &Arc<Self>,
-        mut calls: FanOut<T>,
-        timeout: Duration,
-        mut ended: impl FnMut((usize, Result<T>)) + Send + 'static,
-    ) {
-        if calls.is_empty() {
-            return;
-        }
-        let this = Arc::clone(self);
-        self.spawn(async move {
-            let mut timer = std::pin::pin!(tokio::time::sleep(timeout));
-            let mut over = false;
-            std::future::poll_fn(|cx| {
-                calls.poll(cx, |node, outcome| ended((node, outcome)));
-                if calls.is_empty() {
-                    return std::task::Poll::Ready(());
-                }
-                if !over && timer.as_mut().poll(cx).is_ready() {
-                    over = true;
-                    for node in calls.nodes() {
-                        this.members[node].late(timeout);
-                    }
-                }
-                std::task::Poll::Pending
-            })
-            .await;
-        });
-    }
-
-    /// Releases a lease in the background until that succeeds or the lease expires.
-    pub(super) fn give_back(&self, lease: Arc<dyn Lease>, request: &Request) {
-        self.spawn(release_until_over(lease, request.clone()));
-    }
-
-    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        drop(self.background.spawn(work));
+            .map_err(|error| error.with_backend(self.state.config.scheme))
     }
 }
 
@@ -358,13 +179,13 @@ impl LockBackend for QuorumBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        self.attempt(&request.as_new_owner(), &Tries::default())
+        self.attempt(&request.as_new_owner(), &AttemptHistory::default())
             .await
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        let (tries, attempts) = (Tries::default(), AtomicU32::new(0));
-        let (this, tries, attempts) = (&self, &tries, &attempts);
+        let (history, attempts) = (AttemptHistory::default(), AtomicU32::new(0));
+        let (this, history, attempts) = (&self, &history, &attempts);
         let acquired = acquire_with_retry(request.clone(), |request| async move {
             // The waiter is registered under the id of the first attempt.
             let first = attempts.fetch_add(1, Ordering::Relaxed) == 0;
@@ -373,36 +194,37 @@ impl LockBackend for QuorumBackend {
             } else {
                 request.as_new_owner()
             };
-            this.attempt(&request, tries).await
+            this.attempt(&request, history).await
         })
         .await;
         // The nodes may have registered the waiter.
         if acquired.is_err() && attempts.load(Ordering::Relaxed) > 0 {
-            self.forget_at(&request.for_node(), |node| {
-                !self.members[node].health.is_suspect()
+            self.state.stop_waiting_at(&request.for_node(), |node| {
+                !self.state.members[node].health.is_suspect()
             });
         }
         acquired
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
-        inspect::inspect(self, key).await
+        inspect::inspect(&self.state, key).await
     }
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
-        revoke::revoke(self, holder, revocation).await
+        revoke::revoke(&self.state, holder, revocation).await
     }
 
     async fn ping(&self) -> Result<Pong> {
-        ping::ping(self).await
+        ping::ping(&self.state).await
     }
 
     async fn close(&self) -> Result<()> {
-        self.stop_maintenance();
+        self.state.stop_maintenance();
         // Releases in the background are sent before the connections are closed.
-        self.background.close();
-        drop(tokio::time::timeout(CLOSE_TIMEOUT, self.background.wait()).await);
+        self.state.background.close();
+        drop(tokio::time::timeout(CLOSE_TIMEOUT, self.state.background.wait()).await);
         let closings = self
+            .state
             .members
             .iter()
             .map(|member| contained(member.backend.close()));
@@ -410,34 +232,6 @@ impl LockBackend for QuorumBackend {
             .await
             .into_iter()
             .collect()
-    }
-}
-
-impl QuorumBackend {
-    /// Removes the registration of a waiter on these nodes.
-    pub(super) fn forget_at(&self, request: &Request, at: impl Fn(usize) -> bool) {
-        let mut withdrawals = FanOut::with_capacity(self.members.len());
-        for (node, member) in self.members.iter().enumerate() {
-            if let Some(voter) = member.voter.as_ref().filter(|_| at(node)) {
-                withdrawals.push(node, || Arc::clone(voter).stop_waiting(request.clone()));
-            }
-        }
-        withdrawals.send(|_, _| ());
-        self.finish(withdrawals, |_| ());
-    }
-}
-
-impl QuorumBackend {
-    fn stop_maintenance(&self) {
-        if let Some(maintenance_task) = self.maintenance_task.get() {
-            maintenance_task.abort();
-        }
-    }
-}
-
-impl Drop for QuorumBackend {
-    fn drop(&mut self) {
-        self.stop_maintenance();
     }
 }
 
@@ -450,9 +244,9 @@ impl fmt::Display for QuorumBackend {
 impl fmt::Debug for QuorumBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QuorumBackend")
-            .field("members", &self.members)
-            .field("config", &self.config)
-            .field("attested", &self.attested)
+            .field("members", &self.state.members)
+            .field("config", &self.state.config)
+            .field("epoch_required", &self.state.epoch_required)
             .finish_non_exhaustive()
     }
 }

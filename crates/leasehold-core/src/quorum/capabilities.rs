@@ -7,7 +7,7 @@ use crate::{
         Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification,
     },
     clock::ClockDrift,
-    quorum::{config::QuorumConfig, discovery::Found, member::Member, tally::Majority},
+    quorum::{config::QuorumConfig, discovery::Discovery, member::Member, tally::Majority},
     ttl::Ttl,
 };
 
@@ -15,7 +15,7 @@ use crate::{
 const NO_PERMITS: &str = "a majority on each permit cannot bound their number: with two permits of five nodes, one client \
      may hold a permit on nodes 1 to 3, another on 3 to 5, and a third on 1, 4 and 5; use a single backend for semaphores";
 
-pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Capabilities {
+pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Discovery) -> Capabilities {
     let each: Vec<_> = members
         .iter()
         .map(|member| member.backend.capabilities())
@@ -62,8 +62,13 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Found) -> Ca
     };
     capabilities.fencing = match (voters, found) {
         (false, _) => Fencing::None,
-        (true, Found { marked: false, .. }) => Fencing::BestEffort,
-        (true, Found { durable: true, .. }) => Fencing::Durable,
+        (
+            true,
+            Discovery {
+                provisioned: false, ..
+            },
+        ) => Fencing::BestEffort,
+        (true, Discovery { durable: true, .. }) => Fencing::Durable,
         (true, _) => Fencing::Clocked,
     };
     // An attempt leaves the queues of nodes with a queue of their own, and the next one joins them

@@ -14,39 +14,39 @@ use std::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    backend::contract::{BoxFuture, Contention},
+    backend::{attempt::Contention, lease::BoxFuture},
     quorum::{
-        attempt::Reply,
         jitter,
+        reply::NodeReply,
         tally::{Majority, Tally},
     },
 };
 
 /// The shortest delay after a split vote, and the number of times that the longest delay doubles.
 /// Clients that were notified together retry together, and each may win some of the nodes.
-const SLOT: Duration = Duration::from_millis(1);
+const MIN_SPLIT_DELAY: Duration = Duration::from_millis(1);
 const DOUBLINGS: u32 = 2;
 /// The delay if a node reports none.
-const UNTOLD: Duration = Duration::from_millis(100);
+const DEFAULT_DELAY: Duration = Duration::from_millis(100);
 /// The delay if a node notifies the waiter instead.
-const NET: Duration = Duration::from_secs(3600);
+const FALLBACK_DELAY: Duration = Duration::from_secs(3600);
 
 /// The history of one acquisition's attempts.
 #[derive(Debug, Default)]
-pub(super) struct Tries {
+pub(super) struct AttemptHistory {
     /// The number of consecutive attempts that ended in a split vote.
     splits: AtomicU32,
     /// Whether the last wait timed out on nodes that were reserved for an earlier waiter.
     overdue: Arc<AtomicBool>,
 }
 
-impl Tries {
+impl AttemptHistory {
     /// Returns whether the next attempt should respect the order of waiters.
     ///
     /// It should not after a split vote, because the nodes may disagree about the order and would
     /// split the next vote in the same way. It should not after waiting in vain for an earlier
     /// waiter, which may be dead.
-    pub(super) fn are_in_order(&self) -> bool {
+    pub(super) fn respects_order(&self) -> bool {
         self.splits.load(Ordering::Relaxed) == 0 && !self.overdue.swap(false, Ordering::Relaxed)
     }
 }
@@ -55,55 +55,59 @@ impl Tries {
 /// split vote, a random delay follows. The nodes' own notifications are moved out of `replies`.
 pub(super) fn of(
     majority: Majority,
-    replies: &mut [Reply],
+    replies: &mut [NodeReply],
     took: Duration,
-    tries: &Tries,
+    history: &AttemptHistory,
 ) -> Contention {
-    let tally = Tally::of(majority, replies.iter().map(Reply::vote));
+    let tally = Tally::of(majority, replies.iter().map(NodeReply::vote));
     let split = tally.granted() > 0;
     // Of several attempts that split a vote, only one has the first node. That one retries at once
-    // after the other attempts have released theirs, and these delay their retry until it may be done.
-    // If the attempts disagree about which node is the first, more rounds are needed.
+    // after the other attempts have released theirs, and these delay their retry until it may be
+    // done. If the attempts disagree about which node is the first, more rounds are needed.
     let answered = replies
         .iter()
-        .find(|reply| matches!(reply, Reply::Granted(_) | Reply::Refused(_)));
-    let first = matches!(answered, Some(Reply::Granted(_)));
-    let splits = &tries.splits;
+        .find(|reply| matches!(reply, NodeReply::Granted(_) | NodeReply::Refused(_)));
+    let first = matches!(answered, Some(NodeReply::Granted(_)));
+    let splits = &history.splits;
     let before = if split {
         splits.fetch_add(1, Ordering::Relaxed)
     } else {
         splits.swap(0, Ordering::Relaxed)
     };
     let pause = if split && !first {
-        SLOT.max(took) * (1 + jitter::draw() % (2 << before.min(DOUBLINGS)))
+        MIN_SPLIT_DELAY.max(took) * (1 + jitter::draw() % (2 << before.min(DOUBLINGS)))
     } else {
         Duration::ZERO
     };
     let refusals = replies.iter_mut().filter_map(|reply| match reply {
-        Reply::Refused(contention) => Some(std::mem::take(contention)),
+        NodeReply::Refused(contention) => Some(std::mem::take(contention)),
         _ => None,
     });
     let (mut refused, mut last_token) = (Vec::new(), None);
     for refusal in refusals {
         last_token = last_token.max(refusal.last_token);
-        let untold = if refusal.wake.is_some() { NET } else { UNTOLD };
-        let retry_after = refusal.retry_after.unwrap_or(untold);
+        let default = if refusal.wake.is_some() {
+            FALLBACK_DELAY
+        } else {
+            DEFAULT_DELAY
+        };
+        let retry_after = refusal.retry_after.unwrap_or(default);
         let wake = refusal.wake.unwrap_or_else(|| Box::pin(sleep(retry_after)));
-        refused.push(Refused { wake, retry_after });
+        refused.push(Refusal { wake, retry_after });
     }
     let needed = tally.wakes_needed();
     if refused.len() < needed {
         // Nodes that failed send no notification. If too few can, retry soon.
         return Contention {
-            retry_after: Some(UNTOLD + pause),
+            retry_after: Some(DEFAULT_DELAY + pause),
             last_token,
             wake: None,
         };
     }
     refused.sort_unstable_by_key(|node| node.retry_after);
     let retry_after = refused[needed - 1].retry_after + pause;
-    let overdue = Arc::clone(&tries.overdue);
-    let wake = Box::pin(enough(refused, needed, pause, overdue));
+    let overdue = Arc::clone(&history.overdue);
+    let wake = Box::pin(quorum_freed(refused, needed, pause, overdue));
     Contention {
         retry_after: Some(retry_after),
         last_token,
@@ -112,7 +116,7 @@ pub(super) fn of(
 }
 
 /// A node that refused.
-struct Refused {
+struct Refusal {
     wake: BoxFuture<'static, ()>,
     retry_after: Duration,
 }
@@ -120,8 +124,8 @@ struct Refused {
 /// Waits until `needed` nodes have notified the waiter, or until it is time to retry. A node that
 /// is free but reserved for an earlier waiter may never send a notification, so that notifications
 /// alone are not enough.
-async fn enough(
-    mut refused: Vec<Refused>,
+async fn quorum_freed(
+    mut refused: Vec<Refusal>,
     needed: usize,
     pause: Duration,
     overdue: Arc<AtomicBool>,
@@ -166,15 +170,15 @@ mod tests {
 
     use super::*;
     use crate::{
-        backend::contract::{KeepAlive, Lease, Released},
+        backend::lease::{KeepAlive, Lease, Released},
         clock::{Deadline, Timestamp},
         error::{Error, ErrorKind, Result},
         fencing::FencingToken,
     };
 
-    fn refused(notify: &Arc<Notify>, retry_after: u64) -> Reply {
+    fn refused(notify: &Arc<Notify>, retry_after: u64) -> NodeReply {
         let notify = Arc::clone(notify);
-        Reply::Refused(Contention {
+        NodeReply::Refused(Contention {
             retry_after: Some(Duration::from_secs(retry_after)),
             last_token: None,
             wake: Some(Box::pin(async move { notify.notified().await })),
@@ -193,7 +197,7 @@ mod tests {
             Majority::of(5),
             &mut replies,
             Duration::ZERO,
-            &Tries::default(),
+            &AttemptHistory::default(),
         );
         assert_eq!(contention.retry_after, Some(Duration::from_secs(3)));
         let mut wake = contention.wake.unwrap();
@@ -206,20 +210,23 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn after_a_split_vote_only_one_retries_at_once() {
-        let tries = Tries::default();
+        let history = AttemptHistory::default();
         let nodes: Vec<_> = (0..3).map(|_| Arc::new(Notify::new())).collect();
-        let pause = |mut replies: Vec<Reply>| {
-            let contention = of(Majority::of(3), &mut replies, Duration::ZERO, &tries);
+        let pause = |mut replies: Vec<NodeReply>| {
+            let contention = of(Majority::of(3), &mut replies, Duration::ZERO, &history);
             contention.retry_after.unwrap() - Duration::from_secs(5)
         };
-        let lease = || Reply::Granted(Arc::new(Nothing));
+        let lease = || NodeReply::Granted(Arc::new(Nothing));
         assert_eq!(
             pause(vec![lease(), refused(&nodes[1], 5), refused(&nodes[2], 5)]),
             Duration::ZERO
         );
         for _ in 0..20 {
             let paused = pause(vec![refused(&nodes[0], 5), lease(), refused(&nodes[2], 5)]);
-            assert!(paused >= SLOT && paused <= SLOT * 8, "{paused:?}");
+            assert!(
+                paused >= MIN_SPLIT_DELAY && paused <= MIN_SPLIT_DELAY * 8,
+                "{paused:?}"
+            );
         }
         assert_eq!(
             pause(vec![
@@ -229,31 +236,31 @@ mod tests {
             ]),
             Duration::ZERO
         );
-        assert_eq!(tries.splits.load(Ordering::Relaxed), 0);
+        assert_eq!(history.splits.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn node_reserved_for_another_counts_after_its_delay() {
         let nodes: Vec<_> = (0..5).map(|_| Arc::new(Notify::new())).collect();
         let began = Instant::now();
-        let tries = Tries::default();
+        let history = AttemptHistory::default();
         // One of the three deciding nodes is free already, and its state does not change.
         let mut replies = vec![
             refused(&nodes[0], 30),
             refused(&nodes[1], 1),
             refused(&nodes[2], 30),
         ];
-        replies.extend([Reply::Pending, Reply::Pending]);
-        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &tries);
+        replies.extend([NodeReply::Pending, NodeReply::Pending]);
+        let contention = of(Majority::of(5), &mut replies, Duration::ZERO, &history);
         let mut wake = contention.wake.unwrap();
         nodes[0].notify_one();
         nodes[2].notify_one();
         assert!((&mut wake).now_or_never().is_none());
-        assert!(tries.are_in_order());
+        assert!(history.respects_order());
         wake.await;
         assert_eq!(began.elapsed().as_secs(), 1);
         assert!(
-            !tries.are_in_order() && tries.are_in_order(),
+            !history.respects_order() && history.respects_order(),
             "the next attempt does not wait for it, those after it do"
         );
     }
@@ -287,21 +294,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn too_few_notifying_nodes_make_the_retry_soon() {
         let node = Arc::new(Notify::new());
-        let failed = || Reply::Failed(Error::new(ErrorKind::Unavailable, "down"));
+        let failed = || NodeReply::Failed(Error::new(ErrorKind::Unavailable, "down"));
         let mut replies = vec![
             refused(&node, 9),
             refused(&node, 9),
             failed(),
             failed(),
-            Reply::Pending,
+            NodeReply::Pending,
         ];
         let contention = of(
             Majority::of(5),
             &mut replies,
             Duration::ZERO,
-            &Tries::default(),
+            &AttemptHistory::default(),
         );
         assert!(contention.wake.is_none());
-        assert_eq!(contention.retry_after, Some(UNTOLD));
+        assert_eq!(contention.retry_after, Some(DEFAULT_DELAY));
     }
 }

@@ -1,23 +1,17 @@
 //! Discovery: reads the state of the nodes before a quorum is used.
 
-use std::time::Duration;
-
 use futures_util::future::join_all;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    panics::contained,
-    quorum::{config::QuorumConfig, member::Member, node::Recollection, tally::Majority},
+    quorum::{config::QuorumConfig, member::Member, node::NodeState, tally::Majority},
     ttl::Ttl,
 };
 
-/// The time within which a node must report its state. A node that does not is read again later.
-pub(super) const STATE_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// The result of the discovery.
-pub(super) struct Found {
+pub(super) struct Discovery {
     /// Whether a node has an epoch record.
-    pub(super) marked: bool,
+    pub(super) provisioned: bool,
     /// Whether all nodes with an epoch record are durable.
     pub(super) durable: bool,
     /// Whether all nodes answered and may vote on tokens.
@@ -26,8 +20,8 @@ pub(super) struct Found {
 }
 
 /// Reads the state of all nodes that can vote on tokens. Other nodes are assumed to be healthy.
-pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Found> {
-    let answers = recall_all(members).await;
+pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Discovery> {
+    let answers = read_states(members).await;
     let spare = Majority::of(members.len()).spare();
     let mut problems = Vec::new();
     let mut found = Vec::new();
@@ -47,8 +41,8 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
     }
     let mut runs: Vec<_> = found
         .iter()
-        .map(|node| node.run.as_str())
-        .filter(|run| !run.is_empty())
+        .map(|node| node.incarnation.as_str())
+        .filter(|incarnation| !incarnation.is_empty())
         .collect();
     runs.sort_unstable();
     if runs.windows(2).any(|pair| pair[0] == pair[1]) {
@@ -62,40 +56,25 @@ pub(super) async fn ask(members: &[Member], config: &QuorumConfig) -> Result<Fou
     if problems.len() > spare {
         return Err(unavailable(members, &problems, config.scheme).with_operation("connect"));
     }
-    let marked: Vec<_> = found.iter().filter(|node| node.marked.is_some()).collect();
-    Ok(Found {
-        all_vote: problems.is_empty() && found.iter().all(Recollection::votes),
-        durable: !marked.is_empty() && marked.iter().all(|node| node.durable),
-        largest_ttl: marked
+    let provisioned: Vec<_> = found
+        .iter()
+        .filter(|node| node.recorded.is_some())
+        .collect();
+    Ok(Discovery {
+        all_vote: problems.is_empty() && found.iter().all(NodeState::votes),
+        durable: !provisioned.is_empty() && provisioned.iter().all(|node| node.durable),
+        largest_ttl: provisioned
             .iter()
             .filter_map(|node| node.largest_ttl)
             .max()
             .unwrap_or(config.largest_ttl),
-        marked: !marked.is_empty(),
+        provisioned: !provisioned.is_empty(),
     })
 }
 
 /// Reads the state of each node. The result is `None` for a node that cannot vote on tokens.
-pub(super) async fn recall_all(members: &[Member]) -> Vec<Option<Result<Recollection>>> {
-    join_all(members.iter().map(Member::recall)).await
-}
-
-/// Waits at most `timeout` for a call. A call that takes longer continues in the background.
-pub(super) async fn within<T: Send + 'static>(
-    timeout: Duration,
-    call: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    match tokio::time::timeout(timeout, tokio::spawn(contained(call))).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(Error::new(
-            ErrorKind::Unavailable,
-            "the runtime is shutting down",
-        )),
-        Err(_) => Err(Error::new(
-            ErrorKind::Unavailable,
-            format!("no answer within {timeout:?}"),
-        )),
-    }
+pub(super) async fn read_states(members: &[Member]) -> Vec<Option<Result<NodeState>>> {
+    join_all(members.iter().map(Member::read_state)).await
 }
 
 /// Returns an error such as `3 of 5 unavailable: …`. It has the kind of the nodes' errors if they

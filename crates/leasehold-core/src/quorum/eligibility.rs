@@ -6,9 +6,9 @@ use crate::{fencing::FencingToken, quorum::tally::Majority};
 
 /// The state of a node's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Memory {
+pub enum Durability {
     /// The node is in the incarnation that its epoch record names: it has not restarted since.
-    Attested,
+    Confirmed,
     /// The node restarted, or has no epoch record. A record of another incarnation proves nothing:
     /// a snapshot or a backup restores the record together with older tokens, and the node cannot
     /// detect that its data is older.
@@ -17,40 +17,41 @@ pub enum Memory {
 
 /// The facts that decide whether a node may vote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Membership {
+pub struct Eligibility {
     /// Whether the node may have lost data.
-    pub memory: Memory,
+    pub durability: Durability,
     /// The time for which clients have watched the node since it restarted or lost data, measured
-    /// on their clocks: see [`recall`](super::QuorumNode::recall). The node's own clock may be set
-    /// at any time.
+    /// on their clocks: see [`read_state`](super::QuorumNode::read_state). The node's own clock may
+    /// be set at any time.
     pub watched_for: Duration,
 }
 
 /// The votes that a node may cast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ballot {
+pub struct VoteRights {
     /// Whether the node's grants and renewals count.
     pub lock: bool,
     /// Whether the node's tokens count.
     pub token: bool,
 }
 
-impl Membership {
+impl Eligibility {
     /// Returns what this node may vote on. No lock of the quorum may have a longer TTL than
     /// `largest_ttl`.
     ///
     /// A node that may have lost a grant does not vote until that grant has expired. (The Redis
     /// page calls this *delayed restarts*.) It does not vote on tokens until it is
-    /// [readmitted](rejoin) *after* that time. Before then, a vote that it cast before the restart
-    /// may be counted by an acquisition that is still running and that no other node knows of.
+    /// [readmitted](readmission) *after* that time. Before then, a vote that it cast before the
+    /// restart may be counted by an acquisition that is still running and that no other node knows
+    /// of.
     #[must_use]
-    pub fn ballot(&self, largest_ttl: Duration) -> Ballot {
-        match self.memory {
-            Memory::Attested => Ballot {
+    pub fn vote_rights(&self, largest_ttl: Duration) -> VoteRights {
+        match self.durability {
+            Durability::Confirmed => VoteRights {
                 lock: true,
                 token: true,
             },
-            Memory::Unknown => Ballot {
+            Durability::Unknown => VoteRights {
                 lock: self.watched_for >= largest_ttl,
                 token: false,
             },
@@ -59,15 +60,15 @@ impl Membership {
 
     /// Returns whether the node needs to be readmitted and its grace period has passed.
     #[must_use]
-    pub fn may_rejoin(&self, largest_ttl: Duration) -> bool {
-        let ballot = self.ballot(largest_ttl);
-        ballot.lock && !ballot.token
+    pub fn may_be_readmitted(&self, largest_ttl: Duration) -> bool {
+        let vote_rights = self.vote_rights(largest_ttl);
+        vote_rights.lock && !vote_rights.token
     }
 }
 
 /// The decision about the tokens of a node that restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rejoin {
+pub enum Readmission {
     /// The node takes this token, unless its own is *larger*, and may then vote again. Zero means
     /// that no node has a token for the key.
     ///
@@ -89,7 +90,7 @@ pub enum Rejoin {
 /// the restarted node belonged to it, so did k − 1 of the others, and a majority of the others
 /// shares a node with every set of k − 1 of them.
 #[must_use]
-pub fn rejoin(others: impl IntoIterator<Item = FencingToken>, all: Majority) -> Rejoin {
+pub fn readmission(others: impl IntoIterator<Item = FencingToken>, all: Majority) -> Readmission {
     let (mut answers, mut largest) = (0, FencingToken::new(0));
     for token in others {
         answers += 1;
@@ -97,9 +98,9 @@ pub fn rejoin(others: impl IntoIterator<Item = FencingToken>, all: Majority) -> 
     }
     let needed = Majority::of(all.configured().saturating_sub(1)).needed();
     if answers >= needed {
-        Rejoin::Copy(largest)
+        Readmission::Copy(largest)
     } else {
-        Rejoin::TooFew(needed - answers)
+        Readmission::TooFew(needed - answers)
     }
 }
 
@@ -117,42 +118,43 @@ mod tests {
 
     #[test]
     fn a_node_that_may_have_forgotten_waits_and_then_rejoins() {
-        let node = |memory, secs| Membership {
-            memory,
+        let node = |durability, secs| Eligibility {
+            durability,
             watched_for: Duration::from_secs(secs),
         };
-        let all = Ballot {
+        let all = VoteRights {
             lock: true,
             token: true,
         };
-        assert_eq!(node(Memory::Attested, 0).ballot(TTL), all);
+        assert_eq!(node(Durability::Confirmed, 0).vote_rights(TTL), all);
         assert_eq!(
-            node(Memory::Unknown, 9).ballot(TTL),
-            Ballot {
+            node(Durability::Unknown, 9).vote_rights(TTL),
+            VoteRights {
                 lock: false,
                 token: false
             }
         );
-        assert!(!node(Memory::Unknown, 9).may_rejoin(TTL));
+        assert!(!node(Durability::Unknown, 9).may_be_readmitted(TTL));
         assert_eq!(
-            node(Memory::Unknown, 10).ballot(TTL),
-            Ballot {
+            node(Durability::Unknown, 10).vote_rights(TTL),
+            VoteRights {
                 lock: true,
                 token: false
             }
         );
-        assert!(node(Memory::Unknown, 10).may_rejoin(TTL));
-        assert!(!node(Memory::Attested, 10).may_rejoin(TTL));
+        assert!(node(Durability::Unknown, 10).may_be_readmitted(TTL));
+        assert!(!node(Durability::Confirmed, 10).may_be_readmitted(TTL));
     }
 
     #[test]
     fn a_majority_of_the_others_must_answer() {
-        let of = |others: &[u64], all| rejoin(others.iter().copied().map(token), Majority::of(all));
-        assert_eq!(of(&[3], 3), Rejoin::TooFew(1));
-        assert_eq!(of(&[3, 0], 3), Rejoin::Copy(token(3)));
-        assert_eq!(of(&[3, 4], 5), Rejoin::TooFew(1));
-        assert_eq!(of(&[3, 4, 2], 5), Rejoin::Copy(token(4)));
-        assert_eq!(of(&[0, 0], 3), Rejoin::Copy(token(0)));
+        let of =
+            |others: &[u64], all| readmission(others.iter().copied().map(token), Majority::of(all));
+        assert_eq!(of(&[3], 3), Readmission::TooFew(1));
+        assert_eq!(of(&[3, 0], 3), Readmission::Copy(token(3)));
+        assert_eq!(of(&[3, 4], 5), Readmission::TooFew(1));
+        assert_eq!(of(&[3, 4, 2], 5), Readmission::Copy(token(4)));
+        assert_eq!(of(&[0, 0], 3), Readmission::Copy(token(0)));
     }
 
     proptest! {
@@ -171,7 +173,7 @@ mod tests {
                 .filter(|node| *node < all.configured())
                 .take(Majority::of(all.configured() - 1).needed())
                 .collect();
-            prop_assert_eq!(rejoin(asked.iter().map(stored), all), Rejoin::Copy(token(9)));
+            prop_assert_eq!(readmission(asked.iter().map(stored), all), Readmission::Copy(token(9)));
         }
     }
 }

@@ -5,7 +5,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use crate::{backend::contract::BoxFuture, error::Result, panics::Call};
+use crate::{
+    backend::{contained::Call, lease::BoxFuture},
+    error::Result,
+};
 
 /// Running calls, at most one per node, polled by the task that waits for them.
 ///
@@ -96,7 +99,7 @@ mod tests {
         let mut calls = FanOut::with_capacity(1);
         calls.push(0, || Box::pin(ready(Ok(()))));
         let sent = catch_unwind(AssertUnwindSafe(|| {
-            calls.send(|_, _| resume_unwind(Box::new("panics on purpose")))
+            calls.send(|_, _| resume_unwind(Box::new("panics on purpose")));
         }));
         assert!(sent.is_err() && calls.is_empty());
     }

@@ -8,7 +8,7 @@ use crate::{
     backend::inspection::{HolderRef, Inspection, NodeStatus, WaiterRef},
     error::Result,
     key::LockKey,
-    quorum::{backend::QuorumBackend, discovery::within},
+    quorum::{state::QuorumState, timeout::within},
     ttl::Ttl,
 };
 
@@ -22,7 +22,7 @@ struct SeenHolder {
     ids: Vec<Option<Vec<u8>>>,
 }
 
-pub(super) async fn inspect(quorum: &QuorumBackend, key: &LockKey) -> Result<Inspection> {
+pub(super) async fn inspect(quorum: &QuorumState, key: &LockKey) -> Result<Inspection> {
     let timeout = quorum.config.node_timeout(Ttl::DEFAULT);
     let answers = join_all(quorum.members.iter().map(|member| {
         let (backend, key) = (Arc::clone(&member.backend), key.clone());

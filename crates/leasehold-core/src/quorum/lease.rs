@@ -14,21 +14,22 @@ use async_trait::async_trait;
 use crate::{
     backend::{
         acquisition_id::AcquisitionId,
-        contract::{Attempt, KeepAlive, Lease, Released},
+        attempt::Attempt,
+        lease::{KeepAlive, Lease, Released},
         request::Request,
     },
     clock::{AtomicDeadline, Deadline},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     quorum::{
-        attempt::Reply,
-        backend::QuorumBackend,
         deadline::validity,
         fan_out::FanOut,
         maintenance,
-        node::Terms,
-        renewal::{Renewed, may_heal, renewal},
-        tally::{Standing, Tally, Vote},
+        node::VoteRequirements,
+        renewal::{Renewed, may_reacquire, renewal},
+        reply::NodeReply,
+        state::QuorumState,
+        tally::{AttemptState, Tally, Vote},
     },
 };
 
@@ -38,27 +39,27 @@ use crate::{
 const PAUSES: (Duration, u32) = (Duration::from_millis(2), 8);
 
 pub(super) struct QuorumLease {
-    quorum: Arc<QuorumBackend>,
+    quorum: Arc<QuorumState>,
     /// The request as it is sent to the nodes.
     request: Request,
     /// On which it was granted, and nodes are asked again.
-    terms: Terms,
+    requirements: VoteRequirements,
     token: Option<FencingToken>,
     deadline: AtomicDeadline,
-    seats: Mutex<Seats>,
+    node_leases: Mutex<NodeLeases>,
 }
 
 /// The leases of the nodes.
-struct Seats {
-    nodes: Vec<Seat>,
+struct NodeLeases {
+    nodes: Vec<NodeLease>,
     /// Set before a release is sent. Leases that arrive later are released.
     releasing: bool,
     /// Whether [`Released::Freed`] has been reported.
-    told: bool,
+    reported: bool,
     /// The number of times that nodes were requested again.
-    heals: u16,
+    reacquisitions: u16,
     /// Whether a task is requesting missing nodes.
-    filling: bool,
+    reacquiring: bool,
 }
 
 /// Running renewals.
@@ -69,40 +70,40 @@ struct Renewals {
     votes: Vec<Vote>,
 }
 
-enum Seat {
+enum NodeLease {
     /// The node holds no lock for this acquisition.
-    Empty,
+    Missing,
     /// The node was asked, and may grant the lock to this acquisition id.
-    Asked(AcquisitionId),
+    Pending(AcquisitionId),
     Held(Arc<dyn Lease>),
     Released(Released),
 }
 
 impl QuorumLease {
     pub(super) fn new(
-        quorum: &Arc<QuorumBackend>,
+        quorum: &Arc<QuorumState>,
         request: Request,
-        terms: Terms,
+        requirements: VoteRequirements,
         token: Option<FencingToken>,
         validity: Deadline,
-        replies: Vec<Reply>,
+        replies: Vec<NodeReply>,
     ) -> Arc<Self> {
         let nodes = replies.into_iter().map(|reply| match reply {
-            Reply::Granted(lease) => Seat::Held(lease),
-            Reply::Pending => Seat::Asked(request.owner()),
-            Reply::Refused(_) | Reply::Failed(_) => Seat::Empty,
+            NodeReply::Granted(lease) => NodeLease::Held(lease),
+            NodeReply::Pending => NodeLease::Pending(request.owner()),
+            NodeReply::Refused(_) | NodeReply::Failed(_) => NodeLease::Missing,
         });
         Arc::new(Self {
-            seats: Mutex::new(Seats {
+            node_leases: Mutex::new(NodeLeases {
                 nodes: nodes.collect(),
                 releasing: false,
-                told: false,
-                heals: 0,
-                filling: false,
+                reported: false,
+                reacquisitions: 0,
+                reacquiring: false,
             }),
             quorum: Arc::clone(quorum),
             request,
-            terms,
+            requirements,
             token,
             deadline: AtomicDeadline::new(validity),
         })
@@ -110,7 +111,7 @@ impl QuorumLease {
 
     /// Adopts the grants that arrive for `asked` while the lock is held, and releases those that
     /// arrive too late.
-    pub(super) fn take_late_grants(
+    pub(super) fn adopt_late_grants(
         self: Arc<Self>,
         asked: Request,
         calls: FanOut<Attempt>,
@@ -124,37 +125,37 @@ impl QuorumLease {
                 Ok(Attempt::Contended(_)) if asked.is_waiting() => {
                     // The node has registered the waiter, and would keep other waiters waiting for
                     // it.
-                    self.quorum.forget_at(&asked, |at| at == node);
+                    self.quorum.stop_waiting_at(&asked, |at| at == node);
                     None
                 }
                 _ => None,
             };
-            if let Some(late) = self.seat(node, granted) {
-                self.quorum.give_back(late, &asked);
+            if let Some(late) = self.adopt(node, granted) {
+                self.quorum.release_detached(late, &asked);
             }
             // The next renewal requests nodes that are missing after a reacquisition.
             if asked.owner() == self.request.owner() {
-                self.fill(timeout);
+                self.reacquire_in_background(timeout);
             }
         });
     }
 
     /// Stores the answer of a node. Returns a lease that must be released.
-    fn seat(&self, node: usize, granted: Option<Arc<dyn Lease>>) -> Option<Arc<dyn Lease>> {
+    fn adopt(&self, node: usize, granted: Option<Arc<dyn Lease>>) -> Option<Arc<dyn Lease>> {
         // Read the clock first: see `AtomicDeadline::get`.
         let now = self.request.now();
-        let mut seats = self.seats();
-        if seats.releasing || !may_heal(self.deadline.get(), now) {
+        let mut node_leases = self.node_leases();
+        if node_leases.releasing || !may_reacquire(self.deadline.get(), now) {
             return granted;
         }
-        seats.nodes[node] = granted.map_or(Seat::Empty, Seat::Held);
+        node_leases.nodes[node] = granted.map_or(NodeLease::Missing, NodeLease::Held);
         None
     }
 
     /// Requests missing nodes in the background until all hold the lock or the next renewal is
     /// near. A lock on a bare majority would be lost with any of its nodes.
-    pub(super) fn fill(self: &Arc<Self>, timeout: Duration) {
-        if !self.is_incomplete() || std::mem::replace(&mut self.seats().filling, true) {
+    pub(super) fn reacquire_in_background(self: &Arc<Self>, timeout: Duration) {
+        if !self.is_incomplete() || std::mem::replace(&mut self.node_leases().reacquiring, true) {
             return;
         }
         let lease = Arc::clone(self);
@@ -163,38 +164,38 @@ impl QuorumLease {
             let (mut pause, last) = (PAUSES.0, lease.request.ttl().as_duration() / PAUSES.1);
             while pause <= last && lease.is_incomplete() {
                 tokio::time::sleep(pause).await;
-                lease.heal(timeout);
+                lease.reacquire(timeout);
                 pause *= 2;
             }
-            lease.seats().filling = false;
+            lease.node_leases().reacquiring = false;
         }));
     }
 
     /// Returns whether a node refused or failed, which excludes nodes that have not answered yet.
-    pub(super) fn has_empty_seats(&self) -> bool {
-        self.seats()
+    pub(super) fn has_missing_nodes(&self) -> bool {
+        self.node_leases()
             .nodes
             .iter()
-            .any(|seat| matches!(seat, Seat::Empty))
+            .any(|node_lease| matches!(node_lease, NodeLease::Missing))
     }
 
     /// Returns whether a node is missing and may still be requested.
     fn is_incomplete(&self) -> bool {
         let now = self.request.now();
-        let seats = self.seats();
+        let node_leases = self.node_leases();
         let missing = || {
-            seats
+            node_leases
                 .nodes
                 .iter()
-                .any(|seat| !matches!(seat, Seat::Held(_)))
+                .any(|node_lease| !matches!(node_lease, NodeLease::Held(_)))
         };
-        !seats.releasing && missing() && may_heal(self.deadline.get(), now)
+        !node_leases.releasing && missing() && may_reacquire(self.deadline.get(), now)
     }
 
     /// Requests the missing nodes again, each time under another acquisition id. A node that did
     /// not answer in time is released until it confirms, which may be long after it was acquired
     /// again.
-    fn heal(self: &Arc<Self>, timeout: Duration) {
+    fn reacquire(self: &Arc<Self>, timeout: Duration) {
         let now = self.request.now();
         let mut request = self
             .request
@@ -202,79 +203,90 @@ impl QuorumLease {
             .with_yield_to_waiters(false)
             .with_order(false)
             .with_waiting(false);
-        let mut terms = self.terms;
+        let mut requirements = self.requirements;
         if let Some(token) = self.token {
             // The nodes then grant the token of this lease, unless they have seen a larger one.
-            terms.token_floor = FencingToken::new(token.get() - 1);
+            requirements.token_floor = FencingToken::new(token.get() - 1);
         }
         let mut calls = FanOut::with_capacity(self.quorum.members.len());
         {
-            let mut seats = self.seats();
-            if seats.releasing
-                || !may_heal(self.deadline.get(), now)
-                || !seats.nodes.iter().any(|seat| matches!(seat, Seat::Empty))
+            let mut node_leases = self.node_leases();
+            if node_leases.releasing
+                || !may_reacquire(self.deadline.get(), now)
+                || !node_leases
+                    .nodes
+                    .iter()
+                    .any(|node_lease| matches!(node_lease, NodeLease::Missing))
             {
                 return;
             }
-            seats.heals = seats.heals.wrapping_add(1);
-            request = request.with_owner(self.request.owner().again(seats.heals));
-            for ((node, seat), member) in
-                seats.nodes.iter_mut().enumerate().zip(&self.quorum.members)
+            node_leases.reacquisitions = node_leases.reacquisitions.wrapping_add(1);
+            request = request.with_owner(self.request.owner().again(node_leases.reacquisitions));
+            for ((node, node_lease), member) in node_leases
+                .nodes
+                .iter_mut()
+                .enumerate()
+                .zip(&self.quorum.members)
             {
-                if matches!(seat, Seat::Empty) && member.may_ask(now) {
-                    *seat = Seat::Asked(request.owner());
-                    calls.push(node, || member.acquire(request.clone(), terms));
+                if matches!(node_lease, NodeLease::Missing) && member.may_ask(now) {
+                    *node_lease = NodeLease::Pending(request.owner());
+                    calls.push(node, || member.acquire(request.clone(), requirements));
                 }
             }
         }
-        Arc::clone(self).take_late_grants(request, calls, timeout);
+        Arc::clone(self).adopt_late_grants(request, calls, timeout);
     }
 
-    fn seats(&self) -> MutexGuard<'_, Seats> {
+    fn node_leases(&self) -> MutexGuard<'_, NodeLeases> {
         // No code panics while the mutex is locked.
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+        self.node_leases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the k-th largest of the nodes' current deadlines.
     fn validity(&self) -> Option<Deadline> {
-        let seats = self.seats();
-        let held = seats.nodes.iter().filter_map(|seat| match seat {
-            Seat::Held(lease) => Some(lease.valid_until()),
-            _ => None,
-        });
+        let node_leases = self.node_leases();
+        let held = node_leases
+            .nodes
+            .iter()
+            .filter_map(|node_lease| match node_lease {
+                NodeLease::Held(lease) => Some(lease.valid_until()),
+                _ => None,
+            });
         validity(held, self.quorum.majority)
     }
 
     /// Records that the node lost this lease. A newer lease of the node is left alone.
-    fn vacate(&self, node: usize, lost: &Arc<dyn Lease>) {
-        let seat = &mut self.seats().nodes[node];
-        if matches!(seat, Seat::Held(held) if Arc::ptr_eq(held, lost)) {
-            *seat = Seat::Empty;
+    fn mark_missing(&self, node: usize, lost: &Arc<dyn Lease>) {
+        let node_lease = &mut self.node_leases().nodes[node];
+        if matches!(node_lease, NodeLease::Held(held) if Arc::ptr_eq(held, lost)) {
+            *node_lease = NodeLease::Missing;
         }
     }
 
     /// Starts the renewals, and returns them with each node's vote before it answers.
     fn renewals(&self) -> Result<Renewals> {
-        let seats = self.seats();
-        if seats.releasing {
+        let node_leases = self.node_leases();
+        if node_leases.releasing {
             return Err(lost("it was released"));
         }
-        let mut calls = FanOut::with_capacity(seats.nodes.len());
+        let mut calls = FanOut::with_capacity(node_leases.nodes.len());
         let (mut leases, mut votes) = (
-            Vec::with_capacity(seats.nodes.len()),
-            Vec::with_capacity(seats.nodes.len()),
+            Vec::with_capacity(node_leases.nodes.len()),
+            Vec::with_capacity(node_leases.nodes.len()),
         );
-        for (node, seat) in seats.nodes.iter().enumerate() {
-            votes.push(match seat {
-                Seat::Held(lease) => {
+        for (node, node_lease) in node_leases.nodes.iter().enumerate() {
+            votes.push(match node_lease {
+                NodeLease::Held(lease) => {
                     calls.push(node, || Arc::clone(lease).renew());
                     Vote::Pending
                 }
-                Seat::Asked(_) => Vote::Failed,
-                Seat::Empty | Seat::Released(_) => Vote::Refused,
+                NodeLease::Pending(_) => Vote::Failed,
+                NodeLease::Missing | NodeLease::Released(_) => Vote::Refused,
             });
-            leases.push(match seat {
-                Seat::Held(lease) => Some(Arc::clone(lease)),
+            leases.push(match node_lease {
+                NodeLease::Held(lease) => Some(Arc::clone(lease)),
                 _ => None,
             });
         }
@@ -287,29 +299,30 @@ impl QuorumLease {
 
     /// Starts the releases, and returns them with each node's vote before it answers.
     fn releases(&self) -> (FanOut<Released>, Vec<Vote>) {
-        let mut seats = self.seats();
-        seats.releasing = true;
-        let mut calls = FanOut::with_capacity(seats.nodes.len());
-        let votes = seats
-            .nodes
-            .iter()
-            .enumerate()
-            .map(|(node, seat)| match seat {
-                Seat::Held(lease) => {
-                    calls.push(node, || Arc::clone(lease).release());
-                    Vote::Pending
-                }
-                Seat::Asked(owner) => {
-                    let request = self.request.clone().with_owner(*owner);
-                    if self.quorum.withdraw(node, &request, &mut calls) {
+        let mut node_leases = self.node_leases();
+        node_leases.releasing = true;
+        let mut calls = FanOut::with_capacity(node_leases.nodes.len());
+        let votes =
+            node_leases
+                .nodes
+                .iter()
+                .enumerate()
+                .map(|(node, node_lease)| match node_lease {
+                    NodeLease::Held(lease) => {
+                        calls.push(node, || Arc::clone(lease).release());
                         Vote::Pending
-                    } else {
-                        Vote::Failed
                     }
-                }
-                Seat::Released(Released::Freed) => Vote::Granted,
-                Seat::Empty | Seat::Released(_) => Vote::Refused,
-            });
+                    NodeLease::Pending(owner) => {
+                        let request = self.request.clone().with_owner(*owner);
+                        if self.quorum.withdraw(node, &request, &mut calls) {
+                            Vote::Pending
+                        } else {
+                            Vote::Failed
+                        }
+                    }
+                    NodeLease::Released(Released::Freed) => Vote::Granted,
+                    NodeLease::Missing | NodeLease::Released(_) => Vote::Refused,
+                });
         let votes = votes.collect();
         (calls, votes)
     }
@@ -319,7 +332,7 @@ impl QuorumLease {
         self.quorum.members[node].learn(answer, self.request.now());
         match answer {
             Ok(released) => {
-                self.seats().nodes[node] = Seat::Released(*released);
+                self.node_leases().nodes[node] = NodeLease::Released(*released);
                 if *released == Released::Freed {
                     Vote::Granted
                 } else {
@@ -332,9 +345,10 @@ impl QuorumLease {
 
     /// Retries a release that failed on a node, until the lease expires.
     fn retry_release(&self, node: usize) {
-        let seats = self.seats();
-        if let Seat::Held(lease) = &seats.nodes[node] {
-            self.quorum.give_back(Arc::clone(lease), &self.request);
+        let node_leases = self.node_leases();
+        if let NodeLease::Held(lease) = &node_leases.nodes[node] {
+            self.quorum
+                .release_detached(Arc::clone(lease), &self.request);
         }
     }
 }
@@ -372,7 +386,7 @@ impl Lease for QuorumLease {
                 problem = answer.err().or(problem.take());
             });
             let outcome = renewal(&Tally::of(majority, votes.iter().copied()));
-            if outcome != Renewed::Open {
+            if outcome != Renewed::Pending {
                 return Poll::Ready(outcome);
             }
             if timer.as_mut().poll(cx).is_pending() {
@@ -389,7 +403,7 @@ impl Lease for QuorumLease {
             .finish_within(calls, timeout, move |(node, answer)| {
                 this.renewed(node, &leases, &answer);
             });
-        if self.seats().releasing {
+        if self.node_leases().releasing {
             return Err(lost("it was released"));
         }
         match outcome {
@@ -402,16 +416,16 @@ impl Lease for QuorumLease {
                 {
                     return Err(lost("the renewal was answered after the deadline"));
                 }
-                self.heal(timeout);
+                self.reacquire(timeout);
                 Ok(())
             }
             Renewed::Lost => Err(lost(
                 "a majority of the nodes no longer lists this client as the holder",
             )),
-            Renewed::Open | Renewed::Unchanged => {
+            Renewed::Pending | Renewed::Unchanged => {
                 // No other holder can have a majority before the deadline, and the next try may
                 // need these nodes.
-                self.heal(timeout);
+                self.reacquire(timeout);
                 let renewed = votes.iter().filter(|vote| **vote == Vote::Granted).count();
                 let error = Error::new(
                     ErrorKind::Indeterminate,
@@ -446,11 +460,11 @@ impl Lease for QuorumLease {
                 }
             });
             let tally = Tally::of(majority, votes.iter().copied());
-            match tally.standing() {
-                Standing::Won => return Poll::Ready(Some(Released::Freed)),
+            match tally.state() {
+                AttemptState::Won => return Poll::Ready(Some(Released::Freed)),
                 _ if !tally.is_possible() => return Poll::Ready(Some(Released::AlreadyLost)),
-                Standing::Open => {}
-                Standing::Contended | Standing::OutOfReach => return Poll::Ready(None),
+                AttemptState::Pending => {}
+                AttemptState::Contended | AttemptState::Unreachable => return Poll::Ready(None),
             }
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
@@ -473,8 +487,8 @@ impl Lease for QuorumLease {
                 for (node, _) in &failed {
                     self.retry_release(*node);
                 }
-                let told = std::mem::replace(&mut self.seats().told, true);
-                Ok(if told {
+                let reported = std::mem::replace(&mut self.node_leases().reported, true);
+                Ok(if reported {
                     Released::AlreadyLost
                 } else {
                     released
@@ -508,9 +522,10 @@ impl QuorumLease {
             Ok(()) => Vote::Granted,
             Err(error) if error.kind() == ErrorKind::Lost => {
                 if let Some(lease) = &leases[node] {
-                    self.vacate(node, lease);
+                    self.mark_missing(node, lease);
                     // If only the answer was late, the node holds the lock for another TTL.
-                    self.quorum.give_back(Arc::clone(lease), &self.request);
+                    self.quorum
+                        .release_detached(Arc::clone(lease), &self.request);
                 }
                 Vote::Refused
             }
@@ -526,10 +541,10 @@ fn lost(message: &'static str) -> Error {
 impl fmt::Debug for QuorumLease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let held = self
-            .seats()
+            .node_leases()
             .nodes
             .iter()
-            .filter(|seat| matches!(seat, Seat::Held(_)))
+            .filter(|node_lease| matches!(node_lease, NodeLease::Held(_)))
             .count();
         f.debug_struct("QuorumLease")
             .field("request", &self.request)

@@ -11,10 +11,10 @@ use crate::{
     error::ErrorKind,
     panics::supervised,
     quorum::{
-        backend::QuorumBackend,
-        discovery::recall_all,
-        eligibility::{Rejoin, rejoin},
-        node::{Attestation, Recollection},
+        discovery::read_states,
+        eligibility::{Readmission, readmission},
+        node::{EpochRecord, NodeState},
+        state::QuorumState,
     },
 };
 
@@ -26,7 +26,7 @@ const PERIODS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_s
 /// The task runs as long as the backend exists, even if the client only holds a lock or is idle.
 /// Nodes that restart one after the other must be readmitted before the next one restarts. The task
 /// keeps neither the backend nor the runtime alive.
-pub(super) fn start(quorum: &Arc<QuorumBackend>) -> Option<AbortHandle> {
+pub(super) fn start(quorum: &Arc<QuorumState>) -> Option<AbortHandle> {
     if !quorum.has_voters() {
         return None;
     }
@@ -35,7 +35,7 @@ pub(super) fn start(quorum: &Arc<QuorumBackend>) -> Option<AbortHandle> {
     Some(task.abort_handle())
 }
 
-async fn run(quorum: Weak<QuorumBackend>) {
+async fn run(quorum: Weak<QuorumState>) {
     loop {
         let Some(due) = quorum.upgrade().map(|quorum| quorum.next_look()) else {
             return;
@@ -52,7 +52,7 @@ async fn run(quorum: Weak<QuorumBackend>) {
 
 /// Maintains the nodes in the background if that is due. The task of [`start`] may be late, or may
 /// have ended with its runtime.
-pub(super) fn now_and_then(quorum: &Arc<QuorumBackend>) {
+pub(super) fn now_and_then(quorum: &Arc<QuorumState>) {
     if !quorum.has_voters() {
         return;
     }
@@ -70,7 +70,7 @@ pub(super) fn now_and_then(quorum: &Arc<QuorumBackend>) {
     }
 }
 
-impl QuorumBackend {
+impl QuorumState {
     /// Returns whether a node has to be watched after a restart.
     fn has_voters(&self) -> bool {
         self.members.iter().any(|member| member.voter.is_some())
@@ -110,15 +110,15 @@ impl QuorumBackend {
 }
 
 /// Reads the state of the nodes, and readmits those that may be.
-async fn maintain(quorum: &QuorumBackend) {
-    let nodes: Vec<_> = recall_all(&quorum.members)
+async fn maintain(quorum: &QuorumState) {
+    let nodes: Vec<_> = read_states(&quorum.members)
         .await
         .into_iter()
         .map(|node| node.and_then(Result::ok))
         .collect();
     detect_duplicates(quorum, &nodes);
-    if nodes.iter().flatten().any(|node| node.marked.is_some()) {
-        quorum.demand_attested(
+    if nodes.iter().flatten().any(|node| node.recorded.is_some()) {
+        quorum.require_epoch(
             nodes
                 .iter()
                 .flatten()
@@ -126,30 +126,35 @@ async fn maintain(quorum: &QuorumBackend) {
                 .max(),
         );
     }
-    let attested = quorum.attested.load(Ordering::Acquire);
+    let epoch_required = quorum.epoch_required.load(Ordering::Acquire);
     let grace = quorum.largest_ttl().as_duration();
     // Without tokens, only the grace period matters. A node that is down needs no frequent checks.
-    let may_vote = |node: &Recollection| {
-        node.votes() || !quorum.has_tokens && node.membership.ballot(grace).lock
+    let may_vote = |node: &NodeState| {
+        node.votes() || !quorum.has_tokens && node.eligibility.vote_rights(grace).lock
     };
-    quorum.plan_look((attested || !quorum.has_tokens) && nodes.iter().flatten().all(may_vote));
-    if !attested {
+    quorum
+        .plan_look((epoch_required || !quorum.has_tokens) && nodes.iter().flatten().all(may_vote));
+    if !epoch_required {
         return;
     }
     for (at, node) in nodes.iter().enumerate() {
         match node {
             Some(node) if node.votes() => quorum.members[at].votes_again(),
-            Some(node) if node.membership.may_rejoin(grace) => readmit(quorum, at, node).await,
+            Some(node) if node.eligibility.may_be_readmitted(grace) => {
+                readmit(quorum, at, node).await;
+            }
             _ => {}
         }
     }
 }
 
 /// Detects addresses that lead to the same server, possibly only now. Such a server has one vote.
-fn detect_duplicates(quorum: &QuorumBackend, nodes: &[Option<Recollection>]) {
+fn detect_duplicates(quorum: &QuorumState, nodes: &[Option<NodeState>]) {
     for (at, node) in nodes.iter().enumerate() {
         let Some(node) = node else { continue };
-        let is_same = |other: &Recollection| !node.run.is_empty() && other.run == node.run;
+        let is_same = |other: &NodeState| {
+            !node.incarnation.is_empty() && other.incarnation == node.incarnation
+        };
         let first = nodes[..at]
             .iter()
             .position(|other| other.as_ref().is_some_and(is_same));
@@ -159,7 +164,7 @@ fn detect_duplicates(quorum: &QuorumBackend, nodes: &[Option<Recollection>]) {
 
 /// Returns whether the node has every token that it ever granted or accepted. A durable node does
 /// so even after a restart, unless its data, and so its epoch record, come from another node.
-fn remembers(nodes: &[Option<Recollection>], at: usize) -> bool {
+fn remembers(nodes: &[Option<NodeState>], at: usize) -> bool {
     let Some(node) = &nodes[at] else { return false };
     let is_copy = || {
         let others = nodes
@@ -167,16 +172,18 @@ fn remembers(nodes: &[Option<Recollection>], at: usize) -> bool {
             .enumerate()
             .filter(|(other, _)| *other != at)
             .filter_map(|(_, other)| other.as_ref());
-        others.into_iter().any(|other| other.marked == node.marked)
+        others
+            .into_iter()
+            .any(|other| other.recorded == node.recorded)
     };
     node.votes() || node.durable && !is_copy()
 }
 
 /// Readmits a node that restarted and whose grace period has passed.
-async fn readmit(quorum: &QuorumBackend, at: usize, node: &Recollection) {
+async fn readmit(quorum: &QuorumState, at: usize, node: &NodeState) {
     let member = &quorum.members[at];
     // Read the states again, because tokens granted during the grace period count too.
-    let nodes: Vec<_> = recall_all(&quorum.members)
+    let nodes: Vec<_> = read_states(&quorum.members)
         .await
         .into_iter()
         .map(|node| node.and_then(Result::ok))
@@ -187,9 +194,9 @@ async fn readmit(quorum: &QuorumBackend, at: usize, node: &Recollection) {
     let highest = others
         .filter_map(|other| nodes[other].as_ref())
         .map(|other| other.highest_token);
-    let above = match rejoin(highest, quorum.majority) {
-        Rejoin::Copy(token) => token,
-        Rejoin::TooFew(missing) => {
+    let above = match readmission(highest, quorum.majority) {
+        Readmission::Copy(token) => token,
+        Readmission::TooFew(missing) => {
             if member.should_warn() {
                 tracing::warn!(
                     target: "leasehold",
@@ -202,26 +209,26 @@ async fn readmit(quorum: &QuorumBackend, at: usize, node: &Recollection) {
         }
     };
     let Some(voter) = &member.voter else { return };
-    let (run, version) = (node.run.clone(), node.version.clone());
+    let (incarnation, version) = (node.incarnation.clone(), node.version.clone());
     // A node without an epoch record is durable if the quorum was provisioned as durable.
     let durable = nodes.iter().flatten().any(|node| node.durable);
-    let mut attestation = Attestation {
-        run,
+    let mut record = EpochRecord {
+        incarnation,
         version,
         durable,
         largest_ttl: quorum.largest_ttl(),
         above,
     };
-    let mut attested = Arc::clone(voter).attest(attestation.clone()).await;
+    let mut stored = Arc::clone(voter).record_epoch(record.clone()).await;
     if durable
-        && attested
+        && stored
             .as_ref()
             .is_err_and(|error| error.kind() == ErrorKind::Unsupported)
     {
-        attestation.durable = false;
-        attested = Arc::clone(voter).attest(attestation).await;
+        record.durable = false;
+        stored = Arc::clone(voter).record_epoch(record).await;
     }
-    match attested {
+    match stored {
         Ok(()) => {
             member.votes_again();
             tracing::info!(target: "leasehold", node = %member.endpoint, "a node that restarted votes again");

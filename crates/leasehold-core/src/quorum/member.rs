@@ -11,8 +11,7 @@ use std::{
 
 use crate::{
     backend::{
-        contract::{Attempt, BoxFuture, LockBackend},
-        inspection::NodeStatus,
+        attempt::Attempt, contract::LockBackend, inspection::NodeStatus, lease::BoxFuture,
         request::Request,
     },
     clock::Timestamp,
@@ -20,9 +19,9 @@ use crate::{
     fencing::FencingToken,
     panics::contain,
     quorum::{
-        discovery::{STATE_TIMEOUT, within},
         health::Health,
-        node::{QuorumNode, Recollection, Terms, TokenVote},
+        node::{NodeState, QuorumNode, TokenVote, VoteRequirements},
+        timeout::{STATE_TIMEOUT, within},
         watch::Watch,
     },
     telemetry,
@@ -85,10 +84,14 @@ impl Member {
 
     /// Reads the state of the node, and adds to the time of watching. Returns `None` for a node
     /// that cannot vote on tokens.
-    pub(super) async fn recall(&self) -> Option<Result<Recollection>> {
+    pub(super) async fn read_state(&self) -> Option<Result<NodeState>> {
         let voter = self.voter.as_ref()?;
         let sent = tokio::time::Instant::now();
-        let answer = within(STATE_TIMEOUT, Arc::clone(voter).recall(self.watch.so_far())).await;
+        let answer = within(
+            STATE_TIMEOUT,
+            Arc::clone(voter).read_state(self.watch.so_far()),
+        )
+        .await;
         if let Ok(node) = &answer
             && let Some(ahead) = self.watch.seen(node, sent)
         {
@@ -148,10 +151,10 @@ impl Member {
     pub(super) fn acquire(
         &self,
         request: Request,
-        terms: Terms,
+        requirements: VoteRequirements,
     ) -> BoxFuture<'static, Result<Attempt>> {
         match &self.voter {
-            Some(voter) => Arc::clone(voter).request_vote(request, terms),
+            Some(voter) => Arc::clone(voter).request_vote(request, requirements),
             None => Arc::clone(&self.backend).try_acquire(request),
         }
     }
@@ -160,11 +163,11 @@ impl Member {
     pub(super) fn raise(
         &self,
         request: Request,
-        terms: Terms,
+        requirements: VoteRequirements,
         token: FencingToken,
     ) -> BoxFuture<'static, Result<TokenVote>> {
         match &self.voter {
-            Some(voter) => Arc::clone(voter).raise_token(request, terms, token),
+            Some(voter) => Arc::clone(voter).raise_token(request, requirements, token),
             // A quorum with such a member has no tokens.
             None => Box::pin(ready(Err(Error::new(
                 ErrorKind::Unsupported,
@@ -214,7 +217,7 @@ impl Member {
     /// Records that the node is late.
     pub(super) fn late(&self, timeout: std::time::Duration) {
         if self.health.late(|| format!("no answer within {timeout:?}")) {
-            telemetry::node_fell_silent(&self.endpoint);
+            telemetry::node_timed_out(&self.endpoint);
             let warn = || tracing::warn!(target: "leasehold", node = %self.endpoint, ?timeout, "a node of the quorum does not answer");
             contain(warn);
         }

@@ -8,20 +8,20 @@
 //! |---|---|---|
 //! | `tally` | [`Majority`] of the *configured* nodes; [`Tally`]: whether an attempt is won, pending or lost | steps 2 and 3 |
 //! | `deadline` | [`validity`]: the time until which a majority holds the lock | steps 1, 3 and 4 |
-//! | `write_back` | [`Fence`]: the token of one node and key; [`choose`] the token; evaluate a [`round`] of the write-back | none: it has no tokens |
-//! | `renewal` | [`renewal`]: whether the lease is extended, unchanged or lost; [`may_heal`]: whether a node may be acquired again | "extending the lock" |
-//! | `eligibility` | [`Membership`] of a node that restarted: grace period, epoch record, [`rejoin`] | "delayed restarts" |
+//! | `write_back` | [`NodeToken`]: the token of one node and key; [`choose_token`] the token; evaluate a round of the write-back | none: it has no tokens |
+//! | `renewal` | [`renewal`]: whether the lease is extended, unchanged or lost; [`may_reacquire`]: whether a node may be acquired again | "extending the lock" |
+//! | `eligibility` | [`Eligibility`] of a node that restarted: grace period, epoch record, [`readmission`] | "delayed restarts" |
 //!
 //! # One acquisition
 //! 1. Send the request to all nodes at once, each with a timeout. The deadline of a node's grant is
 //!    counted from before *its* request was sent, and shortened by the clock drift.
 //! 2. Add each answer to a [`Tally`]. As soon as a majority of the configured nodes has granted
-//!    ([`Won`](Standing::Won)), do not wait for the rest. If a majority is no longer possible,
+//!    ([`Won`](AttemptState::Won)), do not wait for the rest. If a majority is no longer possible,
 //!    release *every* node, including those that refused or did not answer, and retry later.
-//! 3. [`choose`] the token: the largest granted token T. If a majority granted exactly T, T is the
-//!    token. Otherwise write it back: ask every node that granted to raise its token to T, which
-//!    the node answers by [`Fence::accepts`]. Repeat as [`round`] says until a majority has one
-//!    token.
+//! 3. [`choose_token`] the token: the largest granted token T. If a majority granted exactly T, T
+//!    is the token. Otherwise write it back: ask every node that granted to raise its token to T,
+//!    which the node answers by [`NodeToken::accepts`]. Repeat as [`evaluate_round`] says until a
+//!    majority has one token.
 //! 4. The lock is held if the current time is before its [`validity`]: the k-th largest of the
 //!    nodes' deadlines, where k is the majority. Otherwise release every node.
 //! 5. A grant that arrives later is adopted, so that it counts in the next validity, or is released
@@ -39,6 +39,7 @@
 //! needs no clock. It needs only that nodes do not lose data. Nodes that restarted are therefore
 //! excluded for a grace period, which does need a clock.
 
+mod asking;
 mod attempt;
 mod backend;
 mod capabilities;
@@ -58,25 +59,28 @@ mod min_token;
 mod node;
 mod ping;
 mod provision;
+mod release;
 mod renewal;
+mod reply;
 mod revoke;
 mod rollback;
+mod state;
 mod tally;
+mod timeout;
 mod token;
 mod watch;
 mod write_back;
 
-pub(crate) use self::member::is_node_failure;
 pub use self::{
     backend::QuorumBackend,
     config::QuorumConfig,
     deadline::validity,
-    eligibility::{Ballot, Membership, Memory, Rejoin, rejoin},
+    eligibility::{Durability, Eligibility, Readmission, VoteRights, readmission},
     jitter::seed_pauses,
     member::QuorumMember,
-    node::{Attestation, QuorumNode, Recollection, Terms, TokenVote, Watched},
+    node::{EpochRecord, NodeState, QuorumNode, TokenVote, VoteRequirements, Watched},
     provision::Provision,
-    renewal::{Renewed, may_heal, renewal},
-    tally::{Majority, Standing, Tally, Vote},
-    write_back::{Answer, Fence, Round, TokenChoice, choose, round},
+    renewal::{Renewed, may_reacquire, renewal},
+    tally::{AttemptState, Majority, Tally, Vote},
+    write_back::{NodeToken, RoundOutcome, TokenDecision, VoteReply, choose_token, evaluate_round},
 };

@@ -5,13 +5,10 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 
 use crate::{
-    backend::{
-        contract::{Attempt, LockBackend, Released},
-        request::Request,
-    },
+    backend::{attempt::Attempt, contract::LockBackend, lease::Released, request::Request},
     error::Result,
     fencing::FencingToken,
-    quorum::eligibility::{Membership, Memory},
+    quorum::eligibility::{Durability, Eligibility},
     ttl::Ttl,
 };
 
@@ -22,36 +19,42 @@ use crate::{
 /// of a quorum. Its locks count, but a quorum with such a member has no fencing tokens.
 ///
 /// # For implementors
-/// Beside the lock, the node keeps per key the pair [`Fence`](super::Fence), which never expires. A
-/// wrapper implements this trait only if the backend that it wraps does, and forwards every method.
+/// Beside the lock, the node keeps per key the pair [`NodeToken`](super::NodeToken), which never
+/// expires. A wrapper implements this trait only if the backend that it wraps does, and forwards
+/// every method.
 #[async_trait]
 pub trait QuorumNode: LockBackend {
-    /// Makes one attempt to acquire the lock at this node, on the quorum's terms.
+    /// Makes one attempt to acquire the lock at this node, if it meets the quorum's requirements.
     ///
     /// As [`try_acquire`](LockBackend::try_acquire), with three differences. A grant writes the
-    /// key's next [`Fence`](super::Fence) by [`Fence::granted`](super::Fence::granted), and its
-    /// lease has that token. An attempt by the acquisition that holds the lock already is granted
-    /// again. A node that does not meet the [terms](Terms) refuses and changes nothing.
+    /// key's next [`NodeToken`](super::NodeToken) by
+    /// [`NodeToken::granted`](super::NodeToken::granted), and its lease has that token. An attempt
+    /// by the acquisition that holds the lock already is granted again. A node that does not meet
+    /// the [requirements](VoteRequirements) refuses and changes nothing.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) if the terms are not met;
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) if the requirements are not met;
     /// otherwise as the driver fails. Contention is [`Attempt::Contended`], not an error.
-    async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt>;
+    async fn request_vote(
+        self: Arc<Self>,
+        request: Request,
+        requirements: VoteRequirements,
+    ) -> Result<Attempt>;
 
     /// Raises the key's token to `token`, for the acquisition that holds the lock by
     /// [`request_vote`](Self::request_vote).
     ///
-    /// The node answers by [`Fence::accepts`](super::Fence::accepts): it accepts only while
+    /// The node answers by [`NodeToken::accepts`](super::NodeToken::accepts): it accepts only while
     /// `request` still holds the lock and the stored token is smaller, or is this very token of
     /// this acquisition. Tokens that are granted later for the key are larger.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) if the terms are not met;
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) if the requirements are not met;
     /// otherwise as the driver fails.
     async fn raise_token(
         self: Arc<Self>,
         request: Request,
-        terms: Terms,
+        requirements: VoteRequirements,
         token: FencingToken,
     ) -> Result<TokenVote>;
 
@@ -83,13 +86,13 @@ pub trait QuorumNode: LockBackend {
     ///
     /// # Errors
     /// Returns the driver's error.
-    async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection>;
+    async fn read_state(self: Arc<Self>, watched: Option<Watched>) -> Result<NodeState>;
 
     /// Stores an epoch record: the incarnation that it names has lost no data. From now on the node
-    /// votes on tokens, and every token that it grants exceeds [`Attestation::above`].
+    /// votes on tokens, and every token that it grants exceeds [`EpochRecord::above`].
     ///
     /// The node compares and stores atomically: if its state differs from the state that was
-    /// [read](Self::recall), the call changes nothing. Of two concurrent calls, the second one
+    /// [read](Self::read_state), the call changes nothing. Of two concurrent calls, the second one
     /// fails. A slow client cannot record an epoch after which the node lost data.
     ///
     /// # Errors
@@ -97,15 +100,15 @@ pub trait QuorumNode: LockBackend {
     /// was wiped, or has a new epoch record since its state was read,
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if it should be durable and is
     /// not, and otherwise the driver's error.
-    async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()>;
+    async fn record_epoch(self: Arc<Self>, record: EpochRecord) -> Result<()>;
 }
 
 /// The conditions under which a node may vote for an acquisition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Terms {
-    /// Whether the node's memory must be attested. Otherwise any node that has been watched for
-    /// long enough grants, and the quorum's tokens are best effort.
-    pub attested: bool,
+pub struct VoteRequirements {
+    /// Whether the node must have a current epoch record. Otherwise any node that has been watched
+    /// for long enough grants, and the quorum's tokens are best effort.
+    pub epoch_required: bool,
     /// The longest TTL of any lock of this quorum. A node that restarted and may have lost grants
     /// waits that long.
     pub largest_ttl: Duration,
@@ -128,7 +131,7 @@ pub enum TokenVote {
 pub struct Watched {
     /// The version that was read.
     pub version: String,
-    /// The value of [`Membership::watched_for`] that was read.
+    /// The value of [`Eligibility::watched_for`] that was read.
     pub before: Duration,
     /// The time since then on the client's clock, from the arrival of the answer until this is
     /// sent.
@@ -137,21 +140,21 @@ pub struct Watched {
 
 /// The state of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recollection {
+pub struct NodeState {
     /// Identifies the incarnation of the node and the history of its data. It changes after a
     /// restart, and after the data was replaced by that of another server. Empty if the node does
     /// not report it.
-    pub run: String,
+    pub incarnation: String,
     /// Identifies the epoch record. It changes when a record is stored, or when the node was wiped
     /// and read.
     pub version: String,
     /// Whether the node may have lost data, and for how long it has been watched.
-    pub membership: Membership,
-    /// Whether the node is provisioned as [durable](Attestation::durable), and is.
+    pub eligibility: Eligibility,
+    /// Whether the node is provisioned as [durable](EpochRecord::durable), and is.
     pub durable: bool,
     /// The incarnation that the epoch record names: this one, an earlier one, or one of another
     /// node whose data this node has. `None` if the node was never provisioned, or was wiped.
-    pub marked: Option<String>,
+    pub recorded: Option<String>,
     /// The longest TTL in the epoch record.
     pub largest_ttl: Option<Ttl>,
     /// The largest token that the node has granted or accepted, as far as its data goes.
@@ -160,19 +163,19 @@ pub struct Recollection {
     pub wall_clock: Option<Duration>,
 }
 
-impl Recollection {
+impl NodeState {
     /// Returns whether the node may vote on tokens now.
     #[must_use]
     pub fn votes(&self) -> bool {
-        self.membership.memory == Memory::Attested
+        self.eligibility.durability == Durability::Confirmed
     }
 }
 
 /// An epoch record, which says that a node has lost no data in one incarnation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attestation {
+pub struct EpochRecord {
     /// The incarnation that was read.
-    pub run: String,
+    pub incarnation: String,
     /// The version that was read.
     pub version: String,
     /// The node loses no token in a restart. A node rejects the record if its settings contradict

@@ -8,13 +8,13 @@ use crate::{
     backend::inspection::{NodeStatus, Pong},
     error::Result,
     quorum::{
-        backend::QuorumBackend,
-        discovery::{STATE_TIMEOUT, within},
+        state::QuorumState,
+        timeout::{STATE_TIMEOUT, within},
     },
 };
 
 /// Pings all nodes. Fails unless a majority answers.
-pub(super) async fn ping(quorum: &QuorumBackend) -> Result<Pong> {
+pub(super) async fn ping(quorum: &QuorumState) -> Result<Pong> {
     let answers = join_all(quorum.members.iter().map(|member| {
         let backend = Arc::clone(&member.backend);
         within(STATE_TIMEOUT, async move { backend.ping().await })

@@ -11,8 +11,8 @@ use crate::{
     fencing::FencingToken,
     quorum::{
         backend::QuorumBackend,
-        discovery::recall_all,
-        node::{Attestation, Recollection},
+        discovery::read_states,
+        node::{EpochRecord, NodeState},
     },
     ttl::Ttl,
 };
@@ -84,11 +84,15 @@ impl QuorumBackend {
     pub async fn provision(&self, provision: &Provision) -> Result<Vec<NodeStatus>> {
         let refuse = |kind, message| {
             Error::new(kind, message)
-                .with_backend(self.config.scheme)
+                .with_backend(self.state.config.scheme)
                 .with_operation("provision")
         };
-        if !self.has_tokens {
-            let non_voter = self.members.iter().find(|member| member.voter.is_none());
+        if !self.state.has_tokens {
+            let non_voter = self
+                .state
+                .members
+                .iter()
+                .find(|member| member.voter.is_none());
             return Err(refuse(
                 ErrorKind::Unsupported,
                 format!(
@@ -98,7 +102,7 @@ impl QuorumBackend {
             ));
         }
         let nodes = loop {
-            let nodes = self.all_recollections().await?;
+            let nodes = self.all_states().await?;
             // Locks of the largest TTL that was recorded before may still be held.
             let promised = nodes.iter().filter_map(|node| node.largest_ttl).max();
             let grace = promised
@@ -108,7 +112,7 @@ impl QuorumBackend {
                 .iter()
                 .filter(|node| !node.votes() && !provision.never_used);
             let left = waits
-                .map(|node| grace.saturating_sub(node.membership.watched_for))
+                .map(|node| grace.saturating_sub(node.eligibility.watched_for))
                 .max()
                 .unwrap_or_default();
             if left.is_zero() {
@@ -119,22 +123,26 @@ impl QuorumBackend {
         };
         // Read the nodes again, because grants that were running when the grace period ended count
         // too.
-        let settled = self.all_recollections().await?;
+        let settled = self.all_states().await?;
         let highest = nodes.iter().chain(&settled).map(|node| node.highest_token);
         let above = highest.max().unwrap_or(FencingToken::new(0));
-        for (member, node) in self.members.iter().zip(nodes) {
+        for (member, node) in self.state.members.iter().zip(nodes) {
             let Some(voter) = &member.voter else { continue };
-            let Recollection { run, version, .. } = node;
+            let NodeState {
+                incarnation,
+                version,
+                ..
+            } = node;
             let (durable, largest_ttl) = (provision.durable, provision.largest_ttl);
-            let attestation = Attestation {
-                run,
+            let record = EpochRecord {
+                incarnation,
                 version,
                 durable,
                 largest_ttl,
                 above,
             };
             Arc::clone(voter)
-                .attest(attestation)
+                .record_epoch(record)
                 .await
                 .map_err(|error| {
                     refuse(
@@ -144,16 +152,20 @@ impl QuorumBackend {
                     .with_source(error)
                 })?;
         }
-        self.demand_attested(Some(provision.largest_ttl));
+        self.state.require_epoch(Some(provision.largest_ttl));
         Ok(self.nodes())
     }
 
-    async fn all_recollections(&self) -> Result<Vec<Recollection>> {
+    async fn all_states(&self) -> Result<Vec<NodeState>> {
         let (mut nodes, mut problems) = (Vec::new(), Vec::new());
-        for (at, node) in recall_all(&self.members).await.into_iter().enumerate() {
+        for (at, node) in read_states(&self.state.members)
+            .await
+            .into_iter()
+            .enumerate()
+        {
             match node {
                 Some(Ok(node)) => {
-                    self.members[at].learn(&Ok(()), crate::clock::SystemClock.now());
+                    self.state.members[at].learn(&Ok(()), crate::clock::SystemClock.now());
                     nodes.push(node);
                 }
                 Some(Err(error)) => problems.push((at, error)),
@@ -163,7 +175,10 @@ impl QuorumBackend {
         if problems.is_empty() {
             Ok(nodes)
         } else {
-            Err(self.unavailable(&problems).with_operation("provision"))
+            Err(self
+                .state
+                .unavailable(&problems)
+                .with_operation("provision"))
         }
     }
 }

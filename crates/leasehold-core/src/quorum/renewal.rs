@@ -2,7 +2,7 @@
 
 use crate::{
     clock::{Deadline, Timestamp},
-    quorum::tally::{Standing, Tally},
+    quorum::tally::{AttemptState, Tally},
 };
 
 /// The outcome of a renewal.
@@ -14,7 +14,7 @@ pub enum Renewed {
     /// A majority renewed. The deadline moves to the new [`validity`](crate::quorum::validity).
     Extended,
     /// The pending answers may still make a majority.
-    Open,
+    Pending,
     /// A majority neither renewed nor refused. The deadline stays where it was, and the renewal is
     /// retried.
     Unchanged,
@@ -22,16 +22,17 @@ pub enum Renewed {
     Lost,
 }
 
-/// Evaluates the answers to a renewal. Nodes that refused should be [acquired again](may_heal).
+/// Evaluates the answers to a renewal. Nodes that refused should be [acquired
+/// again](may_reacquire).
 #[must_use]
 pub const fn renewal(tally: &Tally) -> Renewed {
     if !tally.is_possible() {
         return Renewed::Lost;
     }
-    match tally.standing() {
-        Standing::Won => Renewed::Extended,
-        Standing::Open => Renewed::Open,
-        Standing::Contended | Standing::OutOfReach => Renewed::Unchanged,
+    match tally.state() {
+        AttemptState::Won => Renewed::Extended,
+        AttemptState::Pending => Renewed::Pending,
+        AttemptState::Contended | AttemptState::Unreachable => Renewed::Unchanged,
     }
 }
 
@@ -45,7 +46,7 @@ pub const fn renewal(tally: &Tally) -> Renewed {
 /// The node then counts like any other. Its token is larger than that of the acquisition, which
 /// keeps its own: a majority had it once, and no node's token falls.
 #[must_use]
-pub fn may_heal(validity: Deadline, now: Timestamp) -> bool {
+pub fn may_reacquire(validity: Deadline, now: Timestamp) -> bool {
     !validity.is_past(now)
 }
 
@@ -69,7 +70,7 @@ mod tests {
         );
         assert_eq!(
             judge([Granted, Granted, Pending, Failed, Refused]),
-            Renewed::Open
+            Renewed::Pending
         );
         assert_eq!(
             judge([Granted, Granted, Failed, Failed, Failed]),
@@ -100,7 +101,7 @@ mod tests {
     #[test]
     fn no_node_is_reacquired_after_the_deadline() {
         let validity = Deadline::at(Timestamp::from_nanos(10));
-        assert!(may_heal(validity, Timestamp::from_nanos(9)));
-        assert!(!may_heal(validity, Timestamp::from_nanos(10)));
+        assert!(may_reacquire(validity, Timestamp::from_nanos(9)));
+        assert!(!may_reacquire(validity, Timestamp::from_nanos(10)));
     }
 }

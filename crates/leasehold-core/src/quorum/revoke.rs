@@ -8,9 +8,9 @@ use crate::{
     backend::inspection::{HolderRef, Revocation, RevokeOutcome},
     error::{Error, ErrorKind, Result},
     quorum::{
-        backend::QuorumBackend,
-        discovery::within,
         inspect::{decode, has_same_label},
+        state::QuorumState,
+        timeout::within,
     },
     ttl::Ttl,
 };
@@ -23,7 +23,7 @@ const PASSES: usize = 2;
 /// Succeeds only if the holder no longer has a majority, counting nodes that did not answer as
 /// held.
 pub(super) async fn revoke(
-    quorum: &QuorumBackend,
+    quorum: &QuorumState,
     holder: &HolderRef,
     revocation: Revocation,
 ) -> Result<RevokeOutcome> {
@@ -37,44 +37,44 @@ pub(super) async fn revoke(
             .with_backend(quorum.config.scheme)
             .with_operation("break")
         })?;
-    let taking = Taking {
+    let revoker = Revoker {
         quorum,
         holder,
         revocation,
         timeout: quorum.config.node_timeout(Ttl::DEFAULT),
     };
-    let mut taken = Taken::nothing(ids.len());
+    let mut outcome = Outcome::nothing(ids.len());
     let shown = ids
         .into_iter()
         .enumerate()
         .map(async |(node, id)| match id {
-            Some(id) => Some(taking.at(node, id).await),
+            Some(id) => Some(revoker.at(node, id).await),
             None => Some(
-                taking
+                revoker
                     .at_any_id(node)
                     .await
                     .unwrap_or_else(|| Err(unclear())),
             ),
         });
-    taken.note(join_all(shown).await);
+    outcome.note(join_all(shown).await);
     for _ in 0..PASSES {
-        let anything = taken
-            .note(join_all((0..quorum.members.len()).map(|node| taking.at_any_id(node))).await);
+        let anything = outcome
+            .note(join_all((0..quorum.members.len()).map(|node| revoker.at_any_id(node))).await);
         if !anything {
             break;
         }
     }
-    taken.conclude(quorum)
+    outcome.conclude(quorum)
 }
 
-struct Taking<'a> {
-    quorum: &'a QuorumBackend,
+struct Revoker<'a> {
+    quorum: &'a QuorumState,
     holder: &'a HolderRef,
     revocation: Revocation,
     timeout: Duration,
 }
 
-impl Taking<'_> {
+impl Revoker<'_> {
     /// Revokes the lock on a node that knows the holder by this id.
     async fn at(&self, node: usize, id: Vec<u8>) -> Result<RevokeOutcome> {
         let mut there = self.holder.clone();
@@ -129,7 +129,7 @@ fn unclear() -> Error {
 }
 
 /// The result of the revocation so far.
-struct Taken {
+struct Outcome {
     freed: bool,
     /// If the lock can no longer be renewed, the time for which it is still held.
     marked: Option<Option<Duration>>,
@@ -137,7 +137,7 @@ struct Taken {
     problems: Vec<Option<Error>>,
 }
 
-impl Taken {
+impl Outcome {
     fn nothing(nodes: usize) -> Self {
         Self {
             freed: false,
@@ -166,7 +166,7 @@ impl Taken {
         freed
     }
 
-    fn conclude(self, quorum: &QuorumBackend) -> Result<RevokeOutcome> {
+    fn conclude(self, quorum: &QuorumState) -> Result<RevokeOutcome> {
         let problems: Vec<_> = self
             .problems
             .into_iter()

@@ -1,59 +1,52 @@
-//! [`Undo`]: releases the nodes after a failed attempt.
+//! [`Rollback`]: releases the nodes after a failed attempt.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use crate::{
     backend::{
-        contract::{Attempt, BoxFuture, Lease, Released},
+        attempt::Attempt,
+        lease::{Lease, Released},
         request::Request,
     },
     error::Result,
-    panics::ContainedLease,
-    quorum::{
-        attempt::{Asking, Reply},
-        backend::QuorumBackend,
-        fan_out::FanOut,
-    },
+    quorum::{attempt::QuorumAttempt, fan_out::FanOut, reply::NodeReply, state::QuorumState},
 };
-
-/// The shortest and the longest delay before a failed release is retried. The delay doubles.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// The releases of a failed attempt.
 ///
 /// They go to the nodes that granted and to those that have not answered. A node that refused holds
 /// no lock for the attempt. A node that failed undoes its attempt itself, as every backend must.
-pub(super) struct Undo {
-    quorum: Arc<QuorumBackend>,
+pub(super) struct Rollback {
+    quorum: Arc<QuorumState>,
     request: Request,
     leases: Vec<Option<Arc<dyn Lease>>>,
     releases: FanOut<Released>,
     calls: FanOut<Attempt>,
 }
 
-impl Undo {
+impl Rollback {
     /// Sends the releases.
-    pub(super) fn of(asking: Asking) -> Self {
-        let Asking {
+    pub(super) fn of(attempt: QuorumAttempt) -> Self {
+        let QuorumAttempt {
             quorum,
             request,
             replies,
             calls,
             ..
-        } = asking;
+        } = attempt;
         let mut releases = FanOut::with_capacity(replies.len());
         let mut leases = Vec::with_capacity(replies.len());
         for (node, reply) in replies.into_iter().enumerate() {
             let lease = match reply {
-                Reply::Granted(lease) => {
+                NodeReply::Granted(lease) => {
                     releases.push(node, || Arc::clone(&lease).release());
                     Some(lease)
                 }
-                Reply::Pending => {
+                NodeReply::Pending => {
                     quorum.withdraw(node, &request, &mut releases);
                     None
                 }
-                Reply::Refused(_) | Reply::Failed(_) => None,
+                NodeReply::Refused(_) | NodeReply::Failed(_) => None,
             };
             leases.push(lease);
         }
@@ -87,21 +80,21 @@ impl Undo {
         } = self;
         let (judge, asked) = (Arc::clone(&quorum), request.clone());
         quorum.finish(releases, move |(node, released)| {
-            settle(&judge, &asked, &leases[node], node, &released)
+            settle(&judge, &asked, &leases[node], node, &released);
         });
         let judge = Arc::clone(&quorum);
         quorum.finish(calls, move |(node, answer)| {
             judge.members[node].learn(&answer, request.now());
             if let Ok(Attempt::Granted(lease)) = answer {
                 // The withdrawal may have arrived before the grant.
-                judge.give_back(lease, &request);
+                judge.release_detached(lease, &request);
             }
         });
     }
 }
 
 fn settle(
-    quorum: &Arc<QuorumBackend>,
+    quorum: &Arc<QuorumState>,
     request: &Request,
     lease: &Option<Arc<dyn Lease>>,
     node: usize,
@@ -111,24 +104,6 @@ fn settle(
     if let (Err(error), Some(lease)) = (released, lease)
         && error.is_retryable()
     {
-        quorum.give_back(Arc::clone(lease), request);
+        quorum.release_detached(Arc::clone(lease), request);
     }
-}
-
-/// Releases a lease until that succeeds or the lease expires.
-pub(super) fn release_until_over(
-    lease: Arc<dyn Lease>,
-    request: Request,
-) -> BoxFuture<'static, ()> {
-    Box::pin(async move {
-        let (lease, mut pause) = (ContainedLease::new(lease), PAUSES.0);
-        while let Err(error) = lease.release().await {
-            if !error.is_retryable() || lease.valid_until().is_past(request.now()) {
-                tracing::debug!(target: "leasehold", key = %request.key(), %error, "not released at a node; it expires");
-                return;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSES.1);
-        }
-    })
 }

@@ -41,7 +41,7 @@ pub enum Vote {
     /// The node has not answered yet.
     Pending,
     /// The node holds the lock for this acquisition and may vote; see
-    /// [`Membership`](crate::quorum::Membership).
+    /// [`Eligibility`](crate::quorum::Eligibility).
     Granted,
     /// The node holds the lock for another acquisition.
     Refused,
@@ -60,16 +60,16 @@ pub struct Tally {
 
 /// The state of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Standing {
+pub enum AttemptState {
     /// A majority granted.
     Won,
     /// The pending votes can still make a majority.
-    Open,
+    Pending,
     /// Other acquisitions hold so many nodes that no majority is left. A retry may succeed when
     /// they release.
     Contended,
     /// So many nodes failed that no majority is possible.
-    OutOfReach,
+    Unreachable,
 }
 
 impl Tally {
@@ -123,20 +123,20 @@ impl Tally {
             .saturating_sub(self.granted + self.refused + self.failed)
     }
 
-    /// Returns the state of the attempt. Once it is not [`Open`](Standing::Open), further answers
-    /// change it only from [`Contended`](Standing::Contended) to
-    /// [`OutOfReach`](Standing::OutOfReach).
+    /// Returns the state of the attempt. Once it is not [`Pending`](AttemptState::Pending), further
+    /// answers change it only from [`Contended`](AttemptState::Contended) to
+    /// [`Unreachable`](AttemptState::Unreachable).
     #[must_use]
-    pub const fn standing(&self) -> Standing {
+    pub const fn state(&self) -> AttemptState {
         let needed = self.majority.needed();
         if self.granted >= needed {
-            Standing::Won
+            AttemptState::Won
         } else if self.granted + self.pending() >= needed {
-            Standing::Open
+            AttemptState::Pending
         } else if self.failed > self.majority.spare() {
-            Standing::OutOfReach
+            AttemptState::Unreachable
         } else {
-            Standing::Contended
+            AttemptState::Contended
         }
     }
 
@@ -148,7 +148,7 @@ impl Tally {
     }
 
     /// Returns how many of the nodes that refused must become free before another attempt can win,
-    /// after [`Contended`](Standing::Contended).
+    /// after [`Contended`](AttemptState::Contended).
     ///
     /// It is at least one. Nodes that granted are free, because they were released. Nodes that
     /// failed do not count.
@@ -192,35 +192,41 @@ mod tests {
     fn two_failures_of_five_are_tolerated_and_three_are_not() {
         use Vote::{Failed, Granted, Pending, Refused};
         let cases = [
-            ([Granted, Granted, Granted, Pending, Pending], Standing::Won),
-            ([Granted, Granted, Pending, Failed, Failed], Standing::Open),
+            (
+                [Granted, Granted, Granted, Pending, Pending],
+                AttemptState::Won,
+            ),
+            (
+                [Granted, Granted, Pending, Failed, Failed],
+                AttemptState::Pending,
+            ),
             // The two nodes that answered agree, but are not a majority.
             (
                 [Granted, Granted, Failed, Failed, Failed],
-                Standing::OutOfReach,
+                AttemptState::Unreachable,
             ),
             (
                 [Granted, Granted, Refused, Failed, Failed],
-                Standing::Contended,
+                AttemptState::Contended,
             ),
             (
                 [Refused, Refused, Refused, Pending, Pending],
-                Standing::Contended,
+                AttemptState::Contended,
             ),
             (
                 [Pending, Pending, Failed, Failed, Failed],
-                Standing::OutOfReach,
+                AttemptState::Unreachable,
             ),
         ];
-        for (votes, standing) in cases {
-            assert_eq!(tally(&votes).standing(), standing, "{votes:?}");
+        for (votes, state) in cases {
+            assert_eq!(tally(&votes).state(), state, "{votes:?}");
         }
     }
 
     #[test]
     fn a_node_that_was_never_asked_is_pending() {
         let tally = Tally::of(Majority::of(3), [Vote::Granted]);
-        assert_eq!((tally.pending(), tally.standing()), (2, Standing::Open));
+        assert_eq!((tally.pending(), tally.state()), (2, AttemptState::Pending));
     }
 
     #[test]
@@ -243,29 +249,29 @@ mod tests {
     proptest! {
         #[test]
         fn decided_attempts_stay_decided(votes in votes(9), late in prop::collection::vec(0..3_usize, 9)) {
-            let before = tally(&votes).standing();
+            let before = tally(&votes).state();
             let answers = [Vote::Granted, Vote::Refused, Vote::Failed];
             let settled: Vec<_> = votes
                 .iter()
                 .zip(late)
                 .map(|(vote, late)| if *vote == Vote::Pending { answers[late] } else { *vote })
                 .collect();
-            let after = tally(&settled).standing();
+            let after = tally(&settled).state();
             match before {
-                Standing::Open => {}
-                Standing::Contended => prop_assert!(matches!(after, Standing::Contended | Standing::OutOfReach)),
+                AttemptState::Pending => {}
+                AttemptState::Contended => prop_assert!(matches!(after, AttemptState::Contended | AttemptState::Unreachable)),
                 before => prop_assert_eq!(before, after),
             }
-            prop_assert_ne!(after, Standing::Open);
+            prop_assert_ne!(after, AttemptState::Pending);
         }
 
         #[test]
         fn it_is_open_exactly_while_it_can_be_won(votes in votes(9)) {
             let hopeful: Vec<_> =
                 votes.iter().map(|vote| if *vote == Vote::Pending { Vote::Granted } else { *vote }).collect();
-            let could_win = tally(&hopeful).standing() == Standing::Won;
-            let standing = tally(&votes).standing();
-            prop_assert_eq!(matches!(standing, Standing::Won | Standing::Open), could_win);
+            let could_win = tally(&hopeful).state() == AttemptState::Won;
+            let state = tally(&votes).state();
+            prop_assert_eq!(matches!(state, AttemptState::Won | AttemptState::Pending), could_win);
         }
 
         #[test]
@@ -276,13 +282,13 @@ mod tests {
                 .zip(second)
                 .map(|(first, wants)| if wants && *first != Vote::Granted { Vote::Granted } else { Vote::Failed })
                 .collect();
-            prop_assert!(tally(&first).standing() != Standing::Won || tally(&second).standing() != Standing::Won);
+            prop_assert!(tally(&first).state() != AttemptState::Won || tally(&second).state() != AttemptState::Won);
         }
 
         #[test]
         fn after_contention_the_refusing_nodes_suffice(votes in votes(9)) {
             let tally = tally(&votes);
-            if tally.standing() == Standing::Contended && tally.pending() == 0 {
+            if tally.state() == AttemptState::Contended && tally.pending() == 0 {
                 prop_assert!(tally.wakes_needed() <= tally.refused());
                 prop_assert!(tally.granted() + tally.wakes_needed() >= Majority::of(votes.len()).needed());
             }

@@ -3,78 +3,81 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use crate::{
-    backend::contract::BoxFuture,
+    backend::lease::BoxFuture,
     error::Result,
     fencing::FencingToken,
     quorum::{
-        attempt::{Asking, Reply},
-        backend::{Problems, no_answer},
+        attempt::QuorumAttempt,
         fan_out::FanOut,
         node::TokenVote,
-        write_back::{Answer, Round, TokenChoice, choose, round},
+        reply::NodeReply,
+        state::{Problems, no_answer},
+        write_back::{RoundOutcome, TokenDecision, VoteReply, choose_token, evaluate_round},
     },
     telemetry,
 };
 
 /// Determines the token that a majority of the nodes has. An `Err` contains the nodes that failed.
 /// No token is possible then, and everything must be released.
-pub(super) async fn settle(asking: &mut Asking) -> std::result::Result<FencingToken, Problems> {
-    let granted = asking.replies.iter().filter_map(token_of);
-    match choose(granted, asking.quorum.majority) {
-        Some(TokenChoice::Stands(token)) => Ok(token),
-        Some(TokenChoice::WriteBack(token)) => {
-            telemetry::written_back(asking.quorum.config.scheme);
+pub(super) async fn settle(
+    attempt: &mut QuorumAttempt,
+) -> std::result::Result<FencingToken, Problems> {
+    let granted = attempt.replies.iter().filter_map(token_of);
+    match choose_token(granted, attempt.quorum.majority) {
+        Some(TokenDecision::Agreed(token)) => Ok(token),
+        Some(TokenDecision::WriteBack(token)) => {
+            telemetry::written_back(attempt.quorum.config.scheme);
             // Boxed, because the common case does not need its space.
-            Box::pin(write_back(asking, token)).await
+            Box::pin(write_back(attempt, token)).await
         }
         None => Err(Problems::new()),
     }
 }
 
 async fn write_back(
-    asking: &mut Asking,
+    attempt: &mut QuorumAttempt,
     mut token: FencingToken,
 ) -> std::result::Result<FencingToken, Problems> {
-    let (majority, terms) = (asking.quorum.majority, asking.terms);
-    let nodes = asking.replies.len();
+    let (majority, requirements) = (attempt.quorum.majority, attempt.requirements);
+    let nodes = attempt.replies.len();
     // The token that each node granted or accepted last.
-    let mut at: Vec<_> = asking.replies.iter().map(token_of).collect();
+    let mut at: Vec<_> = attempt.replies.iter().map(token_of).collect();
     // Calls of earlier rounds. Their answers no longer matter, but no call is dropped.
     let mut superseded = FanOut::with_capacity(nodes);
-    let mut timer = pin!(tokio::time::sleep(asking.timeout));
+    let mut timer = pin!(tokio::time::sleep(attempt.timeout));
     let mut over = false;
     let settled = loop {
         let mut raises = FanOut::with_capacity(nodes);
         let mut failures = Problems::new();
-        let mut answers: Vec<_> = asking
+        let mut answers: Vec<_> = attempt
             .replies
             .iter()
             .enumerate()
             .map(|(node, reply)| match reply {
-                Reply::Pending => Answer::Pending,
-                Reply::Granted(_) => ask(&mut raises, node, at[node], token, || {
-                    asking.quorum.members[node].raise(asking.request.clone(), terms, token)
+                NodeReply::Pending => VoteReply::Pending,
+                NodeReply::Granted(_) => ask(&mut raises, node, at[node], token, || {
+                    attempt.quorum.members[node].raise(attempt.request.clone(), requirements, token)
                 }),
-                Reply::Refused(_) | Reply::Failed(_) => Answer::Gone,
+                NodeReply::Refused(_) | NodeReply::Failed(_) => VoteReply::Gone,
             })
             .collect();
         let outcome = poll_fn(|cx| {
-            let Asking {
+            let QuorumAttempt {
                 quorum,
                 request,
                 replies,
                 calls,
                 timeout,
                 ..
-            } = &mut *asking;
+            } = &mut *attempt;
             calls.poll(cx, |node, answer| {
                 let reply = quorum.reply(node, answer, request);
                 at[node] = token_of(&reply);
                 answers[node] = match &reply {
-                    Reply::Granted(_) => ask(&mut raises, node, at[node], token, || {
-                        quorum.members[node].raise(request.clone(), terms, token)
+                    NodeReply::Granted(_) => ask(&mut raises, node, at[node], token, || {
+                        quorum.members[node].raise(request.clone(), requirements, token)
                     }),
-                    _ => Answer::Gone,
+                    _ => VoteReply::Gone,
                 };
                 replies[node] = reply;
             });
@@ -84,15 +87,15 @@ async fn write_back(
                     at[node] = Some(token);
                 }
                 answers[node] = match vote {
-                    Ok(vote) => Answer::from(vote),
+                    Ok(vote) => VoteReply::from(vote),
                     Err(error) => {
                         failures.push((node, error));
-                        Answer::Gone
+                        VoteReply::Gone
                     }
                 };
             });
-            let outcome = round(token, answers.iter().copied(), majority);
-            if outcome != Round::Open {
+            let outcome = evaluate_round(token, answers.iter().copied(), majority);
+            if outcome != RoundOutcome::Pending {
                 return Poll::Ready(outcome);
             }
             if !over && timer.as_mut().poll(cx).is_pending() {
@@ -103,34 +106,34 @@ async fn write_back(
                 quorum.members[node].late(*timeout);
             }
             let late = answers.iter().map(|answer| {
-                if *answer == Answer::Pending {
-                    Answer::Gone
+                if *answer == VoteReply::Pending {
+                    VoteReply::Gone
                 } else {
                     *answer
                 }
             });
-            Poll::Ready(round(token, late, majority))
+            Poll::Ready(evaluate_round(token, late, majority))
         })
         .await;
         let silent: Vec<_> = raises.nodes().filter(|_| over).collect();
         superseded.append(raises);
         match outcome {
-            Round::Stands => break Ok(token),
-            Round::Again(next) => token = next,
-            Round::Open | Round::Lost => {
-                let timeout = asking.timeout;
-                let mut problems = asking
+            RoundOutcome::Agreed => break Ok(token),
+            RoundOutcome::Retry(next) => token = next,
+            RoundOutcome::Pending | RoundOutcome::Lost => {
+                let timeout = attempt.timeout;
+                let mut problems = attempt
                     .quorum
-                    .problems(&asking.replies, over.then_some(timeout));
+                    .problems(&attempt.replies, over.then_some(timeout));
                 problems.extend(failures);
                 problems.extend(silent.into_iter().map(|node| (node, no_answer(timeout))));
                 break Err(problems);
             }
         }
     };
-    let (quorum, request) = (Arc::clone(&asking.quorum), asking.request.clone());
-    asking.quorum.finish(superseded, move |(node, vote)| {
-        quorum.members[node].learn(&vote, request.now())
+    let (quorum, request) = (Arc::clone(&attempt.quorum), attempt.request.clone());
+    attempt.quorum.finish(superseded, move |(node, vote)| {
+        quorum.members[node].learn(&vote, request.now());
     });
     settled
 }
@@ -142,17 +145,17 @@ fn ask(
     at: Option<FencingToken>,
     token: FencingToken,
     raise: impl FnOnce() -> BoxFuture<'static, Result<TokenVote>>,
-) -> Answer {
+) -> VoteReply {
     match at {
-        Some(at) if at == token => Answer::Stands,
-        Some(at) if at > token => Answer::Higher(at),
+        Some(at) if at == token => VoteReply::Accepted,
+        Some(at) if at > token => VoteReply::Higher(at),
         _ => {
             raises.push(node, raise);
-            Answer::Pending
+            VoteReply::Pending
         }
     }
 }
 
-fn token_of(reply: &Reply) -> Option<FencingToken> {
+fn token_of(reply: &NodeReply) -> Option<FencingToken> {
     reply.lease().and_then(|lease| lease.fencing_token())
 }

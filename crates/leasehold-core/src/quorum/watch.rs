@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::quorum::node::{Recollection, Watched};
+use crate::quorum::node::{NodeState, Watched};
 
 /// The tolerated difference between a node's wall clock and the client's clock between two reads,
 /// in addition to 1 %. A larger difference is a step of the wall clock. NTP steps from 128 ms on.
@@ -22,7 +22,7 @@ pub(super) struct Watch(Mutex<Option<Look>>);
 
 #[derive(Clone, Debug)]
 struct Look {
-    run: String,
+    incarnation: String,
     version: String,
     watched_for: Duration,
     wall_clock: Option<Duration>,
@@ -44,11 +44,11 @@ impl Watch {
 
     /// Records the answer to a read that was sent at `sent`. Returns by how much the node's wall
     /// clock was set ahead since the previous read, if it was.
-    pub(super) fn seen(&self, node: &Recollection, sent: Instant) -> Option<Duration> {
+    pub(super) fn seen(&self, node: &NodeState, sent: Instant) -> Option<Duration> {
         let look = Look {
-            run: node.run.clone(),
+            incarnation: node.incarnation.clone(),
             version: node.version.clone(),
-            watched_for: node.membership.watched_for,
+            watched_for: node.eligibility.watched_for,
             wall_clock: node.wall_clock,
             sent,
             answered: Instant::now(),
@@ -58,7 +58,7 @@ impl Watch {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .replace(look.clone())?;
-        if before.run != look.run {
+        if before.incarnation != look.incarnation {
             return None;
         }
         let shown = look.wall_clock?.checked_sub(before.wall_clock?)?;
@@ -79,19 +79,19 @@ mod tests {
     use super::*;
     use crate::{
         fencing::FencingToken,
-        quorum::eligibility::{Membership, Memory},
+        quorum::eligibility::{Durability, Eligibility},
     };
 
-    fn at(wall_clock: u64) -> Recollection {
-        Recollection {
-            run: "r".into(),
+    fn at(wall_clock: u64) -> NodeState {
+        NodeState {
+            incarnation: "r".into(),
             version: "v".into(),
-            membership: Membership {
-                memory: Memory::Unknown,
+            eligibility: Eligibility {
+                durability: Durability::Unknown,
                 watched_for: Duration::ZERO,
             },
             durable: false,
-            marked: None,
+            recorded: None,
             largest_ttl: None,
             highest_token: FencingToken::new(0),
             wall_clock: Some(Duration::from_secs(wall_clock)),

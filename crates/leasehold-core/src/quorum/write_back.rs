@@ -10,14 +10,14 @@ use crate::{
 ///
 /// It is stored apart from the lock and never expires. A node without one is at token zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fence {
+pub struct NodeToken {
     /// The largest token that the node has granted or accepted for the key.
     pub token: FencingToken,
     /// The acquisition that the token was granted to or accepted from.
     pub owner: AcquisitionId,
 }
 
-impl Fence {
+impl NodeToken {
     /// Returns what a node stores when it grants the lock. It answers the grant with this token.
     ///
     /// The token is one above the larger of the stored token and `floor`. Any `floor` is safe: it
@@ -55,9 +55,9 @@ impl Fence {
 
 /// The decision about the tokens that the nodes granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum TokenChoice {
+pub enum TokenDecision {
     /// A majority granted exactly this token. The token is found in one round trip.
-    Stands(FencingToken),
+    Agreed(FencingToken),
     /// This token must be written back to the nodes that granted.
     WriteBack(FencingToken),
 }
@@ -65,10 +65,10 @@ pub enum TokenChoice {
 /// Chooses T, the largest granted token. Returns `None` while fewer nodes than a majority have
 /// granted.
 #[must_use]
-pub fn choose(
+pub fn choose_token(
     grants: impl IntoIterator<Item = FencingToken>,
     majority: Majority,
-) -> Option<TokenChoice> {
+) -> Option<TokenDecision> {
     let (mut count, mut largest, mut at_largest) = (0, FencingToken::new(0), 0);
     for token in grants {
         count += 1;
@@ -78,29 +78,29 @@ pub fn choose(
         at_largest += usize::from(token == largest);
     }
     if at_largest >= majority.needed() {
-        Some(TokenChoice::Stands(largest))
+        Some(TokenDecision::Agreed(largest))
     } else {
-        (count >= majority.needed()).then_some(TokenChoice::WriteBack(largest))
+        (count >= majority.needed()).then_some(TokenDecision::WriteBack(largest))
     }
 }
 
 /// The reply of one node in a round of the write-back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Answer {
+pub enum VoteReply {
     /// The node has not answered the acquisition or the write-back yet.
     Pending,
     /// The node granted exactly T, or accepted it.
-    Stands,
+    Accepted,
     /// The node holds the lock for this acquisition but has this higher token.
     Higher(FencingToken),
     /// The node failed, may not vote on tokens, or does not hold the lock for this acquisition.
     Gone,
 }
 
-impl From<TokenVote> for Answer {
+impl From<TokenVote> for VoteReply {
     fn from(vote: TokenVote) -> Self {
         match vote {
-            TokenVote::Accepted => Self::Stands,
+            TokenVote::Accepted => Self::Accepted,
             TokenVote::Refused(Some(higher)) => Self::Higher(higher),
             TokenVote::Refused(None) => Self::Gone,
         }
@@ -109,14 +109,14 @@ impl From<TokenVote> for Answer {
 
 /// The outcome of a round of the write-back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Round {
+pub enum RoundOutcome {
     /// A majority has T. It is the token.
-    Stands,
+    Agreed,
     /// The pending replies can still make a majority for T.
-    Open,
+    Pending,
     /// No majority has T, because of nodes with higher tokens. The next round asks all nodes to
     /// raise their token to this one.
-    Again(FencingToken),
+    Retry(FencingToken),
     /// No majority is possible at any token. Every node must be released.
     Lost,
 }
@@ -127,32 +127,32 @@ pub enum Round {
 /// grant of this acquisition arrived there meanwhile. There are therefore at most as many rounds as
 /// nodes.
 #[must_use]
-pub fn round(
+pub fn evaluate_round(
     token: FencingToken,
-    answers: impl IntoIterator<Item = Answer>,
+    answers: impl IntoIterator<Item = VoteReply>,
     majority: Majority,
-) -> Round {
+) -> RoundOutcome {
     let (mut pending, mut stands, mut behind, mut highest) = (0, 0, 0, token);
     for answer in answers {
         match answer {
-            Answer::Pending => pending += 1,
-            Answer::Stands => stands += 1,
-            Answer::Higher(higher) => {
+            VoteReply::Pending => pending += 1,
+            VoteReply::Accepted => stands += 1,
+            VoteReply::Higher(higher) => {
                 behind += 1;
                 highest = highest.max(higher);
             }
-            Answer::Gone => {}
+            VoteReply::Gone => {}
         }
     }
     let needed = majority.needed();
     if stands >= needed {
-        Round::Stands
+        RoundOutcome::Agreed
     } else if stands + pending >= needed {
-        Round::Open
+        RoundOutcome::Pending
     } else if stands + pending + behind >= needed {
-        Round::Again(FencingToken::new(highest.get() + 1))
+        RoundOutcome::Retry(FencingToken::new(highest.get() + 1))
     } else {
-        Round::Lost
+        RoundOutcome::Lost
     }
 }
 
@@ -169,8 +169,8 @@ mod tests {
         FencingToken::new(value)
     }
 
-    fn fence(value: u64, owner: u128) -> Fence {
-        Fence {
+    fn fence(value: u64, owner: u128) -> NodeToken {
+        NodeToken {
             token: token(value),
             owner: AcquisitionId::from(owner),
         }
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn a_grant_is_above_the_stored_token_and_the_floor() {
         let granted = |stored, floor| {
-            Fence::granted(stored, token(floor), AcquisitionId::from(OURS))
+            NodeToken::granted(stored, token(floor), AcquisitionId::from(OURS))
                 .token
                 .get()
         };
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn a_node_accepts_strictly_and_only_from_the_holder() {
         let ask = |stored, holder: Option<u128>| {
-            Fence::accepts(stored, holder.map(AcquisitionId::from), fence(5, OURS))
+            NodeToken::accepts(stored, holder.map(AcquisitionId::from), fence(5, OURS))
         };
         assert_eq!(ask(None, Some(OURS)), TokenVote::Accepted);
         assert_eq!(ask(Some(fence(4, OTHER)), Some(OURS)), TokenVote::Accepted);
@@ -215,39 +215,43 @@ mod tests {
 
     #[test]
     fn a_majority_at_the_largest_needs_no_write_back() {
-        let choose = |tokens: &[u64]| choose(tokens.iter().copied().map(token), Majority::of(5));
-        assert_eq!(choose(&[7, 7, 7]), Some(TokenChoice::Stands(token(7))));
-        assert_eq!(choose(&[7, 3, 7, 7]), Some(TokenChoice::Stands(token(7))));
-        assert_eq!(choose(&[7, 7, 8]), Some(TokenChoice::WriteBack(token(8))));
+        let decide =
+            |tokens: &[u64]| choose_token(tokens.iter().copied().map(token), Majority::of(5));
+        assert_eq!(decide(&[7, 7, 7]), Some(TokenDecision::Agreed(token(7))));
+        assert_eq!(decide(&[7, 3, 7, 7]), Some(TokenDecision::Agreed(token(7))));
+        assert_eq!(decide(&[7, 7, 8]), Some(TokenDecision::WriteBack(token(8))));
         // A majority at a smaller token does not decide.
         assert_eq!(
-            choose(&[7, 7, 7, 8]),
-            Some(TokenChoice::WriteBack(token(8)))
+            decide(&[7, 7, 7, 8]),
+            Some(TokenDecision::WriteBack(token(8)))
         );
-        assert_eq!(choose(&[7, 7]), None);
+        assert_eq!(decide(&[7, 7]), None);
     }
 
     #[test]
     fn round_ends_at_majority_retries_above_higher_or_is_lost() {
-        use Answer::{Gone, Higher, Pending, Stands};
-        let round = |answers: [Answer; 5]| round(token(5), answers, Majority::of(5));
+        use VoteReply::{Accepted, Gone, Higher, Pending};
+        let outcome = |answers: [VoteReply; 5]| evaluate_round(token(5), answers, Majority::of(5));
         assert_eq!(
-            round([Stands, Stands, Stands, Higher(token(9)), Pending]),
-            Round::Stands
+            outcome([Accepted, Accepted, Accepted, Higher(token(9)), Pending]),
+            RoundOutcome::Agreed
         );
         assert_eq!(
-            round([Stands, Stands, Pending, Higher(token(9)), Gone]),
-            Round::Open
+            outcome([Accepted, Accepted, Pending, Higher(token(9)), Gone]),
+            RoundOutcome::Pending
         );
         assert_eq!(
-            round([Stands, Stands, Gone, Higher(token(9)), Gone]),
-            Round::Again(token(10))
+            outcome([Accepted, Accepted, Gone, Higher(token(9)), Gone]),
+            RoundOutcome::Retry(token(10))
         );
         assert_eq!(
-            round([Stands, Higher(token(7)), Gone, Higher(token(9)), Gone]),
-            Round::Again(token(10))
+            outcome([Accepted, Higher(token(7)), Gone, Higher(token(9)), Gone]),
+            RoundOutcome::Retry(token(10))
         );
-        assert_eq!(round([Stands, Stands, Gone, Gone, Gone]), Round::Lost);
+        assert_eq!(
+            outcome([Accepted, Accepted, Gone, Gone, Gone]),
+            RoundOutcome::Lost
+        );
     }
 
     proptest! {
@@ -257,7 +261,7 @@ mod tests {
         fn tokens_of_a_node_grow_strictly_over_owners(
             steps in prop::collection::vec((any::<bool>(), 0..12_u64, 1..4_u128, any::<bool>()), 0..40),
         ) {
-            let (mut stored, mut holder) = (None::<Fence>, None::<AcquisitionId>);
+            let (mut stored, mut holder) = (None::<NodeToken>, None::<AcquisitionId>);
             for (grants, value, owner, expires) in steps {
                 if expires {
                     holder = None;
@@ -265,9 +269,9 @@ mod tests {
                 let before = stored;
                 let asked = fence(value, owner);
                 if grants && holder.is_none() {
-                    stored = Some(Fence::granted(stored, asked.token, asked.owner));
+                    stored = Some(NodeToken::granted(stored, asked.token, asked.owner));
                     holder = Some(asked.owner);
-                } else if !grants && Fence::accepts(stored, holder, asked) == TokenVote::Accepted {
+                } else if !grants && NodeToken::accepts(stored, holder, asked) == TokenVote::Accepted {
                     stored = Some(asked);
                 }
                 if let (Some(before), Some(after)) = (before, stored) {
@@ -278,8 +282,8 @@ mod tests {
 
         #[test]
         fn next_round_exceeds_all_tokens_seen(higher in prop::collection::vec(6..100_u64, 1..4)) {
-            let answers = higher.iter().map(|higher| Answer::Higher(token(*higher)));
-            let Round::Again(next) = round(token(5), answers, Majority::of(higher.len())) else {
+            let answers = higher.iter().map(|higher| VoteReply::Higher(token(*higher)));
+            let RoundOutcome::Retry(next) = evaluate_round(token(5), answers, Majority::of(higher.len())) else {
                 return Err(TestCaseError::fail("all nodes are still ours"));
             };
             prop_assert!(higher.iter().all(|higher| next > token(*higher)));

@@ -1,4 +1,4 @@
-//! [`Batcher`]: what is asked for during a round trip goes out together in the next.
+//! [`Batcher`]: sends jobs that arrive during a round trip together in the next one.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -12,54 +12,55 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    backend::contract::BoxFuture,
+    backend::lease::BoxFuture,
     error::{Error, ErrorKind, Result},
     panics::contained,
 };
 
-/// What carries jobs to the server: one round trip, whatever their number.
+/// Sends jobs to the server in one round trip, whatever their number.
 pub trait BatchExecutor: Send + Sync + 'static {
-    /// What a task asks for.
+    /// A request of one task.
     type Job: Send + 'static;
-    /// What it is told.
+    /// The answer to a job.
     type Answer: Send + 'static;
 
-    /// Returns the lane of a job: jobs with the same lane never travel together, and those of a
-    /// lane that queue up keep their order. A job without a lane travels with any other.
+    /// Returns the lane of a job. Jobs of one lane are never sent in one batch, and queued jobs of
+    /// a lane keep their order. A job without a lane may be sent with any other.
     fn lane(&self, _job: &Self::Job) -> Option<u64> {
         None
     }
 
-    /// Carries them; one answer each, in their order. Ends by a time-out at the latest.
+    /// Sends the jobs, and returns one answer per job in the same order. The future must end, by a
+    /// timeout at the latest.
     ///
-    /// This is called for one batch at a time, in the order in which the jobs were asked for. A
-    /// carrier that puts its jobs into the queue of a connection before it returns the future keeps
+    /// It is called for one batch at a time, in the order in which the jobs were queued. An
+    /// executor that adds its jobs to the queue of a connection before it returns the future keeps
     /// that order on the connection.
     fn execute(self: Arc<Self>, jobs: Vec<Self::Job>) -> BoxFuture<'static, Vec<Self::Answer>>;
 }
 
-/// When and how much is gathered. All were measured for a backend, or should be.
+/// The limits of a [`Batcher`]. Measure them for each backend.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
-    /// Below this many jobs under way, each is carried at once, in the task that asks for it.
-    /// Gathering only adds latency under light load. Must be 0 where a job keeps others from the
-    /// connection: a task may stop polling its job half-way, and would keep all others waiting.
+    /// Below this number of running jobs, each job is sent at once by its own task, because
+    /// batching only adds latency under light load. It must be 0 if a job blocks the connection for
+    /// other jobs: a task may stop polling its job, and would then block all of them.
     pub alone: usize,
-    /// Round trips with gathered jobs under way at a time.
+    /// The number of batches that may be sent at a time.
     pub calls: usize,
-    /// Jobs in one round trip.
+    /// The maximum number of jobs in one batch.
     pub batch: usize,
 }
 
-/// Gathers the jobs of many tasks into few round trips, as the load asks for.
+/// Combines the jobs of many tasks into few round trips under load.
 ///
-/// As long as few jobs are under way, each goes alone and at once, in its own task. Above that they
-/// queue up, and a few round trips at a time carry whatever has queued up meanwhile.
+/// While few jobs are running, each is sent at once by its own task. Above that number, jobs are
+/// queued, and a few workers send the queued jobs in batches.
 pub struct Batcher<C: BatchExecutor> {
     limits: BatchLimits,
     under_way: AtomicUsize,
     queue: Mutex<Queue<C>>,
-    /// Held from the look at the queue until the carrier has what was taken from it.
+    /// Locked from reading the queue until the executor has received the jobs taken from it.
     sending: Mutex<()>,
 }
 
@@ -75,7 +76,7 @@ struct Entry<C: BatchExecutor> {
 }
 
 impl<C: BatchExecutor> Batcher<C> {
-    /// An empty one.
+    /// Creates a batcher without jobs.
     #[must_use]
     pub fn new(limits: BatchLimits) -> Self {
         let queue = Queue {
@@ -90,15 +91,16 @@ impl<C: BatchExecutor> Batcher<C> {
         }
     }
 
-    /// Carries one job, alone or with others. The first poll queues it: jobs that are asked for
-    /// later, and whatever is sent after a [`flush`](Self::flush), come after it.
+    /// Sends one job, alone or in a batch, and returns its answer. The first poll queues the job.
+    /// Jobs that are queued later, and requests that are sent after a [`flush`](Self::flush), come
+    /// after it.
     ///
     /// # Errors
-    /// [`ErrorKind::Indeterminate`] if the carrier gave no answer to it, which is a defect, or the
-    /// runtime shuts down.
+    /// Returns [`ErrorKind::Indeterminate`] if the executor returned no answer for the job, which
+    /// is a defect, or if the runtime is shutting down.
     ///
     /// # Cancel safety
-    /// None: dropped half-way, the job may or may not be carried.
+    /// Not cancel safe: if the future is dropped, the job may or may not be sent.
     pub async fn run(self: &Arc<Self>, carrier: &Arc<C>, job: C::Job) -> Result<C::Answer> {
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.under_way);
@@ -123,15 +125,15 @@ impl<C: BatchExecutor> Batcher<C> {
             start
         };
         if start {
-            // Ends when the queue is empty. It is spawned, so that the tasks that are about to run
-            // add their jobs.
+            // The worker ends when the queue is empty. It is spawned, so that tasks that are about
+            // to run can add their jobs.
             drop(tokio::spawn(work(Arc::clone(self), Arc::clone(carrier))));
         }
         answered.await.map_err(|_| unanswered())
     }
 
-    /// Hands everything that is queued to the carrier, so that what is sent in another way comes
-    /// after it.
+    /// Passes all queued jobs to the executor, so that requests that are sent in another way come
+    /// after them.
     pub fn flush(&self, carrier: &Arc<C>) {
         while let Some((answers, carrying)) = self.carry_next(carrier, self.limits.batch) {
             drop(tokio::spawn(
@@ -140,7 +142,7 @@ impl<C: BatchExecutor> Batcher<C> {
         }
     }
 
-    /// Carries one job now, or returns it if others are queued before it.
+    /// Sends one job now, or returns it if other jobs are queued before it.
     fn execute_alone(
         &self,
         carrier: &Arc<C>,
@@ -154,7 +156,7 @@ impl<C: BatchExecutor> Batcher<C> {
         }
     }
 
-    /// Carries the next batch, if there is one.
+    /// Sends the next batch, if there is one.
     fn carry_next(&self, carrier: &Arc<C>, most: usize) -> Option<Carried<C>> {
         let _sending = lock(&self.sending);
         let batch = self.take(most);
@@ -189,7 +191,8 @@ impl<C: BatchExecutor> Batcher<C> {
         batch
     }
 
-    /// Returns the share of one worker in what is under way, so that the batches of all stay alike.
+    /// Returns the share of one worker in the running jobs, so that all batches have a similar
+    /// size.
     fn share(&self) -> usize {
         self.under_way
             .load(Ordering::Relaxed)
@@ -206,7 +209,7 @@ impl<C: BatchExecutor> Batcher<C> {
     }
 }
 
-/// The receivers of a batch's answers, and the batch under way.
+/// The receivers of a batch's answers, and the running batch.
 type Carried<C> = (
     Vec<oneshot::Sender<<C as BatchExecutor>::Answer>>,
     BoxFuture<'static, Vec<<C as BatchExecutor>::Answer>>,
@@ -214,7 +217,7 @@ type Carried<C> = (
 
 async fn work<C: BatchExecutor>(gather: Arc<Batcher<C>>, carrier: Arc<C>) {
     loop {
-        // After a panic the askers get no answer, and the next batch is carried.
+        // After a panic, the tasks get no answer, and the next batch is sent.
         let carried = contained(async {
             let Some((answers, carrying)) = gather.carry_next(&carrier, gather.share()) else {
                 return Ok(0);
@@ -227,9 +230,8 @@ async fn work<C: BatchExecutor>(gather: Arc<Batcher<C>>, carrier: Arc<C>) {
         if carried == 0 && gather.end_worker() {
             return;
         }
-        // Those whose answers just came start their next jobs first. One alone, with nobody behind
-        // it, is not waited for: that costs a look at the sockets and often the wake-up of another
-        // worker.
+        // The tasks that were just answered can queue their next jobs first. After a single job, do
+        // not yield: that costs a poll of the sockets and often wakes another worker thread.
         if carried > 1 {
             tokio::task::yield_now().await;
         }
@@ -238,13 +240,13 @@ async fn work<C: BatchExecutor>(gather: Arc<Batcher<C>>, carrier: Arc<C>) {
 
 fn deliver<T>(answers: Vec<oneshot::Sender<T>>, carried: Vec<T>) {
     for (sender, answer) in answers.into_iter().zip(carried) {
-        // Nobody listens any more only when the runtime shuts down.
+        // A receiver is gone if its task was dropped or the runtime is shutting down.
         drop(sender.send(answer));
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change under it is complete if something panics.
+    // Every change under the mutex is complete if something panics.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -283,7 +285,7 @@ mod tests {
     /// The job that panics.
     const PANICS: u32 = 1_000_000;
 
-    /// One connection: a job has it until it is answered, which takes two polls.
+    /// One connection. A job occupies it until it is answered, which takes two polls.
     #[derive(Default)]
     struct Connection(tokio::sync::Mutex<Vec<u32>>);
 
@@ -337,14 +339,14 @@ mod tests {
         let (gather, connection) = gather(0);
         let mut stalled = pin!(gather.run(&connection, 1));
         assert!((&mut stalled).now_or_never().is_none());
-        // By its turn in the queue.
+        // The job is sent by its turn in the queue.
         assert_eq!(gather.run(&connection, 2).await.unwrap(), 2);
         assert_eq!(*connection.0.lock().await, [1, 2]);
         assert_eq!(stalled.await.unwrap(), 1);
-        // By who wants the connection for something else.
+        // The job is sent by a task that needs the connection for another request.
         let mut stalled = pin!(gather.run(&connection, 3));
         assert!((&mut stalled).now_or_never().is_none());
-        // Its worker has the connection now.
+        // Its worker occupies the connection now.
         tokio::task::yield_now().await;
         assert_eq!(*connection.0.lock().await, [1, 2, 3]);
         assert_eq!(stalled.await.unwrap(), 3);
@@ -361,7 +363,7 @@ mod tests {
         assert_eq!(*connection.0.lock().await, [1, 2]);
     }
 
-    /// Records what it is given before it returns the future, as a connection's queue does.
+    /// Records the jobs before it returns the future, as the queue of a connection does.
     #[derive(Default)]
     struct Ordered(Mutex<Vec<u32>>);
 
@@ -401,8 +403,8 @@ mod tests {
         assert_eq!(answers, (0..20).collect::<Vec<_>>());
     }
 
-    /// A task that wakes itself is scheduled once more, and on a runtime with several workers
-    /// another one is woken for it.
+    /// A task that wakes itself is scheduled once more. On a runtime with several workers, another
+    /// worker is woken for it.
     #[tokio::test]
     async fn one_alone_is_polled_as_often_as_its_carrier_says() {
         let (gather, connection) = gather(1);

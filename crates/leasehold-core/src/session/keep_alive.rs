@@ -8,9 +8,9 @@ use std::{
 
 use crate::{
     clock::Timestamp,
-    lease::signal::LossReason,
     panics::contained,
-    session::{Session, SessionDriver},
+    session::session::{Session, SessionDriver},
+    signal::LossReason,
 };
 
 /// A session is renewed when this part of its TTL has passed. Where a lock is held, the renewal
@@ -21,7 +21,7 @@ const RETRY_AFTER: u32 = 20;
 /// Timers do not count the time of a suspend, so the clock is read at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
-enum Look {
+enum Action {
     Sleep(Duration),
     Renew,
     Close,
@@ -34,15 +34,15 @@ pub(super) async fn keep<D: SessionDriver>(session: Weak<Session<D>>) {
         let Some(session) = session.upgrade() else {
             return;
         };
-        let sleep = match session.look() {
-            Look::Sleep(sleep) => sleep,
-            Look::Renew => {
+        let sleep = match session.next_action() {
+            Action::Sleep(sleep) => sleep,
+            Action::Renew => {
                 if let Err(error) = contained(session.renew()).await {
                     tracing::debug!(target: "leasehold", %error, "session not renewed");
                 }
                 continue;
             }
-            Look::Close | Look::End => {
+            Action::Close | Action::End => {
                 // The server may still have the session: closing it frees its locks at once.
                 if let Err(error) = contained(session.close(LossReason::Expired)).await {
                     tracing::debug!(target: "leasehold", %error, "session not closed; it expires");
@@ -57,18 +57,18 @@ pub(super) async fn keep<D: SessionDriver>(session: Weak<Session<D>>) {
 
 impl<D: SessionDriver> Session<D> {
     /// Decides what to do now.
-    fn look(&self) -> Look {
+    fn next_action(&self) -> Action {
         let (now, ttl) = (self.time.now(), self.ttl().as_duration());
         let state = self.lock();
         if state.end.is_some() || self.deadline.get().is_past(now) {
-            return Look::End;
+            return Action::End;
         }
         if state.claims.is_empty() && now.since(state.idle_since) >= ttl {
-            return Look::Close;
+            return Action::Close;
         }
         let longest = (ttl / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP);
         if state.pending == 0 {
-            return Look::Sleep(longest);
+            return Action::Sleep(longest);
         }
         let renewed = Timestamp::from_nanos(self.renewed.load(Ordering::Relaxed));
         let tried = Timestamp::from_nanos(self.tried.load(Ordering::Relaxed));
@@ -78,9 +78,9 @@ impl<D: SessionDriver> Session<D> {
             renewed
         });
         if due <= now {
-            Look::Renew
+            Action::Renew
         } else {
-            Look::Sleep(due.since(now).min(longest))
+            Action::Sleep(due.since(now).min(longest))
         }
     }
 }

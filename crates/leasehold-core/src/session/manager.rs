@@ -12,8 +12,14 @@ use crate::{
     backend::request::Request,
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
-    lease::signal::LossReason,
-    session::{Claim, Session, SessionDriver, SessionTime, session::Claimed},
+    session::{
+        SessionClock,
+        driver::SessionTime,
+        keep_alive,
+        registration::{Claim, Claimed},
+        session::{Session, SessionDriver},
+    },
+    signal::LossReason,
     ttl::Ttl,
 };
 
@@ -164,11 +170,14 @@ impl<D: SessionDriver> Sessions<D> {
             return Err(error.clone());
         }
         self.make_room(ttl).await?;
-        let time = SessionTime::of(request);
+        let time = SessionClock::of(request);
         let sent = time.now();
         match self.driver.open(&time).await {
             Ok(opened) => {
-                let session = Session::start(&self.driver, opened, time, sent);
+                let session = Arc::new(Session::new(&self.driver, opened, time, sent));
+                // The task ends with the session, or when the last reference to the session is
+                // dropped.
+                drop(tokio::spawn(keep_alive::keep(Arc::downgrade(&session))));
                 self.driver.started(&session);
                 self.lock()
                     .entry(ttl)

@@ -3,9 +3,10 @@
 //!
 //! | file | concept |
 //! |---|---|
-//! | `driver` | [`SessionDriver`]: the trait that a backend implements |
 //! | `manager` | [`Sessions`]: one session per TTL, opened lazily and shared |
-//! | `session` | [`Session`]: its deadline, its renewal, its end |
+//! | `session` | [`SessionDriver`]: the trait that a backend implements; [`Session`]: its deadline, its claims, its end |
+//! | `driver` | what a driver is given and returns |
+//! | `renewal` | renews a session |
 //! | `state` | the claims of a session |
 //! | `keep_alive` | the task that renews or closes a session |
 //! | `registration` | [`Claim`]: the registration of one acquisition in a session |
@@ -19,7 +20,9 @@ mod keep_alive;
 mod manager;
 mod reconcile;
 mod registration;
+mod renewal;
 mod retry;
+#[expect(clippy::module_inception, reason = "its file holds `Session`")]
 mod session;
 mod state;
 
@@ -27,11 +30,11 @@ pub use crate::backend::retry::cancelled;
 
 pub use self::{
     batch::{BatchExecutor, BatchLimits, Batcher},
-    driver::{Opened, Owned, SessionDriver, SessionTime},
+    driver::{Opened, Owned, SessionClock, SessionDriver},
     manager::{MAX_TTLS, Sessions},
     registration::Claim,
     retry::{attempt_with_session_retry, queue_with_session_retry},
-    session::Session,
+    session::{Session, SessionDriver},
 };
 
 #[cfg(test)]

@@ -8,8 +8,11 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     error::Result,
-    lease::signal::LossReason,
-    session::{Session, SessionDriver, state::Standing},
+    session::{
+        session::{Session, SessionDriver},
+        state::ClaimState,
+    },
+    signal::LossReason,
 };
 
 /// With at most this many claims, every renewal reconciles. With more, only every third does, and
@@ -30,7 +33,7 @@ pub(super) async fn reconcile<D: SessionDriver>(session: &Session<D>) -> Result<
         return reconciled;
     };
     // The next renewal reconciles, however many claims there are.
-    (state.doubt, state.touched) = (true, None);
+    (state.uncertain, state.touched) = (true, None);
     let again = state.unreconciled_since.is_some();
     let since = *state.unreconciled_since.get_or_insert(begun);
     let locks = state.claims.len();
@@ -54,24 +57,25 @@ async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
     let before: HashMap<D::Claim, Option<u64>> = {
         let mut state = session.lock();
         state.since_reconciled += 1;
-        if !state.doubt
+        if !state.uncertain
             && state.claims.len() > ALWAYS_UP_TO
             && state.since_reconciled < EVERY_NTH_RENEWAL
         {
             return Ok(());
         }
-        state.doubt = false;
+        state.uncertain = false;
         state.since_reconciled = 0;
         state.touched = Some(HashSet::new());
         // Each claim that holds a lock comes with its number.
-        let held = |standing: &Standing| standing.holder.is_some().then_some(standing.number);
+        let held =
+            |claim_state: &ClaimState| claim_state.holder.is_some().then_some(claim_state.number);
         state
             .claims
             .iter()
-            .map(|(name, standing)| (name.clone(), held(standing)))
+            .map(|(name, claim_state)| (name.clone(), held(claim_state)))
             .collect()
     };
-    let owned = session.driver().owned(session.handle()).await?;
+    let owned = session.driver().list_owned(session.handle()).await?;
     let deadline = session.valid_until();
     let on_server: HashSet<&D::Claim> = owned.claims.iter().collect();
     let (mut orphans, mut lost) = (Vec::new(), Vec::new());
@@ -82,20 +86,20 @@ async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
         let ours = |name: &&D::Claim| before.contains_key(*name) || touched.contains(*name);
         orphans.extend(owned.claims.iter().filter(|name| !ours(name)).cloned());
         // Names whose removal was pending and which are no longer listed have been removed.
-        state.disowning = orphans.iter().cloned().collect();
-        for name in &owned.broken {
-            if let Some(standing) = state.claims.get(name) {
+        state.deleting = orphans.iter().cloned().collect();
+        for name in &owned.revoked {
+            if let Some(claim_state) = state.claims.get(name) {
                 // A lock that was already revoked keeps its earlier deadline.
-                let _: &_ = standing.frozen.get_or_init(|| deadline);
+                let _: &_ = claim_state.frozen.get_or_init(|| deadline);
             }
         }
         for (name, number) in before.iter().filter(|(name, _)| !on_server.contains(name)) {
-            if let Some(standing) = state
+            if let Some(claim_state) = state
                 .claims
                 .get(name)
-                .filter(|standing| Some(standing.number) == *number)
+                .filter(|claim_state| Some(claim_state.number) == *number)
             {
-                lost.extend(standing.holder.clone());
+                lost.extend(claim_state.holder.clone());
             }
         }
     }
@@ -105,8 +109,11 @@ async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
     if !orphans.is_empty() {
         tracing::debug!(target: "leasehold", ?orphans, "removing entries that nobody owns");
         // If this fails, the names stay reserved until their removal is confirmed.
-        session.driver().disown(session.handle(), orphans).await?;
-        session.lock().disowning.clear();
+        session
+            .driver()
+            .delete_orphans(session.handle(), orphans)
+            .await?;
+        session.lock().deleting.clear();
     }
     Ok(())
 }

@@ -5,7 +5,11 @@ use std::sync::{Arc, OnceLock};
 use crate::{
     backend::request::LossNotifier,
     clock::Deadline,
-    session::{Session, SessionDriver},
+    error::{Error, ErrorKind, Result},
+    session::{
+        session::{Session, SessionDriver},
+        state::Standing,
+    },
 };
 
 /// The registration of one acquisition in a session, from before its request is sent until its
@@ -62,7 +66,7 @@ impl<D: SessionDriver> Claim<D> {
 
     /// Returns whether the lock was gracefully revoked. Renewals then no longer move its deadline.
     #[must_use]
-    pub fn is_broken(&self) -> bool {
+    pub fn is_revoked(&self) -> bool {
         self.frozen.get().is_some()
     }
 
@@ -77,19 +81,19 @@ impl<D: SessionDriver> Claim<D> {
     /// Records that the release was answered and the entry is gone. It is idempotent. Dropping the
     /// claim does the same.
     pub fn release(&self) {
-        self.session.forget(&self.name, self.number);
+        self.session.remove(&self.name, self.number);
     }
 
     /// Prevents the name from being claimed again in this session. Call it if a request that was
     /// sent for this name may still arrive at the server.
-    pub fn retire(&self) {
-        self.session.retire(&self.name);
+    pub fn tombstone(&self) {
+        self.session.tombstone(&self.name);
     }
 
     /// Records that an operation on this claim ended without an answer, so that the server may have
     /// an entry that this process does not know of. The next renewal reconciles.
-    pub fn doubt(&self) {
-        self.session.doubt();
+    pub fn mark_uncertain(&self) {
+        self.session.mark_uncertain();
     }
 }
 
@@ -97,4 +101,55 @@ impl<D: SessionDriver> Drop for Claim<D> {
     fn drop(&mut self) {
         self.release();
     }
+}
+
+impl<D: SessionDriver> Session<D> {
+    /// Registers a name.
+    pub(super) fn claim(self: &Arc<Self>, name: D::Claim) -> Result<Claimed<D>> {
+        let mut state = self.lock();
+        if state.end.is_some() {
+            return Ok(Claimed::Ended);
+        }
+        // The session may have filled up since it was chosen.
+        if state.weight >= self.driver().capacity() {
+            return Ok(Claimed::Full);
+        }
+        if state.claims.contains_key(&name)
+            || state.disowning.contains(&name)
+            || state.retired.contains(&name)
+        {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "this session already has a claim of this name",
+            ));
+        }
+        state.next += 1;
+        let standing = Standing {
+            number: state.next,
+            holder: None,
+            frozen: Arc::default(),
+        };
+        let (number, frozen) = (standing.number, Arc::clone(&standing.frozen));
+        state.pending += 1;
+        if let Some(touched) = &mut state.touched {
+            touched.insert(name.clone());
+        }
+        state.weight += self.driver().weight(&name);
+        state.claims.insert(name.clone(), standing);
+        drop(state);
+        Ok(Claimed::Place(Claim::new(
+            Arc::clone(self),
+            name,
+            number,
+            frozen,
+        )))
+    }
+}
+
+/// The outcome of [`Session::claim`].
+pub(super) enum Claimed<D: SessionDriver> {
+    Place(Claim<D>),
+    /// The session has reached the capacity that the driver allows.
+    Full,
+    Ended,
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    backend::{contract::Lease, request::Request, retry::cancelled, retry_budget::RetryBudget},
+    backend::{lease::Lease, request::Request, retry::cancelled, retry_budget::RetryBudget},
     error::{Error, ErrorKind, Result},
 };
 

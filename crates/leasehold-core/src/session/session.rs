@@ -1,42 +1,121 @@
-//! [`Session`]: its deadline, its renewal, its end.
+//! [`Session`]: its deadline, its claims, its end; and [`SessionDriver`]: the trait that a session
+//! backend implements. They are in one file, because each names the other.
 
 use std::{
-    fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    fmt::{self, Debug},
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
 };
 
+use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use crate::{
-    backend::{contract::SessionId, request::LossNotifier},
+    backend::{lease::SessionId, request::LossNotifier},
     clock::{AtomicDeadline, Deadline, Timestamp},
     error::{Error, ErrorKind, Result},
-    lease::signal::LossReason,
     session::{
-        Claim, Opened, SessionDriver, SessionTime, keep_alive, reconcile,
-        state::{Standing, State},
+        SessionClock,
+        driver::{Opened, Owned, SessionTime},
+        state::{ClaimState, State},
     },
+    signal::LossReason,
     ttl::Ttl,
 };
 
-/// An acquisition renews its session if the last renewal is older than this part of the TTL, so
-/// that a new lock has nearly its whole TTL left.
-const STALE_AFTER: u32 = 10;
+/// Opens, renews and closes the sessions of a backend.
+///
+/// # For implementors
+/// Every call must end: give all input and output a timeout well below the TTL. No future of the
+/// driver is dropped before it completes, unless its runtime shuts down.
+#[async_trait]
+pub trait SessionDriver: Debug + Send + Sync + 'static {
+    /// The driver's handle of a session, such as a lease id or a connection.
+    type Handle: Debug + Send + Sync + 'static;
+
+    /// The server's entry for one acquisition: an etcd key, the UUID of a ZooKeeper node, an
+    /// advisory lock. If the server adds a part that the client learns later, such as a sequence
+    /// number, leave that part out of `Eq` and `Hash`.
+    type Claim: Clone + Debug + Eq + Hash + Send + Sync + 'static;
+
+    /// Returns the total [weight](Self::weight) of claims at which a session is full. Further
+    /// claims go to another session of the same TTL.
+    fn capacity(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Returns how much of its session's [capacity](Self::capacity) `claim` uses. The default is 1.
+    ///
+    /// A server that lists the entries of a session in one message bounds the size of that message.
+    /// For such a server the weight is the length of the claim's name.
+    fn weight(&self, _claim: &Self::Claim) -> usize {
+        1
+    }
+
+    /// Returns the maximum number of sessions. An idle session is closed to make room for a new
+    /// one. If none is idle, [`open`](Self::open) is called, and the driver reports that there are
+    /// too many.
+    fn max_sessions(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Opens a session. Read [`SessionTime::now`] *before* the first byte is sent.
+    ///
+    /// # Errors
+    /// Returns the driver's error. A session that may have been opened is then closed or expires.
+    async fn open(&self, time: &SessionTime) -> Result<Opened<Self::Handle>>;
+
+    /// Receives the session that was opened through this handle. A driver that may detect the end
+    /// of the session by itself calls [`Session::end`] *before* the server can free the session's
+    /// locks.
+    fn started(&self, _session: &Arc<Session<Self>>)
+    where
+        Self: Sized,
+    {
+    }
+
+    /// Renews the session and returns its new deadline, which must not be later than the server has
+    /// *proved*.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the server does not know the session,
+    /// which is final. Any other error leaves the deadline unchanged.
+    async fn renew(&self, handle: &Self::Handle, time: &SessionTime) -> Result<Deadline>;
+
+    /// Returns the entries that the server lists for this session.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session has ended. Any other
+    /// error is retried at the next renewal. If it fails for a whole TTL, renewals no longer move
+    /// the session's deadline.
+    async fn owned(&self, handle: &Self::Handle) -> Result<Owned<Self::Claim>>;
+
+    /// Removes entries that no guard and no request of this process owns.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the session has ended. Any other
+    /// error is retried at the next renewal. If it fails for a whole TTL, renewals no longer move
+    /// the session's deadline.
+    async fn disown(&self, handle: &Self::Handle, orphans: Vec<Self::Claim>) -> Result<()>;
+
+    /// Ends the session and all locks in it. Best effort: a session that is not closed expires.
+    ///
+    /// # Errors
+    /// Returns the driver's error.
+    async fn close(&self, handle: &Self::Handle) -> Result<()>;
+}
 
 /// A session on the server, shared by all locks of one TTL.
 pub struct Session<D: SessionDriver> {
     id: SessionId,
     driver: Arc<D>,
     handle: D::Handle,
-    pub(super) time: SessionTime,
+    pub(super) time: SessionClock,
     pub(super) deadline: AtomicDeadline,
     state: Mutex<State<D::Claim>>,
     /// Serialises renewals. It stores the last outcome: a task that waited for a renewal which was
     /// sent after its own request returns that outcome instead of renewing again.
-    renewal: tokio::sync::Mutex<Option<(Timestamp, Result<()>)>>,
+    pub(super) renewal: tokio::sync::Mutex<Option<(Timestamp, Result<()>)>>,
     /// The time at which the last successful renewal was sent.
     pub(super) renewed: AtomicU64,
     /// The time at which the last renewal was started, successful or not.
@@ -45,13 +124,14 @@ pub struct Session<D: SessionDriver> {
 }
 
 impl<D: SessionDriver> Session<D> {
-    pub(super) fn start(
+    /// Creates a session that no task keeps alive yet.
+    pub(super) fn new(
         driver: &Arc<D>,
         opened: Opened<D::Handle>,
-        time: SessionTime,
+        time: SessionClock,
         sent: Timestamp,
-    ) -> Arc<Self> {
-        let session = Arc::new(Self {
+    ) -> Self {
+        Self {
             id: SessionId::new(),
             driver: Arc::clone(driver),
             handle: opened.handle,
@@ -62,10 +142,7 @@ impl<D: SessionDriver> Session<D> {
             tried: AtomicU64::new(sent.as_nanos()),
             ended: Notify::new(),
             time,
-        });
-        // The task ends with the session, or when the last reference to the session is dropped.
-        drop(tokio::spawn(keep_alive::keep(Arc::downgrade(&session))));
-        session
+        }
     }
 
     /// Returns the session's id within this process, for
@@ -124,69 +201,6 @@ impl<D: SessionDriver> Session<D> {
         }
     }
 
-    /// Renews the session. Concurrent calls share one renewal.
-    ///
-    /// # Errors
-    /// Returns [`ErrorKind::Lost`] if the session has ended, which is final, and otherwise the
-    /// driver's error.
-    ///
-    /// # Cancel safety
-    /// Not cancel safe: the future must be driven to completion.
-    pub async fn renew(&self) -> Result<()> {
-        let asked = self.time.now();
-        let mut last = self.renewal.lock().await;
-        if let Some((sent, outcome)) = &*last
-            && *sent >= asked
-        {
-            return outcome.clone();
-        }
-        if !self.is_live() {
-            self.end(LossReason::Expired);
-            return Err(over());
-        }
-        let sent = self.time.now();
-        self.tried.store(sent.as_nanos(), Ordering::Relaxed);
-        let outcome = match self.driver.renew(&self.handle, &self.time).await {
-            Ok(deadline) => self.renewed_until(deadline, sent).await,
-            Err(error) => {
-                self.end_if_lost(&error);
-                Err(error)
-            }
-        };
-        *last = Some((sent, outcome.clone()));
-        outcome
-    }
-
-    /// Moves the deadline after a renewal that was sent at `sent`, and reconciles.
-    ///
-    /// If reconciliation has failed for a whole TTL, it is tried before the deadline is moved, and
-    /// the deadline stays if it fails again. The holders may have lost locks that the client cannot
-    /// list.
-    async fn renewed_until(&self, deadline: Deadline, sent: Timestamp) -> Result<()> {
-        let overdue = self
-            .lock()
-            .unreconciled_since
-            .is_some_and(|since| sent.since(since) >= self.ttl().as_duration());
-        if overdue {
-            reconcile::reconcile(self).await.map_err(|error| {
-                let message =
-                    "the session's locks could not be listed for a whole TTL; they are lost at their deadline";
-                Error::new(ErrorKind::Unavailable, message).with_source(error)
-            })?;
-        }
-        if !self.deadline.advance(deadline, self.time.now()) {
-            self.end(LossReason::Expired);
-            return Err(over());
-        }
-        self.renewed.store(sent.as_nanos(), Ordering::Relaxed);
-        if !overdue {
-            // `reconcile` logs the failure, and the next renewal takes it into account.
-            drop(reconcile::reconcile(self).await);
-        }
-        // Reconciliation may have found that the session has ended.
-        if self.is_live() { Ok(()) } else { Err(over()) }
-    }
-
     /// Moves the deadline without a renewal, for drivers whose every transaction extends the
     /// session. The server must be known to keep the session until `deadline`.
     ///
@@ -208,7 +222,7 @@ impl<D: SessionDriver> Session<D> {
             state
                 .claims
                 .values()
-                .filter_map(|standing| standing.holder.clone())
+                .filter_map(|claim_state| claim_state.holder.clone())
                 .collect()
         };
         self.ended.notify_waiters();
@@ -233,93 +247,31 @@ impl<D: SessionDriver> Session<D> {
         self.driver.close(&self.handle).await
     }
 
-    /// Renews the session in the background, or before returning if less than half of its TTL is
-    /// left.
-    pub(super) async fn renew_if_stale(self: &Arc<Self>) -> Result<()> {
-        let (now, ttl) = (self.time.now(), self.ttl().as_duration());
-        let renewed = Timestamp::from_nanos(self.renewed.load(Ordering::Relaxed));
-        if now.since(renewed) < ttl / STALE_AFTER {
-            return Ok(());
-        }
-        if self.deadline.get().remaining(now) < ttl / 2 {
-            return self.renew().await;
-        }
-        let tried = self.tried.swap(now.as_nanos(), Ordering::Relaxed);
-        if now.since(Timestamp::from_nanos(tried)) >= ttl / STALE_AFTER {
-            let session = Arc::clone(self);
-            // The outcome is not needed: the acquisition reads the current deadline, and holders
-            // renew.
-            drop(tokio::spawn(async move { session.renew().await }));
-        }
-        Ok(())
-    }
-
-    /// Registers a name.
-    pub(super) fn claim(self: &Arc<Self>, name: D::Claim) -> Result<Claimed<D>> {
-        let mut state = self.lock();
-        if state.end.is_some() {
-            return Ok(Claimed::Ended);
-        }
-        // The session may have filled up since it was chosen.
-        if state.weight >= self.driver.capacity() {
-            return Ok(Claimed::Full);
-        }
-        if state.claims.contains_key(&name)
-            || state.disowning.contains(&name)
-            || state.retired.contains(&name)
-        {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                "this session already has a claim of this name",
-            ));
-        }
-        state.next += 1;
-        let standing = Standing {
-            number: state.next,
-            holder: None,
-            frozen: Arc::default(),
-        };
-        let (number, frozen) = (standing.number, Arc::clone(&standing.frozen));
-        state.pending += 1;
-        if let Some(touched) = &mut state.touched {
-            touched.insert(name.clone());
-        }
-        state.weight += self.driver.weight(&name);
-        state.claims.insert(name.clone(), standing);
-        drop(state);
-        Ok(Claimed::Place(Claim::new(
-            Arc::clone(self),
-            name,
-            number,
-            frozen,
-        )))
-    }
-
     pub(super) fn hold(&self, name: &D::Claim, sink: LossNotifier) -> bool {
         let mut state = self.lock();
         if state.end.is_some() {
             return false;
         }
         let state = &mut *state;
-        if let Some(standing) = state.claims.get_mut(name)
-            && standing.holder.replace(sink).is_none()
+        if let Some(claim_state) = state.claims.get_mut(name)
+            && claim_state.holder.replace(sink).is_none()
         {
             state.pending -= 1;
         }
         true
     }
 
-    pub(super) fn forget(&self, name: &D::Claim, number: u64) {
+    pub(super) fn remove(&self, name: &D::Claim, number: u64) {
         let now = self.time.now();
         let mut state = self.lock();
         if state
             .claims
             .get(name)
-            .is_some_and(|standing| standing.number == number)
-            && let Some(standing) = state.claims.remove(name)
+            .is_some_and(|claim_state| claim_state.number == number)
+            && let Some(claim_state) = state.claims.remove(name)
         {
             state.weight -= self.driver.weight(name);
-            if standing.holder.is_none() {
+            if claim_state.holder.is_none() {
                 state.pending -= 1;
             }
             if state.claims.is_empty() {
@@ -328,12 +280,12 @@ impl<D: SessionDriver> Session<D> {
         }
     }
 
-    pub(super) fn retire(&self, name: &D::Claim) {
-        self.lock().retired.insert(name.clone());
+    pub(super) fn tombstone(&self, name: &D::Claim) {
+        self.lock().tombstones.insert(name.clone());
     }
 
-    pub(super) fn doubt(&self) {
-        self.lock().doubt = true;
+    pub(super) fn mark_uncertain(&self) {
+        self.lock().uncertain = true;
     }
 
     pub(super) fn claims(&self) -> usize {
@@ -352,21 +304,6 @@ impl<D: SessionDriver> Session<D> {
         // Every change under the mutex is complete when it panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The outcome of [`Session::claim`].
-pub(super) enum Claimed<D: SessionDriver> {
-    Place(Claim<D>),
-    /// The session has reached the capacity that the driver allows.
-    Full,
-    Ended,
-}
-
-fn over() -> Error {
-    Error::new(
-        ErrorKind::Lost,
-        "the session has ended: it was closed, or it was not renewed before its deadline",
-    )
 }
 
 impl<D: SessionDriver> fmt::Debug for Session<D> {

@@ -8,12 +8,12 @@ use std::{
 use crate::{
     backend::request::LossNotifier,
     clock::{Deadline, Timestamp},
-    lease::signal::LossReason,
+    signal::LossReason,
 };
 
 /// The mutable part of a session.
 pub(super) struct State<C> {
-    pub(super) claims: HashMap<C, Standing>,
+    pub(super) claims: HashMap<C, ClaimState>,
     /// The sum of the claims' weights.
     pub(super) weight: usize,
     /// The number of claims that are not granted yet. The session is renewed while there are any.
@@ -22,7 +22,7 @@ pub(super) struct State<C> {
     pub(super) end: Option<LossReason>,
     pub(super) closing: bool,
     /// An operation ended without an answer, so that the server's entries are uncertain.
-    pub(super) doubt: bool,
+    pub(super) uncertain: bool,
     pub(super) since_reconciled: u32,
     /// The start of the first failed reconciliation since the last successful one.
     pub(super) unreconciled_since: Option<Timestamp>,
@@ -30,9 +30,9 @@ pub(super) struct State<C> {
     pub(super) touched: Option<HashSet<C>>,
     /// Names being removed from the server. If they were claimed now, the removal would delete a
     /// new entry.
-    pub(super) disowning: HashSet<C>,
+    pub(super) deleting: HashSet<C>,
     /// Names that must never be claimed again.
-    pub(super) retired: HashSet<C>,
+    pub(super) tombstones: HashSet<C>,
     pub(super) next: u64,
 }
 
@@ -45,20 +45,20 @@ impl<C> State<C> {
             idle_since: now,
             end: None,
             closing: false,
-            doubt: false,
+            uncertain: false,
             since_reconciled: 0,
             unreconciled_since: None,
             touched: None,
-            disowning: HashSet::new(),
-            retired: HashSet::new(),
+            deleting: HashSet::new(),
+            tombstones: HashSet::new(),
             next: 0,
         }
     }
 }
 
 /// The state of a claim.
-pub(super) struct Standing {
-    /// A unique number of the claim, which tells apart claims of the same name.
+pub(super) struct ClaimState {
+    /// A unique number, which distinguishes claims of the same name.
     pub(super) number: u64,
     pub(super) holder: Option<LossNotifier>,
     pub(super) frozen: Arc<OnceLock<Deadline>>,

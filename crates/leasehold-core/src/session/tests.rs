@@ -14,12 +14,12 @@ use async_trait::async_trait;
 use super::*;
 use crate::{
     backend::{
-        contract::BoxFuture,
+        lease::BoxFuture,
         request::{LossNotifier, Request},
     },
     clock::{ClockDrift, Deadline, TestClock},
     error::{Error, ErrorKind, Result},
-    lease::signal::LossReason,
+    signal::LossReason,
     ttl::Ttl,
 };
 
@@ -88,7 +88,7 @@ impl SessionDriver for Server {
         }
     }
 
-    async fn open(&self, time: &SessionTime) -> Result<Opened<u32>> {
+    async fn open(&self, time: &SessionClock) -> Result<Opened<u32>> {
         let sent = time.now();
         self.trip().await?;
         if self.sessions.lock().unwrap().len() >= self.max_sessions() {
@@ -105,7 +105,7 @@ impl SessionDriver for Server {
         })
     }
 
-    async fn renew(&self, handle: &u32, time: &SessionTime) -> Result<Deadline> {
+    async fn renew(&self, handle: &u32, time: &SessionClock) -> Result<Deadline> {
         let sent = time.now();
         self.trip().await?;
         if !self.sessions.lock().unwrap().contains_key(handle) {
@@ -115,7 +115,7 @@ impl SessionDriver for Server {
         Ok(time.deadline_from(sent))
     }
 
-    async fn owned(&self, handle: &u32) -> Result<Owned<u32>> {
+    async fn list_owned(&self, handle: &u32) -> Result<Owned<u32>> {
         self.trip().await?;
         if self.blind.load(Ordering::Relaxed) {
             return Err(Error::new(
@@ -135,11 +135,11 @@ impl SessionDriver for Server {
             .unwrap_or_default();
         Ok(Owned {
             claims,
-            broken: self.broken.lock().unwrap().clone(),
+            revoked: self.broken.lock().unwrap().clone(),
         })
     }
 
-    async fn disown(&self, handle: &u32, orphans: Vec<u32>) -> Result<()> {
+    async fn delete_orphans(&self, handle: &u32, orphans: Vec<u32>) -> Result<()> {
         self.trip().await?;
         self.sessions
             .lock()
@@ -532,7 +532,7 @@ async fn taken_or_retired_name_is_skipped() {
     let first = sessions.claim(&request, |_, number| number).await.unwrap();
     let second = sessions.claim(&request, |_, number| number).await.unwrap();
     assert_eq!((*first.name(), *second.name()), (0, 1));
-    first.retire();
+    first.tombstone();
     drop((first, second));
     assert_eq!(
         *sessions
@@ -567,7 +567,7 @@ async fn renewal_detects_lost_and_revoked_locks() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     broken.session().renew().await.unwrap();
     assert_eq!(broken.valid_until(), frozen);
-    assert!(broken.is_broken() && broken.session().valid_until() > frozen);
+    assert!(broken.is_revoked() && broken.session().valid_until() > frozen);
 }
 
 #[tokio::test(start_paused = true)]

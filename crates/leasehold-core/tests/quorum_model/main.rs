@@ -55,10 +55,7 @@ fn explore<const A: usize>(name: &str, full: Scope, small: Scope) {
     );
     for (property, path) in checker.discoveries() {
         if checker.discovery_classification(property).to_string() == "counterexample" {
-            panic!(
-                "{name}: it is not so that {property}: {:#?}",
-                path.into_actions()
-            );
+            panic!("{name}: violated: {property}: {:#?}", path.into_actions());
         }
     }
     checker.assert_properties();
@@ -77,13 +74,13 @@ fn must_be_found<const A: usize>(bug: Bug, scope: Scope, broken: &'static str) {
     let checker = protocol.checker().finish_when(until).spawn_bfs().join();
     let Some(path) = checker.discovery(broken) else {
         panic!(
-            "{bug:?}: in {} states it stays so that {broken}",
+            "{bug:?}: in {} states, this still holds: {broken}",
             checker.unique_state_count()
         );
     };
     let trace = path.into_vec();
     println!(
-        "{bug:?}: after {} steps it is not so that {broken}",
+        "{bug:?}: after {} steps, this is violated: {broken}",
         trace.len() - 1
     );
     if std::env::var_os("LEASEHOLD_TRACE").is_some() {
@@ -121,7 +118,7 @@ fn tokens_are_ordered_with_reacquired_nodes_and_any_expiry() {
         ..QUIET
     };
     explore::<2>(
-        "healing",
+        "reacquisition",
         full,
         Scope {
             renewals: 1,
@@ -137,7 +134,7 @@ fn tokens_are_ordered_with_duplicates_and_reacquired_nodes() {
         renewals: 1,
         ..QUIET
     };
-    explore::<2>("duplicates and healing", full, QUIET);
+    explore::<2>("duplicates and reacquisition", full, QUIET);
 }
 
 #[test]
@@ -272,8 +269,8 @@ fn node_that_votes_after_data_loss_admits_two_holders() {
         restarts: 1,
         ..QUIET
     };
-    must_be_found::<2>(Bug::AmnesiacVotes, restart, EXCLUSIVE);
-    must_be_found::<2>(Bug::AmnesiacVotes, restart, UNIQUE);
+    must_be_found::<2>(Bug::VotesAfterDataLoss, restart, EXCLUSIVE);
+    must_be_found::<2>(Bug::VotesAfterDataLoss, restart, UNIQUE);
 }
 
 #[test]
@@ -290,7 +287,7 @@ fn grace_period_by_a_set_clock_admits_two_holders() {
 #[test]
 fn vote_after_grace_without_others_tokens_repeats_a_token() {
     must_be_found::<2>(
-        Bug::NoRejoin,
+        Bug::NoTokenCopy,
         Scope {
             clocks: true,
             restarts: 1,
@@ -299,7 +296,7 @@ fn vote_after_grace_without_others_tokens_repeats_a_token() {
         UNIQUE,
     );
     must_be_found::<2>(
-        Bug::NoRejoin,
+        Bug::NoTokenCopy,
         Scope {
             clocks: true,
             restarts: 1,
@@ -312,7 +309,7 @@ fn vote_after_grace_without_others_tokens_repeats_a_token() {
 #[test]
 fn tokens_that_are_copied_before_the_grace_is_over_are_too_old() {
     must_be_found::<2>(
-        Bug::RejoinBeforeGrace,
+        Bug::TokenCopyBeforeGrace,
         Scope {
             clocks: true,
             restarts: 1,
@@ -338,7 +335,7 @@ fn token_copied_with_its_owner_may_be_the_wrong_owners() {
 #[test]
 fn node_reacquired_after_a_break_hides_another_holder() {
     must_be_found::<2>(
-        Bug::HealedAfterABreak,
+        Bug::ReacquiredAfterABreak,
         Scope {
             clocks: true,
             renewals: 1,

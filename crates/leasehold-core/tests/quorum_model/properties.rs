@@ -5,16 +5,16 @@ use leasehold_core::quorum::Majority;
 use stateright::Property;
 
 use crate::{
-    protocol::{Protocol, believes},
+    protocol::{Protocol, considers_held},
     scope::{Bug, Scope},
-    state::{Phase, Standing, State},
+    state::{Phase, State, Voting},
 };
 
 pub(crate) const UNIQUE: &str = "tokens are unique";
-pub(crate) const ORDERED: &str = "tokens are in the order of time";
-pub(crate) const EXCLUSIVE: &str = "one believes in the lock at a time";
-pub(crate) const UNBROKEN: &str = "who was overtaken does not believe again";
-pub(crate) const NOTHING_KEPT: &str = "what an attempt that is over holds is on its way back";
+pub(crate) const ORDERED: &str = "tokens are ordered by time";
+pub(crate) const EXCLUSIVE: &str = "at most one attempt holds the lock";
+pub(crate) const UNBROKEN: &str = "an overtaken attempt never holds the lock again";
+pub(crate) const NOTHING_KEPT: &str = "an ended attempt releases its nodes";
 
 pub(crate) fn of<const A: usize>(scope: &Scope) -> Vec<Property<Protocol<A>>> {
     let mut all = vec![
@@ -31,7 +31,8 @@ pub(crate) fn of<const A: usize>(scope: &Scope) -> Vec<Property<Protocol<A>>> {
     if scope.clocks {
         all.push(Property::always(UNBROKEN, |_, state: &State<A>| {
             (0..A).all(|attempt| {
-                !state.attempts[attempt].overtaken || !believes(state, attempt, Majority::of(3))
+                !state.attempts[attempt].overtaken
+                    || !considers_held(state, attempt, Majority::of(3))
             })
         }));
     }
@@ -73,18 +74,16 @@ pub(crate) fn of<const A: usize>(scope: &Scope) -> Vec<Property<Protocol<A>>> {
     if scope.clocks && scope.renewals > 0 {
         all.push(Property::sometimes("a renewal", |_, state: &State<A>| {
             (0..A).any(|attempt| {
-                state.attempts[attempt].passed == 1 && believes(state, attempt, Majority::of(3))
+                state.attempts[attempt].passed == 1
+                    && considers_held(state, attempt, Majority::of(3))
             })
         }));
     }
     if scope.restarts > 0 {
         all.push(Property::sometimes(
-            "a grant with a node that has rejoined",
+            "a grant with a node that was readmitted",
             |_, state: &State<A>| {
-                let voting = state
-                    .nodes
-                    .iter()
-                    .all(|node| node.standing == Standing::Full);
+                let voting = state.nodes.iter().all(|node| node.voting == Voting::Full);
                 let holds = |attempt: &usize| {
                     state.attempts[*attempt].phase == Phase::Held
                         && state
@@ -122,12 +121,12 @@ fn ordered<const A: usize>(state: &State<A>) -> bool {
 }
 
 fn exclusive<const A: usize>(protocol: &Protocol<A>, state: &State<A>) -> bool {
-    let believers = (0..A).filter(|attempt| match protocol.scope.bug {
-        Some(Bug::MajorityOfAnswered) => believes(state, *attempt, Majority::of(1)),
+    let holders = (0..A).filter(|attempt| match protocol.scope.bug {
+        Some(Bug::MajorityOfAnswered) => considers_held(state, *attempt, Majority::of(1)),
         Some(Bug::DeadlineFromAnswer) => state.attempts[*attempt].phase == Phase::Held,
-        _ => believes(state, *attempt, Majority::of(3)),
+        _ => considers_held(state, *attempt, Majority::of(3)),
     });
-    believers.count() <= 1
+    holders.count() <= 1
 }
 
 /// If no release is pending, other attempts must wait for an expiry.

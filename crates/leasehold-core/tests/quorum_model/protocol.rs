@@ -3,8 +3,9 @@
 use leasehold_core::{
     AcquisitionId, Deadline, FencingToken, Timestamp,
     quorum::{
-        Answer, Fence, Majority, Membership, Memory, Rejoin, Renewed, Round, Standing as Outcome,
-        Tally, TokenChoice, TokenVote, Vote, choose, may_heal, rejoin, renewal, round, validity,
+        AttemptState, Durability, Eligibility, Majority, NodeToken, Readmission, Renewed,
+        RoundOutcome, Tally, TokenDecision, TokenVote, Vote, VoteReply, choose_token,
+        evaluate_round, may_reacquire, readmission, renewal, validity,
     },
 };
 use stateright::{Model, Property};
@@ -12,7 +13,7 @@ use stateright::{Model, Property};
 use crate::{
     properties,
     scope::{Bug, Scope},
-    state::{Attempt, Link, Mark, NODES, Node, Phase, Raised, Standing, State, Who},
+    state::{Attempt, Link, Mark, NODES, Node, Phase, Raised, State, Voting, Who},
     step::Step,
 };
 
@@ -70,7 +71,7 @@ impl<const A: usize> Model for Protocol<A> {
     fn next_state(&self, state: &State<A>, step: Step) -> Option<State<A>> {
         let mut next = *state;
         self.take(&mut next, step).then(|| {
-            forget(&mut next);
+            simplify(&mut next);
             next
         })
     }
@@ -187,14 +188,14 @@ impl<const A: usize> Protocol<A> {
             // lower it.
             let own = Some(token.saturating_sub(1)).filter(|own| !self.scope.floors.contains(own));
             let floors = self.scope.floors.iter().copied().chain(own);
-            steps.extend(floors.map(|floor| Step::Heal {
+            steps.extend(floors.map(|floor| Step::Reacquire {
                 attempt,
                 node,
                 floor,
             }));
         }
         // An answer that is in time was counted when it was sent.
-        let late = self.scope.bug == Some(Bug::HealedAfterABreak);
+        let late = self.scope.bug == Some(Bug::ReacquiredAfterABreak);
         if late && phase == Phase::Held && link.until == 2 && link.known < 2 {
             steps.push(Step::Extended { attempt, node });
         }
@@ -215,25 +216,25 @@ impl<const A: usize> Protocol<A> {
         if state.restarts > 0 {
             steps.push(Step::Restart { node });
         }
-        let early = self.scope.bug == Some(Bug::RejoinBeforeGrace);
+        let early = self.scope.bug == Some(Bug::TokenCopyBeforeGrace);
         let may_copy = if early {
-            at.standing == Standing::Grace
+            at.voting == Voting::Grace
         } else {
-            at.standing == Standing::Locks
+            at.voting == Voting::Locks
         };
-        match at.standing {
-            Standing::Full => {}
-            Standing::Grace
+        match at.voting {
+            Voting::Full => {}
+            Voting::Grace
                 if self.expired_at(state, node) || self.scope.bug == Some(Bug::GraceBySetClock) =>
             {
                 steps.push(Step::GraceEnds { node });
             }
-            Standing::Grace => {}
-            Standing::Locks => steps.push(Step::Rejoin { node }),
+            Voting::Grace => {}
+            Voting::Locks => steps.push(Step::Readmit { node }),
         }
         for from in (0..NODES).filter(|from| may_copy && *from != node) {
             let other = &state.nodes[from];
-            if !other.asked && other.standing == Standing::Full {
+            if !other.asked && other.voting == Voting::Full {
                 steps.push(Step::Copy { node, from });
             }
         }
@@ -269,7 +270,7 @@ impl<const A: usize> Protocol<A> {
             } => {
                 state.duplicates -= u8::from(state.nodes[node].links[attempt].came);
                 let phase = state.attempts[attempt].phase;
-                let believed = phase == Phase::Held && self.believed(state, attempt);
+                let valid = phase == Phase::Held && self.is_valid(state, attempt);
                 let at = &mut state.nodes[node];
                 let mark = self.grant(at, attempt, floor);
                 let link = &mut at.links[attempt];
@@ -281,11 +282,11 @@ impl<const A: usize> Protocol<A> {
                 };
                 match phase {
                     Phase::Asking | Phase::Writing if answered && !link.member => {
-                        (link.granted, link.fenced) = (mark.token, at.standing == Standing::Full);
+                        (link.granted, link.fenced) = (mark.token, at.voting == Voting::Full);
                     }
                     // The grant is adopted at once. If it came later or never, the attempt's
                     // deadline could only be earlier.
-                    Phase::Held if self.scope.clocks && believed && !link.member => {
+                    Phase::Held if self.scope.clocks && valid && !link.member => {
                         (link.member, link.known) = (true, 1);
                     }
                     _ => {}
@@ -310,21 +311,21 @@ impl<const A: usize> Protocol<A> {
                 // Without clocks, answers to renewals are not modelled, so that nodes may be
                 // acquired again from now on.
                 renewing.extended =
-                    !self.scope.clocks || self.scope.bug == Some(Bug::HealedAfterABreak);
+                    !self.scope.clocks || self.scope.bug == Some(Bug::ReacquiredAfterABreak);
                 state.renewals -= 1;
                 true
             }
-            Step::Extend { attempt, node } | Step::Heal { attempt, node, .. } => {
+            Step::Extend { attempt, node } | Step::Reacquire { attempt, node, .. } => {
                 let held = state.attempts[attempt].phase == Phase::Held;
-                let believed = self.scope.clocks && held && self.believed(state, attempt);
+                let valid = self.scope.clocks && held && self.is_valid(state, attempt);
                 let at = &mut state.nodes[node];
-                if let Step::Heal { floor, .. } = step {
+                if let Step::Reacquire { floor, .. } = step {
                     self.grant(at, attempt, floor);
                 }
                 let link = &mut at.links[attempt];
                 link.until = 2;
                 // As with an adopted grant, counting the answer at once gives the latest deadline.
-                if believed {
+                if valid {
                     (link.member, link.known) = (true, 2);
                     self.judge_renewal(state, attempt);
                 }
@@ -346,7 +347,7 @@ impl<const A: usize> Protocol<A> {
             Step::Pass { attempt } => {
                 state.attempts[attempt].passed += 1;
                 let held = state.attempts[attempt].phase == Phase::Held;
-                if self.scope.bug.is_none() && held && !self.believed(state, attempt) {
+                if self.scope.bug.is_none() && held && !self.is_valid(state, attempt) {
                     // The loss is final.
                     self.release(state, attempt);
                 }
@@ -356,18 +357,20 @@ impl<const A: usize> Protocol<A> {
                 state.restarts -= 1;
                 let at = &mut state.nodes[node];
                 (at.holder, at.mark) = (0, Mark::default());
-                at.standing = if self.scope.bug == Some(Bug::AmnesiacVotes) {
-                    Standing::Full
+                at.voting = if self.scope.bug == Some(Bug::VotesAfterDataLoss) {
+                    Voting::Full
                 } else {
-                    Standing::Grace
+                    Voting::Grace
                 };
                 true
             }
             Step::GraceEnds { node } => {
-                state.nodes[node].standing = match self.scope.bug {
-                    Some(Bug::NoRejoin) => Standing::Full,
-                    Some(Bug::RejoinBeforeGrace) if self.rejoined(state, node) => Standing::Full,
-                    _ => Standing::Locks,
+                state.nodes[node].voting = match self.scope.bug {
+                    Some(Bug::NoTokenCopy) => Voting::Full,
+                    Some(Bug::TokenCopyBeforeGrace) if self.has_copied_tokens(state, node) => {
+                        Voting::Full
+                    }
+                    _ => Voting::Locks,
                 };
                 true
             }
@@ -381,16 +384,16 @@ impl<const A: usize> Protocol<A> {
                 at.copied = at.copied.max(mark);
                 true
             }
-            Step::Rejoin { node } => {
-                let rejoined = self.rejoined(state, node);
-                state.nodes[node].standing = Standing::Full;
-                rejoined
+            Step::Readmit { node } => {
+                let has_copied_tokens = self.has_copied_tokens(state, node);
+                state.nodes[node].voting = Voting::Full;
+                has_copied_tokens
             }
         }
     }
 
     fn grant(&self, node: &mut Node<A>, attempt: usize, floor: u8) -> Mark {
-        let granted = Fence::granted(fence(node.mark), token(floor), owner(attempt));
+        let granted = NodeToken::granted(fence(node.mark), token(floor), owner(attempt));
         (node.mark, node.holder) = (mark(granted), who(attempt));
         node.mark
     }
@@ -404,7 +407,7 @@ impl<const A: usize> Protocol<A> {
             true if nodes & (1 << place) == 0 => Vote::Pending,
             _ => Vote::Granted,
         });
-        if Tally::of(majority, votes).standing() != Outcome::Won {
+        if Tally::of(majority, votes).state() != AttemptState::Won {
             return false;
         }
         let counted = || (0..NODES).filter(move |node| nodes & (1 << node) != 0);
@@ -412,19 +415,19 @@ impl<const A: usize> Protocol<A> {
             let link = &mut state.nodes[node].links[attempt];
             (link.member, link.known) = (true, 1);
         }
-        if !self.believed_by(state, attempt, majority) {
+        if !self.is_valid_by(state, attempt, majority) {
             return false;
         }
         let tokens = counted()
             .map(|node| state.nodes[node].links[attempt])
             .filter(|link| link.fenced);
         let largest = tokens.clone().map(|link| link.granted).max();
-        match choose(tokens.map(|link| token(link.granted)), majority) {
-            Some(TokenChoice::Stands(token)) => self.granted(state, attempt, number(token)),
-            Some(TokenChoice::WriteBack(token)) if self.scope.bug == Some(Bug::NoWriteBack) => {
+        match choose_token(tokens.map(|link| token(link.granted)), majority) {
+            Some(TokenDecision::Agreed(token)) => self.granted(state, attempt, number(token)),
+            Some(TokenDecision::WriteBack(token)) if self.scope.bug == Some(Bug::NoWriteBack) => {
                 self.granted(state, attempt, number(token));
             }
-            Some(TokenChoice::WriteBack(token)) => self.write_back(state, attempt, number(token)),
+            Some(TokenDecision::WriteBack(token)) => self.write_back(state, attempt, number(token)),
             None => match largest {
                 // Some of the nodes could not vote on tokens, but may have been readmitted by now.
                 Some(token) => self.write_back(state, attempt, token),
@@ -441,23 +444,25 @@ impl<const A: usize> Protocol<A> {
     }
 
     fn settle(&self, state: &mut State<A>, attempt: usize, nodes: u8) -> bool {
-        if !self.believed(state, attempt) {
+        if !self.is_valid(state, attempt) {
             return false;
         }
         let asked = state.attempts[attempt].token;
         let answers = (0..NODES).map(|node| {
             let link = state.nodes[node].links[attempt];
             match link.raised {
-                _ if !link.member => Answer::Gone,
-                _ if link.fenced && link.granted == asked => Answer::Stands,
-                Raised::Accepted if nodes & (1 << node) != 0 => Answer::Stands,
-                Raised::Higher(higher) if nodes & (1 << node) != 0 => Answer::Higher(token(higher)),
-                _ => Answer::Gone,
+                _ if !link.member => VoteReply::Gone,
+                _ if link.fenced && link.granted == asked => VoteReply::Accepted,
+                Raised::Accepted if nodes & (1 << node) != 0 => VoteReply::Accepted,
+                Raised::Higher(higher) if nodes & (1 << node) != 0 => {
+                    VoteReply::Higher(token(higher))
+                }
+                _ => VoteReply::Gone,
             }
         });
-        match round(token(asked), answers, ALL) {
-            Round::Stands => self.granted(state, attempt, asked),
-            Round::Again(next) => {
+        match evaluate_round(token(asked), answers, ALL) {
+            RoundOutcome::Agreed => self.granted(state, attempt, asked),
+            RoundOutcome::Retry(next) => {
                 let writing = &mut state.attempts[attempt];
                 writing.earlier |= 1 << asked;
                 writing.token = number(next);
@@ -466,7 +471,7 @@ impl<const A: usize> Protocol<A> {
                 }
             }
             // The attempt releases, which it may do at any time.
-            Round::Open | Round::Lost => return false,
+            RoundOutcome::Pending | RoundOutcome::Lost => return false,
         }
         true
     }
@@ -475,15 +480,15 @@ impl<const A: usize> Protocol<A> {
         let writing = state.attempts[attempt].phase == Phase::Writing
             && state.attempts[attempt].token == raised;
         let at = &mut state.nodes[node];
-        if at.standing != Standing::Full {
+        if at.voting != Voting::Full {
             return false;
         }
-        let asked = Fence {
+        let asked = NodeToken {
             token: token(raised),
             owner: owner(attempt),
         };
         let holder = (at.holder != 0).then(|| owner(usize::from(at.holder) - 1));
-        let mut vote = Fence::accepts(fence(at.mark), holder, asked);
+        let mut vote = NodeToken::accepts(fence(at.mark), holder, asked);
         let equal_or_smaller = fence(at.mark).is_none_or(|stored| stored.token <= asked.token);
         match self.scope.bug {
             Some(Bug::NonStrictWriteBack) if equal_or_smaller => vote = TokenVote::Accepted,
@@ -493,14 +498,14 @@ impl<const A: usize> Protocol<A> {
             _ => {}
         }
         let before = *at;
-        let answer = match Answer::from(vote) {
-            Answer::Stands => {
+        let answer = match VoteReply::from(vote) {
+            VoteReply::Accepted => {
                 at.mark = mark(asked);
                 Raised::Accepted
             }
-            Answer::Higher(higher) => Raised::Higher(number(higher)),
+            VoteReply::Higher(higher) => Raised::Higher(number(higher)),
             // For the attempt, this is the same as no answer.
-            Answer::Gone | Answer::Pending => Raised::Unanswered,
+            VoteReply::Gone | VoteReply::Pending => Raised::Unanswered,
         };
         if writing {
             at.links[attempt].raised = answer;
@@ -518,7 +523,7 @@ impl<const A: usize> Protocol<A> {
         match renewal(&Tally::of(ALL, votes)) {
             Renewed::Extended => state.attempts[attempt].extended = true,
             Renewed::Lost => self.release(state, attempt),
-            Renewed::Open | Renewed::Unchanged => {}
+            Renewed::Pending | Renewed::Unchanged => {}
         }
     }
 
@@ -577,7 +582,7 @@ impl<const A: usize> Protocol<A> {
     }
 
     /// Returns whether the attempt may consider a majority of the nodes locked for it.
-    fn believed(&self, state: &State<A>, attempt: usize) -> bool {
+    fn is_valid(&self, state: &State<A>, attempt: usize) -> bool {
         let majority = match self.scope.bug {
             Some(Bug::MajorityOfAnswered) => Majority::of(
                 state
@@ -589,23 +594,25 @@ impl<const A: usize> Protocol<A> {
             ),
             _ => ALL,
         };
-        self.believed_by(state, attempt, majority)
+        self.is_valid_by(state, attempt, majority)
     }
 
-    fn believed_by(&self, state: &State<A>, attempt: usize, majority: Majority) -> bool {
+    fn is_valid_by(&self, state: &State<A>, attempt: usize, majority: Majority) -> bool {
         if !self.scope.clocks {
             return true;
         }
         deadline(state, attempt, majority).is_some_and(|until| {
-            self.scope.bug == Some(Bug::DeadlineFromAnswer) || may_heal(until, NOW)
+            self.scope.bug == Some(Bug::DeadlineFromAnswer) || may_reacquire(until, NOW)
         })
     }
 
     /// Returns whether the copying is complete. If so, the node has the token.
-    fn rejoined(&self, state: &mut State<A>, node: usize) -> bool {
+    fn has_copied_tokens(&self, state: &mut State<A>, node: usize) -> bool {
         let copied = state.nodes[node].copied;
         let asked = state.nodes.iter().filter(|other| other.asked).count();
-        let Rejoin::Copy(_) = rejoin(std::iter::repeat_n(token(copied.token), asked), ALL) else {
+        let Readmission::Copy(_) =
+            readmission(std::iter::repeat_n(token(copied.token), asked), ALL)
+        else {
             return false;
         };
         let at = &mut state.nodes[node];
@@ -620,7 +627,7 @@ impl<const A: usize> Protocol<A> {
 
 /// Removes the parts of ended attempts that can make no difference any more, so that more states
 /// are equal.
-fn forget<const A: usize>(state: &mut State<A>) {
+fn simplify<const A: usize>(state: &mut State<A>) {
     let (duplicates, restarts) = (state.duplicates, state.restarts);
     let least = state
         .nodes
@@ -633,13 +640,13 @@ fn forget<const A: usize>(state: &mut State<A>) {
         if attempt.phase != Phase::Over || !attempt.releases {
             continue;
         }
-        let heals = attempt.extended;
+        let reacquires = attempt.extended;
         let mut may_hold = duplicates > 0;
         for node in &mut state.nodes {
             let link = &mut node.links[index];
             // Only whether a request to acquire the node again may still arrive.
-            link.until = if heals && link.until == 2 { 2 } else { 0 };
-            may_hold |= node.holder == who(index) || !link.came || heals && link.until == 0;
+            link.until = if reacquires && link.until == 2 { 2 } else { 0 };
+            may_hold |= node.holder == who(index) || !link.came || reacquires && link.until == 0;
         }
         // A write-back of a token that every node exceeds, or that no node can be locked for, is
         // rejected. A restart lowers a token.
@@ -681,7 +688,7 @@ pub(crate) fn deadline<const A: usize>(
 }
 
 /// Returns whether the attempt was granted the lock and considers it held.
-pub(crate) fn believes<const A: usize>(
+pub(crate) fn considers_held<const A: usize>(
     state: &State<A>,
     attempt: usize,
     majority: Majority,
@@ -693,17 +700,17 @@ pub(crate) fn believes<const A: usize>(
 /// Returns whether a node's grants count. Requests to a node that may not vote are not modelled,
 /// because they change nothing.
 fn votes<const A: usize>(node: &Node<A>) -> bool {
-    let (memory, watched_for) = match node.standing {
-        Standing::Full => (Memory::Attested, 0),
-        Standing::Grace => (Memory::Unknown, 0),
-        Standing::Locks => (Memory::Unknown, 1),
+    let (durability, watched_for) = match node.voting {
+        Voting::Full => (Durability::Confirmed, 0),
+        Voting::Grace => (Durability::Unknown, 0),
+        Voting::Locks => (Durability::Unknown, 1),
     };
     let nanos = std::time::Duration::from_nanos;
-    Membership {
-        memory,
+    Eligibility {
+        durability,
         watched_for: nanos(watched_for),
     }
-    .ballot(nanos(1))
+    .vote_rights(nanos(1))
     .lock
 }
 
@@ -734,14 +741,14 @@ fn number(token: FencingToken) -> u8 {
     token.get().try_into().expect("tokens of a model are small")
 }
 
-fn fence(mark: Mark) -> Option<Fence> {
-    (mark.token != 0).then(|| Fence {
+fn fence(mark: Mark) -> Option<NodeToken> {
+    (mark.token != 0).then(|| NodeToken {
         token: token(mark.token),
         owner: AcquisitionId::from(u128::from(mark.owner)),
     })
 }
 
-fn mark(fence: Fence) -> Mark {
+fn mark(fence: NodeToken) -> Mark {
     Mark {
         token: number(fence.token),
         owner: fence.owner.as_u128() as u8,

@@ -14,17 +14,17 @@ pub(crate) enum Bug {
     /// A failed attempt does not release its nodes.
     NoReleaseOfPartialWins,
     /// A node that restarted and lost its data votes at once.
-    AmnesiacVotes,
+    VotesAfterDataLoss,
     /// The grace period is measured by a clock that may be set, so that it may end at any time.
     GraceBySetClock,
     /// A node waits for the grace period, but does not copy tokens.
-    NoRejoin,
+    NoTokenCopy,
     /// A node copies tokens before the grace period instead of after it.
-    RejoinBeforeGrace,
+    TokenCopyBeforeGrace,
     /// A node that is readmitted copies the owners of tokens, too.
     OwnerCopied,
     /// A node is acquired again although the majority was interrupted.
-    HealedAfterABreak,
+    ReacquiredAfterABreak,
     /// A duplicate request sets the deadline of a node back, although a renewal has moved it.
     DuplicateShortens,
     /// The deadline is counted from the answer, not from the request.

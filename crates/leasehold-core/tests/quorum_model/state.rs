@@ -22,7 +22,7 @@ pub(crate) struct Mark {
 
 /// The votes that a node may cast.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Standing {
+pub(crate) enum Voting {
     /// On locks and tokens.
     #[default]
     Full,
@@ -68,7 +68,7 @@ pub(crate) struct Link {
 pub(crate) struct Node<const A: usize> {
     pub(crate) mark: Mark,
     pub(crate) holder: Who,
-    pub(crate) standing: Standing,
+    pub(crate) voting: Voting,
     /// The token that a node being readmitted has copied so far.
     pub(crate) copied: Mark,
     /// Whether the node being readmitted has asked this one.
@@ -129,7 +129,7 @@ impl<const A: usize> State<A> {
         let node = Node {
             mark: Mark::default(),
             holder: 0,
-            standing: Standing::Full,
+            voting: Voting::Full,
             copied: Mark::default(),
             asked: false,
             links: [Link::default(); A],
@@ -202,7 +202,7 @@ impl<const A: usize> Hash for State<A> {
             word.put(node.mark.token, 4)
                 .put(node.mark.owner, 2)
                 .put(node.holder, 2)
-                .put(node.standing as u8, 2);
+                .put(node.voting as u8, 2);
             word.put(node.copied.token, 4)
                 .put(node.copied.owner, 2)
                 .put(node.asked.into(), 1);
@@ -269,9 +269,9 @@ impl<const A: usize> fmt::Display for State<A> {
                 node.mark.token,
                 Holder(node.mark.owner)
             )?;
-            match node.standing {
-                Standing::Full => write!(f, "] ")?,
-                standing => write!(f, " {standing:?}] ")?,
+            match node.voting {
+                Voting::Full => write!(f, "] ")?,
+                voting => write!(f, " {voting:?}] ")?,
             }
         }
         for (index, attempt) in self

@@ -33,7 +33,7 @@ pub(crate) enum Step {
     Extend { attempt: usize, node: usize },
     /// The request that accompanies a renewal, to acquire the node again, arrives at a node that is
     /// free or was locked for the attempt meanwhile.
-    Heal {
+    Reacquire {
         attempt: usize,
         node: usize,
         floor: u8,
@@ -55,7 +55,7 @@ pub(crate) enum Step {
     /// The node receives another node's tokens.
     Copy { node: usize, from: usize },
     /// The node votes on tokens again.
-    Rejoin { node: usize },
+    Readmit { node: usize },
 }
 
 impl fmt::Display for Step {
@@ -68,7 +68,9 @@ impl fmt::Display for Step {
                 .collect::<Vec<_>>()
         };
         match *self {
-            Self::Start { attempt } => write!(f, "{} asks all nodes", name(attempt)),
+            Self::Start { attempt } => {
+                write!(f, "{} sends its request to all nodes", name(attempt))
+            }
             Self::Grant {
                 attempt,
                 node,
@@ -83,7 +85,12 @@ impl fmt::Display for Step {
                 )
             }
             Self::Decide { attempt, nodes } => {
-                write!(f, "{} has the answers of {:?}", name(attempt), list(nodes))
+                write!(
+                    f,
+                    "{} counts the answers of {:?}",
+                    name(attempt),
+                    list(nodes)
+                )
             }
             Self::Adopt { attempt, node } => {
                 write!(f, "{} adopts node {}", name(attempt), node + 1)
@@ -95,7 +102,7 @@ impl fmt::Display for Step {
             } => {
                 write!(
                     f,
-                    "{}'s write-back of {token} comes to node {}",
+                    "{}'s write-back of {token} reaches node {}",
                     name(attempt),
                     node + 1
                 )
@@ -103,40 +110,45 @@ impl fmt::Display for Step {
             Self::Settle { attempt, nodes } => {
                 write!(
                     f,
-                    "{} has write-back answers of {:?}",
+                    "{} counts the write-back answers of {:?}",
                     name(attempt),
                     list(nodes)
                 )
             }
             Self::Renew { attempt } => write!(f, "{} sends a renewal", name(attempt)),
             Self::Extend { attempt, node } => {
-                write!(f, "{}'s renewal comes to node {}", name(attempt), node + 1)
+                write!(f, "{}'s renewal reaches node {}", name(attempt), node + 1)
             }
-            Self::Heal {
+            Self::Reacquire {
                 attempt,
                 node,
                 floor,
             } => {
                 write!(
                     f,
-                    "node {} is healed for {}, floor {floor}",
+                    "node {} is acquired again by {}, floor {floor}",
                     node + 1,
                     name(attempt)
                 )
             }
             Self::Extended { attempt, node } => {
-                write!(f, "{} has node {}'s answer to it", name(attempt), node + 1)
+                write!(
+                    f,
+                    "{} counts node {}'s answer to its renewal",
+                    name(attempt),
+                    node + 1
+                )
             }
             Self::Release { attempt } => write!(f, "{} releases", name(attempt)),
-            Self::Free { node } => write!(f, "the release comes to node {}", node + 1),
+            Self::Free { node } => write!(f, "the release reaches node {}", node + 1),
             Self::Pass { attempt } => write!(f, "a deadline of {} passes", name(attempt)),
             Self::Expire { node } => write!(f, "the lock at node {} expires", node + 1),
-            Self::Restart { node } => write!(f, "node {} restarts without memory", node + 1),
-            Self::GraceEnds { node } => write!(f, "the grace of node {} ends", node + 1),
+            Self::Restart { node } => write!(f, "node {} restarts and loses its data", node + 1),
+            Self::GraceEnds { node } => write!(f, "the grace period of node {} ends", node + 1),
             Self::Copy { node, from } => {
                 write!(f, "node {} copies from node {}", node + 1, from + 1)
             }
-            Self::Rejoin { node } => write!(f, "node {} rejoins", node + 1),
+            Self::Readmit { node } => write!(f, "node {} votes on tokens again", node + 1),
         }
     }
 }

@@ -14,7 +14,9 @@ use leasehold_core::{
     Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, LockKey, Pong,
     Released, Result, Revocation, RevokeOutcome, TestClock,
     backend::{Attempt, KeepAlive, Lease, LockBackend, Request, async_trait},
-    quorum::{Attestation, QuorumMember, QuorumNode, Recollection, Terms, TokenVote, Watched},
+    quorum::{
+        EpochRecord, NodeState, QuorumMember, QuorumNode, TokenVote, VoteRequirements, Watched,
+    },
 };
 use leasehold_local::MemoryBackend;
 use tokio::sync::Semaphore;
@@ -127,10 +129,17 @@ impl LockBackend for Flaky {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl QuorumNode for Flaky {
-    async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
+    async fn request_vote(
+        self: Arc<Self>,
+        request: Request,
+        requirements: VoteRequirements,
+    ) -> Result<Attempt> {
         self.way().await?;
         Ok(
-            match Arc::clone(&self.inner).request_vote(request, terms).await? {
+            match Arc::clone(&self.inner)
+                .request_vote(request, requirements)
+                .await?
+            {
                 Attempt::Granted(inner) => {
                     Attempt::Granted(Arc::new(FlakyLease { node: self, inner }))
                 }
@@ -142,12 +151,12 @@ impl QuorumNode for Flaky {
     async fn raise_token(
         self: Arc<Self>,
         request: Request,
-        terms: Terms,
+        requirements: VoteRequirements,
         token: FencingToken,
     ) -> Result<TokenVote> {
         self.panic_if_told();
         Arc::clone(&self.inner)
-            .raise_token(request, terms, token)
+            .raise_token(request, requirements, token)
             .await
     }
 
@@ -159,12 +168,12 @@ impl QuorumNode for Flaky {
         Arc::clone(&self.inner).stop_waiting(request).await
     }
 
-    async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
-        Arc::clone(&self.inner).recall(watched).await
+    async fn read_state(self: Arc<Self>, watched: Option<Watched>) -> Result<NodeState> {
+        Arc::clone(&self.inner).read_state(watched).await
     }
 
-    async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()> {
-        Arc::clone(&self.inner).attest(attestation).await
+    async fn record_epoch(self: Arc<Self>, record: EpochRecord) -> Result<()> {
+        Arc::clone(&self.inner).record_epoch(record).await
     }
 }
 

@@ -3,6 +3,17 @@
 use std::time::Duration;
 
 /// Options of [`FileBackend`](super::FileBackend).
+///
+/// ```
+/// use leasehold_local::{FileBackend, FileConfig};
+///
+/// # fn main() -> leasehold_local::Result<()> {
+/// # let dir = tempfile::tempdir().expect("a temporary directory");
+/// # let dir = dir.path();
+/// let backend = FileBackend::open_with(dir, FileConfig::new().with_sync(true))?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct FileConfig {
     pub(super) shared: bool,

@@ -6,27 +6,33 @@ use leasehold_core::{
     FencingToken, Released, Result,
     backend::{Attempt, Request, async_trait},
     quorum::{
-        Attestation, Membership, Memory, QuorumNode, Recollection, Terms, TokenVote, Watched,
+        Durability, Eligibility, EpochRecord, NodeState, QuorumNode, TokenVote, VoteRequirements,
+        Watched,
     },
 };
 
 use super::backend::MemoryBackend;
 
-/// The node loses no data while it lives, so it is attested from the start and ignores the terms.
+/// The node loses no data while it lives, so it is attested from the start and ignores the
+/// requirements.
 #[async_trait]
 impl QuorumNode for MemoryBackend {
-    async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
+    async fn request_vote(
+        self: Arc<Self>,
+        request: Request,
+        requirements: VoteRequirements,
+    ) -> Result<Attempt> {
         self.state.with_entry(&request, |entry| {
             // A quorum repeats a request whose reply was lost.
             entry.holders.remove_owner(request.owner());
-            self.attempt(entry, &request, terms.token_floor)
+            self.attempt(entry, &request, requirements.token_floor)
         })
     }
 
     async fn raise_token(
         self: Arc<Self>,
         request: Request,
-        _: Terms,
+        _: VoteRequirements,
         token: FencingToken,
     ) -> Result<TokenVote> {
         Ok(self.state.with_entry(&request, |entry| {
@@ -59,13 +65,13 @@ impl QuorumNode for MemoryBackend {
         }))
     }
 
-    async fn recall(self: Arc<Self>, _: Option<Watched>) -> Result<Recollection> {
-        Ok(Recollection {
-            marked: Some(format!("{:p}", Arc::as_ptr(&self))),
-            run: format!("{:p}", Arc::as_ptr(&self)),
+    async fn read_state(self: Arc<Self>, _: Option<Watched>) -> Result<NodeState> {
+        Ok(NodeState {
+            recorded: Some(format!("{:p}", Arc::as_ptr(&self))),
+            incarnation: format!("{:p}", Arc::as_ptr(&self)),
             version: String::new(),
-            membership: Membership {
-                memory: Memory::Attested,
+            eligibility: Eligibility {
+                durability: Durability::Confirmed,
                 watched_for: Duration::MAX,
             },
             durable: false,
@@ -75,8 +81,8 @@ impl QuorumNode for MemoryBackend {
         })
     }
 
-    async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()> {
-        self.state.issuer.raise(attestation.above);
+    async fn record_epoch(self: Arc<Self>, record: EpochRecord) -> Result<()> {
+        self.state.issuer.raise(record.above);
         Ok(())
     }
 }

@@ -169,10 +169,10 @@ impl SessionConn {
                 Job::Tidy => answers[place] = Some(Ok(Done::Tidied)),
                 Job::Take(take) => match &take.want {
                     Want::Exclusive(key) => {
-                        answers[place] = self.plan_take(take, *key, false, place, &mut batch)
+                        answers[place] = self.plan_take(take, *key, false, place, &mut batch);
                     }
                     Want::Shared(key) => {
-                        answers[place] = self.plan_take(take, *key, true, place, &mut batch)
+                        answers[place] = self.plan_take(take, *key, true, place, &mut batch);
                     }
                     Want::Permit(family) => {
                         self.put_up(take, &mut batch);

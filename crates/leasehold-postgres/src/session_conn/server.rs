@@ -338,7 +338,7 @@ impl SessionConn {
             .filter(|(key, _)| self.broken.contains_key(key));
         Ok(claims::Owned {
             claims: self.held.values().flat_map(names).collect(),
-            broken: broken.flat_map(|(_, held)| names(held)).collect(),
+            revoked: broken.flat_map(|(_, held)| names(held)).collect(),
         })
     }
 

@@ -13,7 +13,7 @@ use std::{
 use leasehold_core::{
     FencingToken, LockKey, Ttl,
     backend::{Attempt, Contention, Lease, LockBackend, Request},
-    quorum::{QuorumNode, Terms},
+    quorum::{QuorumNode, VoteRequirements},
 };
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use tempfile::TempDir;
@@ -193,9 +193,9 @@ pub(crate) async fn granted(backend: &Arc<RedisBackend>, request: Request) -> Ar
     granted_to(backend, request, false).await
 }
 
-/// Terms that a node without a mark meets at once.
-pub(crate) const TERMS: Terms = Terms {
-    attested: false,
+/// Requirements that a node without a mark meets at once.
+pub(crate) const TERMS: VoteRequirements = VoteRequirements {
+    epoch_required: false,
     largest_ttl: Duration::ZERO,
     token_floor: FencingToken::new(0),
 };

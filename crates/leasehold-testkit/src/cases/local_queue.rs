@@ -62,7 +62,7 @@ pub async fn local_queue_yields_to_other_clients(fixture: &dyn BackendFixture) {
                     let poll = tokio::time::sleep(Duration::from_millis(5));
                     match contention.wake {
                         Some(wake) => {
-                            drop(futures_util::future::select(wake, Box::pin(poll)).await)
+                            drop(futures_util::future::select(wake, Box::pin(poll)).await);
                         }
                         None => poll.await,
                     }

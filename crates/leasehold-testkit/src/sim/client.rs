@@ -10,7 +10,7 @@ use leasehold_core::{
     Capabilities, Error, ErrorKind, Fencing, FencingToken, HolderRef, Inspection, LockKey,
     LossDetection, Mode, Released, Restart, Result, Revocation, RevokeOutcome, WaiterNotification,
     backend::{Attempt, BoxFuture, Contention, LockBackend, Request},
-    quorum::{Attestation, QuorumNode, Recollection, Terms, TokenVote, Watched},
+    quorum::{EpochRecord, NodeState, QuorumNode, TokenVote, VoteRequirements, Watched},
 };
 
 use super::{
@@ -71,13 +71,19 @@ impl SimBackend {
         }));
     }
 
-    /// Makes one attempt, with the `terms` of a quorum if it is one of its votes.
-    async fn attempt(&self, request: Request, terms: Option<Terms>) -> Result<Attempt> {
+    /// Makes one attempt, with the `requirements` of a quorum if it is one of its votes.
+    async fn attempt(
+        &self,
+        request: Request,
+        requirements: Option<VoteRequirements>,
+    ) -> Result<Attempt> {
         self.capabilities().check(request.mode(), request.ttl())?;
         let mut sent = request.now();
         let wake = self.wake();
         let asked = request.clone();
-        let token_floor = terms.map_or(FencingToken::new(0), |terms| terms.token_floor);
+        let token_floor = requirements.map_or(FencingToken::new(0), |requirements| {
+            requirements.token_floor
+        });
         let bug = self.link.node().bug();
         let connection = self.link.connection();
         let voted =
@@ -85,7 +91,8 @@ impl SimBackend {
         let answer = self
             .link
             .call(REPLY_TIMEOUT, move |handler| {
-                let may = voted || terms.is_none_or(|terms| handler.meets(&terms));
+                let may =
+                    voted || requirements.is_none_or(|requirements| handler.meets(&requirements));
                 may.then(|| handler.memory.acquire(&asked, token_floor, handler.now))
             })
             .await;
@@ -192,18 +199,22 @@ impl LockBackend for SimBackend {
 
 #[async_trait]
 impl QuorumNode for SimBackend {
-    async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
-        self.attempt(request, Some(terms)).await
+    async fn request_vote(
+        self: Arc<Self>,
+        request: Request,
+        requirements: VoteRequirements,
+    ) -> Result<Attempt> {
+        self.attempt(request, Some(requirements)).await
     }
 
     async fn raise_token(
         self: Arc<Self>,
         request: Request,
-        terms: Terms,
+        requirements: VoteRequirements,
         token: FencingToken,
     ) -> Result<TokenVote> {
         let vote = self.link.call(REPLY_TIMEOUT, move |handler| {
-            handler.meets(&terms).then(|| {
+            handler.meets(&requirements).then(|| {
                 handler
                     .memory
                     .raise(&request, token, handler.now, handler.bug)
@@ -221,28 +232,27 @@ impl QuorumNode for SimBackend {
         release(&self.link, request).await
     }
 
-    async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
+    async fn read_state(self: Arc<Self>, watched: Option<Watched>) -> Result<NodeState> {
         let name = self.link.network().draw();
         self.link
             .call(REPLY_TIMEOUT, move |handler| {
                 handler.watch(watched.as_ref(), name);
-                handler.recall()
+                handler.read_state()
             })
             .await
     }
 
-    async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()> {
+    async fn record_epoch(self: Arc<Self>, record: EpochRecord) -> Result<()> {
         let refused = self
             .link
             .call(REPLY_TIMEOUT, move |handler| {
-                if handler.run_name() != attestation.run || handler.version() != attestation.version
-                {
+                if handler.run_name() != record.incarnation || handler.version() != record.version {
                     return Some(ErrorKind::Unavailable);
                 }
-                if attestation.durable && !handler.durable {
+                if record.durable && !handler.durable {
                     return Some(ErrorKind::Unsupported);
                 }
-                handler.memory.attest(attestation.clone());
+                handler.memory.record_epoch(record.clone());
                 None
             })
             .await?;

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use leasehold_core::{
     AcquisitionId, FencingToken, LockKey, Timestamp,
     backend::Request,
-    quorum::{Attestation, Fence, TokenVote},
+    quorum::{EpochRecord, NodeToken, TokenVote},
 };
 
 use super::node_bug::NodeBug;
@@ -16,7 +16,7 @@ pub(super) struct Memory {
     keys: HashMap<Vec<u8>, Entry>,
     /// The floor of tokens: all later tokens are larger.
     above: u64,
-    pub(super) mark: Option<Attestation>,
+    pub(super) mark: Option<EpochRecord>,
     /// The run that clients observe. A crash loses it, and a snapshot restores it.
     pub(super) watched: Option<WatchedRun>,
 }
@@ -32,7 +32,7 @@ pub(super) struct WatchedRun {
 #[derive(Clone, Debug, Default)]
 struct Entry {
     holder: Option<Holder>,
-    fence: Option<Fence>,
+    fence: Option<NodeToken>,
 }
 
 #[derive(Clone, Debug)]
@@ -72,7 +72,7 @@ impl Memory {
             return AcquireReply::Held(holder.until.since(now));
         }
         let floor = token_floor.get().max(above);
-        let fence = Fence::granted(entry.fence, FencingToken::new(floor), request.owner());
+        let fence = NodeToken::granted(entry.fence, FencingToken::new(floor), request.owner());
         let until = now + request.ttl().as_duration();
         entry.holder = Some(Holder {
             owner: request.owner(),
@@ -116,7 +116,7 @@ impl Memory {
     ) -> TokenVote {
         let above = self.above;
         let entry = self.entry(request.key(), now);
-        let asked = Fence {
+        let asked = NodeToken {
             token,
             owner: request.owner(),
         };
@@ -125,7 +125,7 @@ impl Memory {
             Some(NodeBug::WriteBackNotStrict) => TokenVote::Accepted,
             // A token up to the floor was copied from other nodes and has no owner here.
             _ if token.get() <= above => TokenVote::Refused(Some(FencingToken::new(above))),
-            _ => Fence::accepts(
+            _ => NodeToken::accepts(
                 entry.fence,
                 entry.holder.as_ref().map(|holder| holder.owner),
                 asked,
@@ -163,10 +163,10 @@ impl Memory {
         FencingToken::new(tokens.max().unwrap_or(0).max(self.above))
     }
 
-    pub(super) fn attest(&mut self, attestation: Attestation) {
-        self.above = self.above.max(attestation.above.get());
+    pub(super) fn record_epoch(&mut self, record: EpochRecord) {
+        self.above = self.above.max(record.above.get());
         self.watched = None;
-        self.mark = Some(attestation);
+        self.mark = Some(record);
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use leasehold_core::{
     Clock, Timestamp,
-    quorum::{Membership, Memory as NodeMemory, Recollection, Terms, Watched},
+    quorum::{Durability, Eligibility, NodeState, VoteRequirements, Watched},
 };
 use tokio::sync::{Notify, futures::OwnedNotified};
 
@@ -159,7 +159,7 @@ impl SimNode {
     #[must_use]
     pub fn votes(&self) -> bool {
         let run = self.run();
-        let vote = run.and_then(|run| self.answer(run, |handler| handler.recall().votes()));
+        let vote = run.and_then(|run| self.answer(run, |handler| handler.read_state().votes()));
         vote.unwrap_or(false)
     }
 
@@ -252,9 +252,9 @@ impl NodeHandler<'_> {
         format!("{}.{}", self.node, self.run)
     }
 
-    pub(super) fn membership(&self) -> Membership {
+    pub(super) fn eligibility(&self) -> Eligibility {
         let mark = self.memory.mark.as_ref();
-        let attested = mark.is_some_and(|mark| mark.run == self.run_name());
+        let attested = mark.is_some_and(|mark| mark.incarnation == self.run_name());
         // These bugs ignore a missing marker, or assume that durable nodes never restore a backup.
         let wrong = match self.bug {
             Some(NodeBug::VotesAfterDataLoss) => true,
@@ -264,9 +264,9 @@ impl NodeHandler<'_> {
             _ => false,
         };
         let memory = if attested || wrong {
-            NodeMemory::Attested
+            Durability::Confirmed
         } else {
-            NodeMemory::Unknown
+            Durability::Unknown
         };
         let watched = self
             .memory
@@ -277,20 +277,24 @@ impl NodeHandler<'_> {
             Some(NodeBug::GraceByOwnClock) => self.up_for,
             _ => watched.map_or(Duration::ZERO, |watched| watched.duration),
         };
-        Membership {
-            memory,
+        Eligibility {
+            durability: memory,
             watched_for,
         }
     }
 
-    pub(super) fn meets(&self, terms: &Terms) -> bool {
-        let Terms {
-            attested,
+    pub(super) fn meets(&self, requirements: &VoteRequirements) -> bool {
+        let VoteRequirements {
+            epoch_required: attested,
             largest_ttl,
             ..
-        } = *terms;
-        let ballot = self.membership().ballot(largest_ttl);
-        if attested { ballot.token } else { ballot.lock }
+        } = *requirements;
+        let vote_rights = self.eligibility().vote_rights(largest_ttl);
+        if attested {
+            vote_rights.token
+        } else {
+            vote_rights.lock
+        }
     }
 
     pub(super) fn version(&self) -> String {
@@ -309,7 +313,7 @@ impl NodeHandler<'_> {
             .memory
             .mark
             .as_ref()
-            .is_some_and(|mark| mark.run == run)
+            .is_some_and(|mark| mark.incarnation == run)
         {
             return;
         }
@@ -335,14 +339,14 @@ impl NodeHandler<'_> {
         }
     }
 
-    pub(super) fn recall(&self) -> Recollection {
+    pub(super) fn read_state(&self) -> NodeState {
         let mark = self.memory.mark.as_ref();
-        Recollection {
-            run: self.run_name(),
+        NodeState {
+            incarnation: self.run_name(),
             version: self.version(),
-            membership: self.membership(),
+            eligibility: self.eligibility(),
             durable: self.durable && mark.is_some_and(|mark| mark.durable),
-            marked: mark.map(|mark| mark.run.clone()),
+            recorded: mark.map(|mark| mark.incarnation.clone()),
             largest_ttl: mark.map(|mark| mark.largest_ttl),
             highest_token: self.memory.highest_token(),
             wall_clock: None,

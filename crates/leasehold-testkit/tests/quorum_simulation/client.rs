@@ -152,7 +152,7 @@ impl Client {
     fn note(&self, attempt: u64, (op, phase): (Op, Phase), guard: Option<&LockGuard>) {
         let deadline = guard.map(|guard| self.clock.true_time_of(guard.deadline().moment()));
         let token = guard
-            .and_then(|guard| guard.fencing_token())
+            .and_then(LockGuard::fencing_token)
             .map(leasehold_core::FencingToken::get);
         let event = Event {
             t_ns: self.clock.true_time(),

@@ -59,7 +59,7 @@ impl Faults {
                     self.shared.log(|| format!("{} is cut off", client.name));
                     client.links.iter().for_each(|link| link.link().cut(true));
                     self.later(1..1500, move || {
-                        client.links.iter().for_each(|link| link.link().cut(false))
+                        client.links.iter().for_each(|link| link.link().cut(false));
                     });
                 }
                 _ => {

@@ -13,7 +13,7 @@ use leasehold_core::{
     Capabilities, Deadline, FencingToken, HolderRef, Inspection, LockKey, Released, Result,
     Revocation, RevokeOutcome,
     backend::{Attempt, Contention, KeepAlive, Lease, LockBackend, Request},
-    quorum::{Attestation, QuorumNode, Recollection, Terms, TokenVote, Watched},
+    quorum::{EpochRecord, NodeState, QuorumNode, TokenVote, VoteRequirements, Watched},
 };
 use leasehold_testkit::sim::SimBackend;
 use tokio::time::Instant;
@@ -134,7 +134,11 @@ impl LockBackend for FlawedLink {
 
 #[async_trait]
 impl QuorumNode for FlawedLink {
-    async fn request_vote(self: Arc<Self>, request: Request, terms: Terms) -> Result<Attempt> {
+    async fn request_vote(
+        self: Arc<Self>,
+        request: Request,
+        requirements: VoteRequirements,
+    ) -> Result<Attempt> {
         if let ((false, true), Some(Flaw::NodesNotRetriedBeforeRenewal)) =
             (self.asks(&request), self.flaw)
         {
@@ -145,7 +149,7 @@ impl QuorumNode for FlawedLink {
             }));
         }
         match Arc::clone(&self.inner)
-            .request_vote(request.clone(), terms)
+            .request_vote(request.clone(), requirements)
             .await?
         {
             Attempt::Granted(inner) => {
@@ -163,11 +167,11 @@ impl QuorumNode for FlawedLink {
     async fn raise_token(
         self: Arc<Self>,
         request: Request,
-        terms: Terms,
+        requirements: VoteRequirements,
         token: FencingToken,
     ) -> Result<TokenVote> {
         Arc::clone(&self.inner)
-            .raise_token(request, terms, token)
+            .raise_token(request, requirements, token)
             .await
     }
 
@@ -179,7 +183,7 @@ impl QuorumNode for FlawedLink {
         }
     }
 
-    async fn recall(self: Arc<Self>, watched: Option<Watched>) -> Result<Recollection> {
+    async fn read_state(self: Arc<Self>, watched: Option<Watched>) -> Result<NodeState> {
         let asked = self.grants.1.lock().unwrap().at;
         if matches!(self.flaw, Some(Flaw::NodesCheckedOnlyByAcquisitions))
             && asked.is_none_or(|at| at.elapsed() >= SOON)
@@ -187,11 +191,11 @@ impl QuorumNode for FlawedLink {
             // The client does not query the node, so its view of the node does not change.
             return std::future::pending().await;
         }
-        Arc::clone(&self.inner).recall(watched).await
+        Arc::clone(&self.inner).read_state(watched).await
     }
 
-    async fn attest(self: Arc<Self>, attestation: Attestation) -> Result<()> {
-        Arc::clone(&self.inner).attest(attestation).await
+    async fn record_epoch(self: Arc<Self>, record: EpochRecord) -> Result<()> {
+        Arc::clone(&self.inner).record_epoch(record).await
     }
 }
 

@@ -189,7 +189,7 @@ fn overrun(seed: u64, beats: Beats) -> u64 {
             while let Some(arrived) = to_follower.take(now) {
                 match arrived {
                     FromLeader::Ping => {
-                        to_leader.send(now, dice, FromFollower::Told(std::mem::take(&mut touched)))
+                        to_leader.send(now, dice, FromFollower::Told(std::mem::take(&mut touched)));
                     }
                     FromLeader::Answer(request) => down.send(now, dice, request),
                 }

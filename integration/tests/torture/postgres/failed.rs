@@ -68,7 +68,7 @@ async fn waiter_is_notified_of_a_release_in_a_failed_statement() {
     block_in_place(|| {
         until("a statement is under way", MINUTE, || {
             server.psql(blocked).unwrap() == "1"
-        })
+        });
     });
     // Behind it goes one more alone, and behind that the rest gathers and travels together.
     let next = take("another");

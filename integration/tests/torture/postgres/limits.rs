@@ -143,7 +143,7 @@ async fn full_lock_table_is_a_typed_error_and_leaves_nothing() {
     println!("{} held, {refusals} refused", held.len());
     assert!(refusals > 0, "the lock table was never full");
     assert!(
-        kept.is_held() && held.iter().all(|guard| guard.is_held()),
+        kept.is_held() && held.iter().all(LockGuard::is_held),
         "a full table costs nobody what he has"
     );
     for guard in held {
@@ -193,7 +193,7 @@ async fn more_locks_than_connections_carry_is_a_typed_error() {
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(error.to_string().contains("max-sessions"), "{error}");
     assert!((2000..2500).contains(&held.len()), "{} held", held.len());
-    assert!(held.iter().all(|guard| guard.is_held()));
+    assert!(held.iter().all(LockGuard::is_held));
     // Room again, without another connection.
     held.pop().unwrap().release().await.unwrap();
     client
@@ -252,7 +252,7 @@ async fn only_an_idle_session_makes_room_for_another_ttl() {
         block_in_place(|| {
             until("there is one session", PATIENCE, || {
                 sessions(&server) == "1"
-            })
+            });
         });
     }
     // One that holds.

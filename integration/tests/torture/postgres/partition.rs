@@ -104,7 +104,7 @@ async fn black_holed_holder_is_lost_by_its_deadline_and_recovers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn holder_without_requests_is_lost_by_its_deadline_and_recovers() {
     cut_off(Seen::ByNobody, |proxy| {
-        proxy.blackhole(Direction::ClientToServer)
+        proxy.blackhole(Direction::ClientToServer);
     })
     .await;
 }
@@ -112,7 +112,7 @@ async fn holder_without_requests_is_lost_by_its_deadline_and_recovers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn holder_without_replies_is_lost_by_its_deadline_and_recovers() {
     cut_off(Seen::ByNobody, |proxy| {
-        proxy.blackhole(Direction::ServerToClient)
+        proxy.blackhole(Direction::ServerToClient);
     })
     .await;
 }

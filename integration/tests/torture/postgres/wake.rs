@@ -148,7 +148,7 @@ async fn refused_connections_back_off_and_waiter_is_granted_later() {
     block_in_place(|| {
         until("it is tried again", MINUTE, || {
             proxy.counters().connections > before
-        })
+        });
     });
     administer(&mut psql, "ALTER ROLE shop LOGIN");
     guard.release().await.unwrap();

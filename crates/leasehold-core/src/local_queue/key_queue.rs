@@ -6,12 +6,12 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 use crate::{
+    asker::Asker,
     backend::request::Request,
-    client::asker::Asker,
     clock::Timestamp,
     error::{Error, Result},
-    lease::signal::Signal,
     mode::Mode,
+    signal::Signal,
 };
 
 /// The fairness quota of a process for each key. After it the process yields to the waiters of

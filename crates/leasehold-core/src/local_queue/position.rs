@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::client::local_queue::{LocalQueues, QueueKey, closed, key_queue::KeyQueue};
 use crate::{
     clock::Timestamp,
     error::{Error, Result},
-    lease::signal::Signal,
+    local_queue::{
+        key_queue::KeyQueue,
+        queues::{LocalQueues, QueueKey, closed},
+    },
     mode::Mode,
+    signal::Signal,
 };
 
 /// A task that waits in a key's queue. Dropping it leaves the queue, or passes an assigned place to

@@ -8,13 +8,15 @@ use std::{
 
 use crate::{
     backend::{
-        contract::{Attempt, BoxFuture, Lease},
+        attempt::Attempt,
+        contained::{Call, ContainedLease},
         inspection::{Inspection, Pong, RevokeOutcome},
+        lease::{BoxFuture, Lease},
         request::Request,
     },
-    client::{handle::Client, release},
+    context::ClientContext,
     error::{ErrorKind, Result},
-    panics::{Call, ContainedLease},
+    lease::detached_release::give_back_grant,
 };
 
 /// The outcome of a backend's operation, with the lease to release if the caller is gone.
@@ -54,7 +56,7 @@ without_lease!((), Inspection, RevokeOutcome, Pong);
 /// is released. An operation that panics ends with an error and is not polled again.
 #[must_use]
 pub(crate) struct CompleteOnDrop<'a, T: IntoLease> {
-    client: &'a Arc<Client>,
+    context: &'a Arc<ClientContext>,
     /// The request to cancel, if the operation is an acquisition.
     request: Option<&'a Request>,
     operation: Option<Call<T>>,
@@ -62,21 +64,21 @@ pub(crate) struct CompleteOnDrop<'a, T: IntoLease> {
 
 impl<'a, T: IntoLease> CompleteOnDrop<'a, T> {
     pub(crate) fn acquisition(
-        client: &'a Arc<Client>,
+        context: &'a Arc<ClientContext>,
         request: &'a Request,
         operation: impl FnOnce() -> BoxFuture<'static, Result<T>>,
     ) -> Self {
         Self {
-            client,
+            context,
             request: Some(request),
             operation: Some(Call::of(operation)),
         }
     }
 
     /// Wraps an operation that is not an acquisition and ends by itself.
-    pub(crate) fn short(client: &'a Arc<Client>, operation: Call<T>) -> Self {
+    pub(crate) fn short(context: &'a Arc<ClientContext>, operation: Call<T>) -> Self {
         Self {
-            client,
+            context,
             request: None,
             operation: Some(operation),
         }
@@ -96,13 +98,13 @@ impl<T: IntoLease> Future for CompleteOnDrop<'_, T> {
                 this.operation = None;
                 Poll::Ready(outcome.map_err(|error| {
                     let refusal = this
-                        .client
+                        .context
                         .refusal()
                         .filter(|_| error.kind() == ErrorKind::Cancelled);
                     if let Some(refusal) = refusal {
                         refusal
                     } else if error.backend().is_none() {
-                        error.with_backend(this.client.capabilities.backend)
+                        error.with_backend(this.context.capabilities.backend)
                     } else {
                         error
                     }
@@ -124,12 +126,12 @@ impl<T: IntoLease> Drop for CompleteOnDrop<'_, T> {
         }
         // Spawn the operation itself: if this value were spawned, a runtime that is shutting down
         // would drop it again, without end.
-        let client = Arc::clone(self.client);
-        self.client.in_background(async move {
+        let context = Arc::clone(self.context);
+        self.context.in_background(async move {
             if let (Some(lease), Some(request)) =
                 (operation.await.ok().and_then(IntoLease::lease), request)
             {
-                release::give_back_grant(&client, ContainedLease::new(lease), &request).await;
+                give_back_grant(&context, ContainedLease::new(lease), &request).await;
             }
         });
     }

@@ -1,33 +1,28 @@
-//! [`Releasing`]: a release, in the caller's task or in the background.
+//! [`Release`]: a release, in the caller's task or in the background.
 
 use std::{
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{
-    backend::{contract::Released, request::Request},
-    client::{handle::Client, local_queue::Place},
+    backend::{contained::Call, lease::Released},
     error::Result,
-    lease::held_lease::HeldLease,
-    panics::{Call, ContainedLease},
+    lease::{
+        detached_release::{FIRST_PAUSE, until_over},
+        held_lease::HeldLease,
+    },
+    local_queue::Place,
     telemetry::{self, Span},
 };
-
-/// The delay before a failed release is retried. It doubles each time, until the lease expires.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// The time for which releases are retried after the client starts to close.
-const CLOSING: Duration = Duration::from_secs(2);
 
 /// A future that releases a held lease in the caller's task. If it is dropped before it completes,
 /// the release continues in the background.
 #[must_use]
-pub(crate) struct Releasing {
+pub(crate) struct Release {
     hold: Arc<HeldLease>,
     operation: Option<Call<Released>>,
     place: Option<Place>,
@@ -38,7 +33,7 @@ pub(crate) struct Releasing {
     _under_way: TaskTrackerToken,
 }
 
-impl Releasing {
+impl Release {
     /// Starts a release in the caller's task. Returns `None` if the lease was already lost or
     /// released.
     pub(crate) fn start(hold: &Arc<HeldLease>) -> Option<Self> {
@@ -46,7 +41,7 @@ impl Releasing {
             hold.after_loss();
             return None;
         }
-        hold.client.renewer.remove(hold);
+        hold.schedule.remove(hold);
         hold.end();
         let mut place = hold.take_place();
         if let Some(place) = &mut place {
@@ -59,7 +54,7 @@ impl Releasing {
             hold: Arc::clone(hold),
             sent: false,
             in_background: false,
-            _under_way: hold.client.under_way(),
+            _under_way: hold.context.under_way(),
         })
     }
 
@@ -68,8 +63,8 @@ impl Releasing {
         hold.begin_release();
         if let Some(mut releasing) = Self::start(hold) {
             releasing.in_background = true;
-            let client = Arc::clone(&hold.client);
-            client.in_background(releasing.finish());
+            let context = Arc::clone(&hold.context);
+            context.in_background(releasing.finish());
         }
     }
 
@@ -79,58 +74,13 @@ impl Releasing {
         let outcome = (&mut self).await;
         let span = std::mem::replace(&mut self.span, Span::none());
         drop(self);
-        let outcome = until_over(&hold.client, &hold.lease, outcome).await;
-        telemetry::released(&hold.client, &outcome);
+        let outcome = retry_until_expired(&hold.context, &hold.lease, outcome).await;
+        telemetry::released(&hold.context, &outcome);
         telemetry::release_ended(&span, &outcome);
         if let Err(error) = outcome {
             span.emit(|span| tracing::debug!(target: "leasehold", parent: span, %error, "not released; it expires"));
         }
     }
-}
-
-/// Releases a lease that has no guard any more. Retries until the release succeeds or the lease
-/// expires.
-pub(crate) async fn give_back(client: &Client, lease: ContainedLease, span: Span) {
-    let giving_back = async {
-        let outcome = lease.release().await;
-        until_over(client, &lease, outcome).await
-    };
-    let outcome = span.around(giving_back).await;
-    telemetry::release_ended(&span, &outcome);
-    if let Err(error) = outcome {
-        span.emit(|span| tracing::debug!(target: "leasehold", parent: span, %error, "not released; it expires"));
-    }
-}
-
-/// Releases a grant that never had a guard; see [`give_back`].
-pub(crate) async fn give_back_grant(client: &Client, lease: ContainedLease, request: &Request) {
-    let token = lease.facts().ok().and_then(|(token, _)| token);
-    let span = telemetry::release_span(&Span::none(), client, request, token);
-    give_back(client, lease, span).await;
-}
-
-/// Retries a release with this outcome until it succeeds, cannot be retried, or the lease expires.
-/// Once the client is closing, it stops after [`CLOSING`].
-async fn until_over(
-    client: &Client,
-    lease: &ContainedLease,
-    mut outcome: Result<Released>,
-) -> Result<Released> {
-    let mut pause = FIRST_PAUSE;
-    let mut closed = pin!(async {
-        client.context.closing.cancelled().await;
-        tokio::time::sleep(CLOSING).await;
-    });
-    let is_over = || lease.valid_until().is_past(client.context.clock.now());
-    while outcome.as_ref().is_err_and(crate::Error::is_retryable) && !is_over() {
-        tokio::select! {
-            () = &mut closed => break,
-            () = tokio::time::sleep(pause) => {}
-        }
-        pause = LONGEST_PAUSE.min(pause * 2);
-        outcome = lease.release().await;
-    }
-    outcome
 }
 
 impl Future for Releasing {
@@ -144,7 +94,7 @@ impl Future for Releasing {
         let polled = this.span.in_scope(|| Pin::new(operation).poll(cx));
         if !this.sent {
             this.sent = true;
-            if this.hold.client.capabilities.pipelined_release
+            if this.hold.context.capabilities.pipelined_release
                 && let Some(place) = &mut this.place
             {
                 place.release_sent();
@@ -159,14 +109,14 @@ impl Future for Releasing {
             if outcome.as_ref().is_err_and(crate::Error::is_retryable) {
                 this.retry_in_background();
             } else {
-                telemetry::released(&this.hold.client, &outcome);
+                telemetry::released(&this.hold.context, &outcome);
             }
         }
         Poll::Ready(outcome)
     }
 }
 
-impl Releasing {
+impl Release {
     fn retry_in_background(&self) {
         let retry = Self {
             hold: Arc::clone(&self.hold),
@@ -175,16 +125,16 @@ impl Releasing {
             sent: true,
             in_background: true,
             span: self.hold.release_span(),
-            _under_way: self.hold.client.under_way(),
+            _under_way: self.hold.context.under_way(),
         };
-        self.hold.client.in_background(async move {
+        self.hold.context.in_background(async move {
             tokio::time::sleep(FIRST_PAUSE).await;
             retry.finish().await;
         });
     }
 }
 
-impl Drop for Releasing {
+impl Drop for Release {
     fn drop(&mut self) {
         // A release dropped in the background means that the runtime is shutting down. The lock
         // expires.
@@ -198,8 +148,8 @@ impl Drop for Releasing {
             sent: self.sent,
             in_background: true,
             span: std::mem::replace(&mut self.span, Span::none()),
-            _under_way: self.hold.client.under_way(),
+            _under_way: self.hold.context.under_way(),
         };
-        self.hold.client.in_background(rest.finish());
+        self.hold.context.in_background(rest.finish());
     }
 }

@@ -1,0 +1,102 @@
+//! [`Lease`]: one granted lock, as a backend implements it.
+
+use std::{
+    fmt::Debug,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+
+use crate::{clock::Deadline, error::Result, fencing::FencingToken};
+
+/// A boxed future that can be sent between threads.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One granted lock.
+///
+/// # For implementors
+/// `release` and `renew` may overlap, and no order of their effects may leave the lock held.
+/// Dropping the last `Arc` of a lease does nothing, because the client releases it.
+#[async_trait]
+pub trait Lease: Debug + Send + Sync + 'static {
+    /// Returns the fencing token; `None` for permits and where the backend has no tokens.
+    fn fencing_token(&self) -> Option<FencingToken>;
+
+    /// Returns the deadline of this lease. It advances on every renewal, of the lease itself or of
+    /// its session. Keep it in an [`AtomicDeadline`](crate::backend::AtomicDeadline).
+    fn valid_until(&self) -> Deadline;
+
+    /// Returns whether this lease is renewed by itself or with its session.
+    fn keep_alive(&self) -> KeepAlive;
+
+    /// Renews the lease for another TTL, counted from before the renewal is sent.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) is final. Any other error leaves the deadline
+    /// where it was, and the client retries.
+    async fn renew(self: Arc<Self>) -> Result<()>;
+
+    /// Releases the lock, if this lease still holds it. It is idempotent: after it returned
+    /// [`Released::Freed`], every further call changes nothing and returns
+    /// [`Released::AlreadyLost`].
+    ///
+    /// # Errors
+    /// As the driver fails. The lock is then free at its deadline.
+    async fn release(self: Arc<Self>) -> Result<Released>;
+}
+
+/// The way in which a lease is kept alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KeepAlive {
+    /// The lease is renewed by itself.
+    PerLease,
+    /// The lease is renewed with all leases of this session, by one renewal.
+    Session(SessionId),
+}
+
+/// The identity of a session within a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionId(u64);
+
+impl SessionId {
+    /// Returns an identity that no other session has.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "each is another one")]
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// The outcome of a release.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// use leasehold_core::Released;
+///
+/// let guard = client.mutex("item/42").lock().await?;
+/// match guard.release().await? {
+///     Released::AlreadyLost => println!("another may have held it meanwhile"),
+///     _ => println!("it was held until now"),
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Released {
+    /// The lock was held until now, and is free.
+    Freed,
+    /// The lock was no longer held: another acquisition may have held it since. The lock of another
+    /// holder was not changed.
+    AlreadyLost,
+    /// Another guard of the same owner still holds the lock (re-entrancy).
+    StillHeld,
+}

@@ -1,0 +1,129 @@
+//! [`Client`]: the state shared by the clones of a client.
+
+use std::{
+    sync::{Arc, Once, OnceLock},
+    time::Duration,
+};
+
+use tokio::{sync::OnceCell, time::timeout};
+
+use crate::{
+    backend::capability::Capabilities, client::spec::Spec, context::ClientContext, error::Result,
+    lease::held_lease::Schedule, local_queue::LocalQueues, panics::contain, signal::LossReason,
+    ttl::Ttl,
+};
+
+/// How long `LockClient::close` waits for running operations.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The state shared by the clones of a client and its locks. Guards share only its context.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) context: Arc<ClientContext>,
+    /// The capabilities that replaced provisional ones.
+    final_capabilities: OnceLock<Capabilities>,
+    pub(crate) queues: Arc<LocalQueues>,
+    pub(crate) schedule: Arc<Schedule>,
+    /// `None` for the default TTL.
+    pub(super) ttl: Option<Result<Ttl>>,
+    /// Completed when the log has an event that the default TTL was adapted.
+    ttl_is_adapted: Once,
+    closed: OnceCell<Result<()>>,
+}
+
+impl Client {
+    pub(super) fn new(context: Arc<ClientContext>, ttl: Option<Result<Ttl>>) -> Self {
+        let (requests, stopped) = (&context.requests, context.renewals_stopped.clone());
+        Self {
+            final_capabilities: OnceLock::new(),
+            queues: Arc::new(LocalQueues::new(Arc::clone(&requests.clock))),
+            schedule: Arc::new(Schedule::new(requests, stopped)),
+            ttl,
+            ttl_is_adapted: Once::new(),
+            closed: OnceCell::new(),
+            context,
+        }
+    }
+
+    /// Returns the capabilities: those of the server once it is known, provisional ones before.
+    pub(super) fn capabilities(&self) -> &Capabilities {
+        if !self.context.capabilities.provisional {
+            return &self.context.capabilities;
+        }
+        if self.final_capabilities.get().is_none() {
+            let now = self.context.backend.capabilities();
+            if now.provisional {
+                return &self.context.capabilities;
+            }
+            drop(self.final_capabilities.set(now));
+        }
+        self.final_capabilities
+            .get()
+            .unwrap_or(&self.context.capabilities)
+    }
+
+    /// Checks that an acquisition may start. Returns its TTL.
+    pub(crate) fn check(&self, spec: &Spec) -> Result<Ttl> {
+        if let Some(refusal) = self.context.refusal() {
+            return Err(refusal);
+        }
+        self.context.check_runtime()?;
+        let ttl = match &spec.ttl {
+            Some(ttl) => ttl.clone()?,
+            None => self.default_ttl(),
+        };
+        self.capabilities().check(spec.mode, ttl)?;
+        Ok(ttl)
+    }
+
+    /// Returns the TTL nearest to [`Ttl::DEFAULT`] in the backend's range.
+    fn default_ttl(&self) -> Ttl {
+        let capabilities = self.capabilities();
+        let ttl = Ttl::DEFAULT
+            .max(capabilities.min_ttl)
+            .min(capabilities.max_ttl);
+        if ttl != Ttl::DEFAULT {
+            self.ttl_is_adapted.call_once(|| {
+                contain(|| {
+                    tracing::debug!(
+                        target: "leasehold",
+                        backend = capabilities.backend,
+                        %ttl,
+                        "the default TTL of {} is outside the backend's range",
+                        Ttl::DEFAULT
+                    );
+                });
+            });
+        }
+        ttl
+    }
+
+    /// Implements `LockClient::drain`.
+    pub(super) async fn drain(&self) {
+        self.context.requests.draining.cancel();
+        self.queues.close();
+        self.schedule.emptied().await;
+        // A lock that is granted from now on is released at once.
+        self.schedule.stop();
+        self.context.tasks.close();
+        self.context.tasks.wait().await;
+    }
+
+    /// Implements `LockClient::close`. Called once.
+    pub(super) async fn close(&self) -> Result<()> {
+        self.closed.get_or_init(|| self.close_once()).await.clone()
+    }
+
+    async fn close_once(&self) -> Result<()> {
+        self.queues.close();
+        for hold in self.schedule.all() {
+            // This releases the lock in the background, which is awaited below.
+            hold.lose(LossReason::ClientClosed);
+        }
+        self.schedule.stop();
+        self.context.tasks.close();
+        // A caller may have stopped polling its acquisition, which then never ends.
+        drop(timeout(CLOSE_TIMEOUT, self.context.tasks.wait()).await);
+        self.context.backend.close().await
+    }
+}
