@@ -406,7 +406,7 @@ pub(crate) struct Schedule {
     pub(super) state: Mutex<State>,
     /// Something is due before the task thought.
     pub(super) wake: Notify,
-    /// Whether somebody waits until nothing is held, and is told by `emptied`.
+    /// Whether a caller waits until no lease is held. It is then notified by `emptied`.
     pub(super) drains: AtomicBool,
     pub(super) emptied: Notify,
     /// Notified when a backend reports a loss.
@@ -427,10 +427,10 @@ pub(super) struct State {
     pub(super) trouble: Option<Error>,
     /// When the log may warn of late renewals again.
     pub(super) next_warning: u64,
-    /// When the task will look again. Not changed when something is taken away: a pair costs no
-    /// wake-up.
+    /// When the task wakes next. Removing a lease does not change it, so that an acquisition with
+    /// its release causes no extra wake-up.
     pub(super) next_tick: u64,
-    /// Something was added since the task looked.
+    /// Whether a lease was added since the last tick.
     pub(super) used: bool,
     pub(super) running: bool,
     /// The shortest TTL since the schedule was last empty. It bounds how long the task sleeps.

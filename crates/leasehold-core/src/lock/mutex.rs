@@ -46,7 +46,9 @@ pub struct Mutex {
 }
 
 impl LockClient {
-    /// The lock of this name. Nothing is sent until it is locked; an invalid name is an error then.
+    /// Creates a handle for the mutex named `key`.
+    ///
+    /// Nothing is sent until it is locked. An invalid key is reported then.
     pub fn mutex<K>(&self, key: K) -> Mutex
     where
         K: TryInto<LockKey>,

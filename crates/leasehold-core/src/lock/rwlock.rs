@@ -41,8 +41,9 @@ pub struct RwLock {
 }
 
 impl LockClient {
-    /// The read-write lock of this name. Its write lock is the same lock as the
-    /// [`mutex`](Self::mutex) of the name.
+    /// Creates a handle for the read-write lock named `key`.
+    ///
+    /// Its write lock is the same lock as the [`mutex`](Self::mutex) with this key.
     pub fn rwlock<K>(&self, key: K) -> RwLock
     where
         K: TryInto<LockKey>,

@@ -40,9 +40,11 @@ pub struct Semaphore {
 }
 
 impl LockClient {
-    /// The semaphore of this name, with this many permits. All who use the name must say the same
-    /// number; another number is [`ErrorKind::Conflict`] while permits are held. Zero is
-    /// [`ErrorKind::InvalidInput`] when it is acquired.
+    /// Creates a handle for the semaphore named `key`, with this number of permits.
+    ///
+    /// All users of the semaphore must pass the same number. While permits are held, acquiring with
+    /// another number fails with [`ErrorKind::Conflict`]. Acquiring from a semaphore of zero
+    /// permits fails with [`ErrorKind::InvalidInput`].
     pub fn semaphore<K>(&self, key: K, permits: u32) -> Semaphore
     where
         K: TryInto<LockKey>,
