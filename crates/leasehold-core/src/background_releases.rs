@@ -7,12 +7,12 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-/// Acquisitions wait while this many operations run in the background. A backend that answers never
-/// has so many, and they need little memory and few descriptors.
+/// Acquisitions wait while this many operations run in the background. A backend that answers stays
+/// far below it, and this many operations need little memory and few descriptors.
 const BOUND: usize = 1024;
 
 /// Counts the operations in the background: releases of dropped guards, and cancelled acquisitions.
-/// Each of them follows an acquisition, so that delaying acquisitions bounds their number.
+/// Each of them follows an acquisition, so delaying acquisitions bounds their number.
 #[derive(Debug, Default)]
 pub(crate) struct BackgroundReleases {
     count: AtomicUsize,

@@ -38,7 +38,7 @@ pub(crate) struct ClientContext {
     pub(crate) capabilities: Capabilities,
     pub(crate) requests: Arc<RequestContext>,
     runtime: OnceLock<Handle>,
-    /// Whether that runtime has a timer; asked once.
+    /// Whether that runtime has a timer. Determined once.
     has_timer: OnceLock<bool>,
     background_releases: Arc<BackgroundReleases>,
     pub(crate) tasks: TaskTracker,
@@ -75,11 +75,11 @@ impl ClientContext {
     }
 
     fn closed(&self) -> Error {
-        Error::new(ErrorKind::Closed, "the client is closed; make a new one")
+        Error::new(ErrorKind::Closed, "the client is closed; create a new one")
             .with_backend(self.capabilities.backend)
     }
 
-    /// The error of an acquisition, if the client takes no new locks.
+    /// Returns the error of an acquisition if the client is closed or drains.
     pub(crate) fn refusal(&self) -> Option<Error> {
         if self.is_closed() {
             return Some(self.closed());
@@ -87,7 +87,7 @@ impl ClientContext {
         self.requests.draining.is_cancelled().then(|| {
             Error::new(
                 ErrorKind::Closed,
-                "the client drains and takes no new locks; make a new one",
+                "the client drains and acquires no new locks; create a new one",
             )
             .with_backend(self.capabilities.backend)
         })
@@ -106,8 +106,8 @@ impl ClientContext {
         if ours.id() != here.id() {
             return Err(Error::new(
                 ErrorKind::WrongRuntime,
-                "this client belongs to another tokio runtime, on which it was made or first used, and where its connection and its \
-                 renewals live; make a client per runtime",
+                "this client belongs to another tokio runtime, on which it was created or first used, and where its connection and \
+                 its renewals live; create a client per runtime",
             ));
         }
         if !*self.has_timer.get_or_init(runtime::has_timer) {
@@ -116,20 +116,20 @@ impl ClientContext {
         Ok(())
     }
 
-    /// Completes an operation that ends by itself, if the runtime lives. Never panics or blocks,
-    /// and works outside of the runtime.
+    /// Drives an operation to completion in the background, if the client's runtime is alive. It
+    /// never panics or blocks, and may be called outside of the runtime.
     ///
-    /// On the runtime the operation is polled once here, so a backend that answers at once leaves
-    /// no task behind. A backend in this process is polled wherever we are: its locks are free at
-    /// once, also if the runtime has ended.
+    /// On the client's runtime the operation is first polled once in place, so that a backend which
+    /// answers at once leaves no task behind. A backend in this process is polled on any thread, so
+    /// that its locks are free at once even if the runtime has ended.
     pub(crate) fn in_background(&self, operation: impl Future<Output = ()> + Send + 'static) {
         let mut operation: BoxFuture<'static, ()> = Box::pin(self.tasks.track_future(operation));
         let here = Handle::try_current().ok();
         let ours = self.runtime.get();
-        // In a panic a second one would end the process.
+        // A second panic during a panic would abort the process.
         let on_ours = || here.is_some_and(|here| ours.is_some_and(|ours| ours.id() == here.id()));
         if !std::thread::panicking() && (is_in_this_process(&self.capabilities) || on_ours()) {
-            // The backend may start tasks, wherever we are.
+            // The backend may spawn tasks, so the runtime is entered.
             let poll = || {
                 let _entered = ours.map(Handle::enter);
                 poll_once(operation)
@@ -170,7 +170,7 @@ impl ClientContext {
         }
     }
 
-    /// `close` waits for as long as it lives: for what is polled in place.
+    /// Returns a token for an operation that is polled in place. Closing waits until it is dropped.
     pub(crate) fn under_way(&self) -> TaskTrackerToken {
         self.tasks.token()
     }
@@ -189,14 +189,14 @@ impl Drop for ClientContext {
     }
 }
 
-/// The runtime of the backend's connection. A backend in this process has none.
+/// Returns the runtime of the backend's connection. A backend in this process has none.
 fn runtime_of(capabilities: &Capabilities) -> Option<Handle> {
     Handle::try_current()
         .ok()
         .filter(|_| !is_in_this_process(capabilities))
 }
 
-/// A backend that ends with its holders is a part of this process.
+/// Returns whether the backend is in this process, because it ends with its holders.
 fn is_in_this_process(capabilities: &Capabilities) -> bool {
     capabilities.restart == Restart::EndsHolders
 }
@@ -204,7 +204,7 @@ fn is_in_this_process(capabilities: &Capabilities) -> bool {
 /// Polls an operation once, and returns it if it is not complete. It must be polled again, with a
 /// real waker.
 fn poll_once(mut operation: BoxFuture<'static, ()>) -> Option<BoxFuture<'static, ()>> {
-    // The task that drops a guard may have used up its budget; this is not its work.
+    // The task that drops a guard may have used up its tokio budget. That must not delay a release.
     let polled =
         pin!(unconstrained(operation.as_mut())).poll(&mut Context::from_waker(Waker::noop()));
     polled.is_pending().then_some(operation)

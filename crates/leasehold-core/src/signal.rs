@@ -1,5 +1,4 @@
-//! What one acquisition and its guard tell each other: refused, in trouble, cancelled, held, lost,
-//! released.
+//! [`Signal`]: the state that a request, its lease and its guard share.
 
 use std::{
     fmt,
@@ -32,26 +31,26 @@ use crate::{clock::Timestamp, error::Error};
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum LossReason {
-    /// Its deadline came before a renewal did.
+    /// The deadline passed before a renewal succeeded.
     Expired,
-    /// The backend no longer knows us as the holder: broken by an operator, overwritten, deleted or
+    /// The backend no longer has the lock of this holder. It was revoked, overwritten, deleted or
     /// evicted.
     Replaced,
-    /// The session that the lease belonged to is over.
+    /// The session of the lease ended.
     SessionEnded,
-    /// The backend lost its memory.
+    /// The backend lost its data.
     BackendReset,
-    /// The client was closed and gave the lock back.
+    /// The client was closed, which released the lock.
     ClientClosed,
 }
 
 impl fmt::Display for LossReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Expired => "its deadline came before a renewal did",
-            Self::Replaced => "the backend no longer knows us as the holder",
-            Self::SessionEnded => "the session that it belonged to is over",
-            Self::BackendReset => "the backend lost its memory",
+            Self::Expired => "its deadline passed before a renewal succeeded",
+            Self::Replaced => "the backend no longer has the lock of this holder",
+            Self::SessionEnded => "its session ended",
+            Self::BackendReset => "the backend lost its data",
             Self::ClientClosed => "the client was closed",
         })
     }
@@ -65,18 +64,18 @@ pub(crate) const REASONS: [LossReason; 5] = [
     LossReason::ClientClosed,
 ];
 
-/// The backend has said that another holds the lock.
+/// Another acquisition was known to hold the lock.
 const CONTENDED: u16 = 0x400;
-/// The backend has failed since it last answered.
+/// The backend has failed since its last answer.
 const FAULTY: u16 = 0x200;
 const HELD: u16 = 0x100;
 const CANCELLED: u16 = 0x80;
 const RELEASED: u16 = 0x40;
-/// The low bits: zero, or one more than the reason's place in [`REASONS`].
+/// The low bits: zero, or the index of the reason in [`REASONS`] plus one.
 const REASON: u16 = 0x0f;
 
-/// Two bytes of state and one place to wait for its changes, shared by a request, its lease and its
-/// guard.
+/// The state of one acquisition and its lease, with a notification of its changes: contended,
+/// failing, cancelled, held, lost or released.
 #[derive(Debug, Default)]
 pub(crate) struct Signal {
     state: AtomicU16,
@@ -84,7 +83,7 @@ pub(crate) struct Signal {
     fault: Mutex<Option<Fault>>,
 }
 
-/// The trouble since the backend last answered.
+/// The faults since the backend last answered.
 #[derive(Debug)]
 struct Fault {
     since: Timestamp,
@@ -106,7 +105,8 @@ impl Signal {
             .await;
     }
 
-    /// The backend has answered that another holds the lock. Ends a trouble.
+    /// Records that the backend answered and that another acquisition holds the lock. This clears
+    /// the recorded fault.
     pub(crate) fn set_contended(&self) {
         if self.state.fetch_or(CONTENDED, Ordering::AcqRel) & FAULTY != 0 {
             let mut fault = self.lock_fault();
@@ -115,12 +115,12 @@ impl Signal {
         }
     }
 
-    /// Whether the backend has ever said so.
+    /// Returns whether the backend has ever given this answer.
     pub(crate) fn is_contended(&self) -> bool {
         self.state.load(Ordering::Acquire) & CONTENDED != 0
     }
 
-    /// Notes a fault. Returns when the first one since the backend's last answer was.
+    /// Records a fault. Returns the time of the first fault since the backend's last answer.
     pub(crate) fn note_fault(&self, error: Error, now: Timestamp) -> Timestamp {
         let mut fault = self.lock_fault();
         self.state.fetch_or(FAULTY, Ordering::AcqRel);
@@ -129,7 +129,7 @@ impl Signal {
         since
     }
 
-    /// The last fault since the backend's last answer.
+    /// Returns the last fault, if the backend has not answered since.
     pub(crate) fn fault(&self) -> Option<Error> {
         self.fault_as(|fault| fault.last.clone())
     }
@@ -144,17 +144,17 @@ impl Signal {
     }
 
     fn lock_fault(&self) -> MutexGuard<'_, Option<Fault>> {
-        // Nothing panics while it is held.
+        // No code panics while the mutex is locked.
         self.fault.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock was granted.
+    /// Records that the lock was granted.
     pub(crate) fn set_held(&self) {
         self.state.fetch_or(HELD, Ordering::AcqRel);
     }
 
-    /// Whether the lock is known to have been held after `since`, by this acquisition or by
-    /// another.
+    /// Returns whether the lock is known to have been held after `since`, by this acquisition or
+    /// by another.
     pub(crate) fn excludes_others_after(&self, since: Timestamp) -> bool {
         let state = self.state.load(Ordering::Acquire);
         match state & (HELD | CONTENDED) {
@@ -166,7 +166,7 @@ impl Signal {
         }
     }
 
-    /// Marks as lost, unless it is lost or released already. Whether this call did it.
+    /// Marks the lease as lost. Returns `false` if it is already lost or released.
     pub(crate) fn lose(&self, reason: LossReason) -> bool {
         let code = REASONS
             .iter()
@@ -175,7 +175,7 @@ impl Signal {
         self.end(code)
     }
 
-    /// Marks as released, unless it is lost or released already. Whether this call did it.
+    /// Marks the lease as released. Returns `false` if it is already lost or released.
     pub(crate) fn release(&self) -> bool {
         self.end(RELEASED)
     }
@@ -193,7 +193,7 @@ impl Signal {
         ended
     }
 
-    /// Neither lost nor released.
+    /// Returns whether the lease is neither lost nor released.
     pub(crate) fn is_live(&self) -> bool {
         is_live(self.state.load(Ordering::Acquire))
     }
@@ -202,7 +202,7 @@ impl Signal {
         loss_of(self.state.load(Ordering::Acquire))
     }
 
-    /// Completes when it is lost or released.
+    /// Waits until the lease is lost or released. Returns the reason of a loss.
     pub(crate) async fn ended(&self) -> Option<LossReason> {
         self.until(|state| (!is_live(state)).then(|| loss_of(state)))
             .await

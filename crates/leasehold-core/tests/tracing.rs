@@ -152,7 +152,10 @@ async fn failures_are_traced_with_their_outcome() {
         ["\"granted\"", "\"contended\"", "\"timed_out\"", "cancelled"]
     );
     assert_eq!(ended("renew"), ["unavailable"]);
-    assert_eq!(ended("hold"), ["its deadline came before a renewal did"]);
+    assert_eq!(
+        ended("hold"),
+        ["its deadline passed before a renewal succeeded"]
+    );
     // A lost lock is released too, because the backend may not know of the loss yet.
     assert_eq!(ended("release"), ["\"already lost\""]);
 }
@@ -319,7 +322,7 @@ async fn reader_that_requests_the_write_lock_is_warned() {
     assert!(lock.write_timeout(limit).await.unwrap().is_none());
     let text = log.text();
     assert_eq!(
-        text.matches("cannot be turned into a write lock").count(),
+        text.matches("cannot be upgraded to a write lock").count(),
         1,
         "{text}"
     );
@@ -328,7 +331,7 @@ async fn reader_that_requests_the_write_lock_is_warned() {
     assert!(semaphore.acquire_timeout(limit).await.unwrap().is_none());
     assert_eq!(
         log.text()
-            .matches("a task waits for a lock that it took itself")
+            .matches("a task waits for a lock that it acquired itself")
             .count(),
         2,
         "{}",
@@ -343,7 +346,7 @@ async fn reader_that_requests_the_write_lock_is_warned() {
     );
     assert_eq!(
         log.text()
-            .matches("a task waits for a lock that it took itself")
+            .matches("a task waits for a lock that it acquired itself")
             .count(),
         2,
         "{}",

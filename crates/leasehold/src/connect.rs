@@ -1,4 +1,4 @@
-//! From a URL to a client.
+//! [`connect`] and [`ConnectOptions`], which create a client from a URL.
 
 use std::sync::Arc;
 
@@ -9,26 +9,26 @@ use leasehold_core::{
 
 use crate::scheme::Scheme;
 
-/// Connects to the backend that `url` names, and returns a client with the defaults.
+/// Connects to the backend at `url`, and returns a client with the default options.
 ///
-/// [`ConnectOptions`] sets a TTL and a label.
+/// Use [`ConnectOptions`] to set a TTL or a label.
 ///
-/// | URL | |
+/// | URL | the lock is shared by |
 /// |---|---|
-/// | `memory:` | locks among the users of this one client and its clones |
-/// | `memory:NAME` | locks among all clients of this process that say the same name; kept until the process ends |
-/// | `file:` | locks among this user's programs on this host, in `FileBackend::default_dir()`: `/var/lib/leasehold` for root, `.local/state/leasehold` in the home directory of others |
-/// | `file:DIR`, `file:///DIR` | locks among this user's programs on this host that use the directory; the path is taken as it stands, and begins with `/` |
-/// | `file:DIR?shared=true` | locks among all programs on this host that can write the directory (`FileConfig::with_shared`) |
-/// | `redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=…]` | locks among all who reach the server; the options are those of `RedisBackend::connect` |
+/// | `memory:` | this client and its clones |
+/// | `memory:NAME` | all clients of this process with the same name; kept until the process ends |
+/// | `file:` | the programs of this user on this host. The directory is `FileBackend::default_dir()`: `/var/lib/leasehold` for root, and `.local/state/leasehold` in the home directory of other users |
+/// | `file:DIR`, `file:///DIR` | the programs of this user on this host that use the directory. The path must start with `/` and is not decoded |
+/// | `file:DIR?shared=true` | all programs on this host that can write the directory (`FileConfig::with_shared`) |
+/// | `redis://[USER:PASSWORD@]HOST[:PORT][/DB][?prefix=…]` | all clients of the server. For the options see `RedisBackend::connect` |
 /// | `rediss://…` | the same over TLS |
 /// | `redis+unix:///PATH[?db=…]` | the same over a socket |
-/// | `redlock://[USER:PASSWORD@]HOST[:PORT],HOST,…[/DB][?prefix=…]` | locks among all who reach a majority of the servers; the options are those of `redlock` in the Redis crate |
+/// | `redlock://[USER:PASSWORD@]HOST[:PORT],HOST,…[/DB][?prefix=…]` | all clients of a majority of the servers. For the options see `redlock` in the Redis crate |
 /// | `redlocks://…` | the same over TLS |
-/// | `etcd://[USER:PASSWORD@]HOST[:PORT],…[/?prefix=…]` | locks among all who reach the cluster; the options are those of `EtcdBackend::connect` |
+/// | `etcd://[USER:PASSWORD@]HOST[:PORT],…[/?prefix=…]` | all clients of the cluster. For the options see `EtcdBackend::connect` |
 /// | `etcds://…` | the same over TLS |
-/// | `postgres://[USER:PASSWORD@]HOST[:PORT]/DB[?prefix=…]` | locks among all who reach the database; the options are those of `PostgresBackend::connect`, TLS with `sslmode=verify-full` |
-/// | `zookeeper://[USER:PASSWORD@]HOST[:PORT],…[/PATH][?tick=…]` | locks among all who reach the ensemble; the options are those of `ZookeeperBackend::connect` |
+/// | `postgres://[USER:PASSWORD@]HOST[:PORT]/DB[?prefix=…]` | all clients of the database. For the options see `PostgresBackend::connect`; `sslmode=verify-full` enables TLS |
+/// | `zookeeper://[USER:PASSWORD@]HOST[:PORT],…[/PATH][?tick=…]` | all clients of the ensemble. For the options see `ZookeeperBackend::connect` |
 /// | `zookeepers://…` | the same over TLS |
 ///
 /// ```
@@ -41,31 +41,30 @@ use crate::scheme::Scheme;
 /// ```
 ///
 /// # Errors
-/// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for a URL that cannot be read. It is named,
+/// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for an invalid URL. The message has the URL
 ///   without its password.
-/// - [`Unsupported`](crate::ErrorKind::Unsupported) for a scheme whose feature is off (it is
-///   named), or whose backend this version does not have.
-/// - [`Unavailable`](crate::ErrorKind::Unavailable) and [`Denied`](crate::ErrorKind::Denied) as the
-///   backend says.
+/// - [`Unsupported`](crate::ErrorKind::Unsupported) if the feature of the scheme is disabled, or if
+///   this version has no backend for it. The message names the feature.
+/// - [`Unavailable`](crate::ErrorKind::Unavailable) or [`Denied`](crate::ErrorKind::Denied) as the
+///   backend fails.
 ///
 /// # Cancel safety
-/// Safe: nothing is left behind.
+/// Safe: no connection is left behind.
 pub async fn connect(url: &str) -> Result<LockClient> {
     ConnectOptions::new().connect(url).await
 }
 
-/// Returns a client as [`connect`] does, which connects when it is first used: the program starts
-/// while the server is down. The URL is checked at once.
+/// Creates a client that connects when it is first used, so that a program can start while its
+/// server is down. The URL is checked at once.
 ///
 /// Until the server is reached, operations fail with [`Unavailable`](crate::ErrorKind::Unavailable)
-/// and the cause, except that a lock that waits tries again, as [`Mutex::lock`](crate::Mutex::lock)
-/// documents. Each operation tries to connect again, with one attempt under way at a time, and
-/// [`LockClient::ping`] does nothing else. [`LockClient::capabilities`] are
-/// [provisional](Capabilities::provisional) until then. See
-/// [`LazyBackend`](crate::backend::LazyBackend) for all that is guaranteed. `memory:` and `file:`
-/// have no server: they are opened at once.
+/// and the cause. A waiting acquisition retries, as [`Mutex::lock`](crate::Mutex::lock) documents.
+/// Each operation tries to connect again, but at most one attempt runs at a time.
+/// [`LockClient::ping`] only connects. Until then [`LockClient::capabilities`] are
+/// [provisional](Capabilities::provisional). See [`LazyBackend`](crate::backend::LazyBackend) for
+/// all guarantees. `memory:` and `file:` have no server and are opened at once.
 ///
-/// It needs no runtime.
+/// The function may be called outside of a runtime.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -79,14 +78,13 @@ pub async fn connect(url: &str) -> Result<LockClient> {
 /// ```
 ///
 /// # Errors
-/// As [`connect`] for what is wrong without asking a server:
 /// [`InvalidInput`](crate::ErrorKind::InvalidInput) and
-/// [`Unsupported`](crate::ErrorKind::Unsupported).
+/// [`Unsupported`](crate::ErrorKind::Unsupported), as [`connect`].
 pub fn connect_lazily(url: &str) -> Result<LockClient> {
     ConnectOptions::new().connect_lazily(url)
 }
 
-/// Options of a client that is connected by a URL. Each may be left out.
+/// The options of a client that is created from a URL. All are optional.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -108,14 +106,14 @@ pub struct ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// Returns the defaults.
+    /// Creates the default options.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets the TTL of locks that have none of their own, as
-    /// [`LockClientBuilder::with_ttl`](crate::LockClientBuilder::with_ttl) does. A TTL that is not
-    /// valid is an error when the client connects.
+    /// Sets the default TTL for locks created by the client, as
+    /// [`LockClientBuilder::with_ttl`](crate::LockClientBuilder::with_ttl) does. An invalid TTL is
+    /// reported when the client connects.
     pub fn with_ttl<T>(mut self, ttl: T) -> Self
     where
         T: TryInto<Ttl>,
@@ -125,17 +123,17 @@ impl ConnectOptions {
         self
     }
 
-    /// Sets the label of locks that have none of their own, for people who inspect locks. Defaults
-    /// to `host/pid/program`.
+    /// Sets the default label for locks created by the client, shown by `inspect`. Defaults to
+    /// `host/pid/program`.
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.label = Some(label.into());
         self
     }
 
-    /// Connects to the backend that `url` names.
+    /// Connects to the backend at `url`.
     ///
     /// # Errors
-    /// As [`connect`], and [`InvalidInput`](crate::ErrorKind::InvalidInput) for a TTL.
+    /// As [`connect`]. Also [`InvalidInput`](crate::ErrorKind::InvalidInput) for an invalid TTL.
     ///
     /// # Cancel safety
     /// As [`connect`].
@@ -143,10 +141,11 @@ impl ConnectOptions {
         self.client(connect_backend(url).await?)
     }
 
-    /// Returns a client that connects when it is first used.
+    /// Creates a client that connects when it is first used.
     ///
     /// # Errors
-    /// As [`connect_lazily`], and [`InvalidInput`](crate::ErrorKind::InvalidInput) for a TTL.
+    /// As [`connect_lazily`]. Also [`InvalidInput`](crate::ErrorKind::InvalidInput) for an invalid
+    /// TTL.
     pub fn connect_lazily(self, url: &str) -> Result<LockClient> {
         let (scheme, rest) = Scheme::of(url)?;
         self.client(match scheme {
@@ -154,7 +153,7 @@ impl ConnectOptions {
             Scheme::File => file(scheme, url)?,
             _ => {
                 let capabilities = provisional_capabilities(scheme, url)
-                    .map_err(|error| naming_the_url(error, url))?;
+                    .map_err(|error| with_url_context(error, url))?;
                 let url = url.to_owned();
                 Arc::new(LazyBackend::new(capabilities, move || {
                     let url = url.clone();
@@ -176,9 +175,9 @@ impl ConnectOptions {
     }
 }
 
-/// Reads the URL, and returns what any server there does.
+/// Parses the URL, and returns the weakest capabilities of any server that it may lead to.
 fn provisional_capabilities(scheme: Scheme, url: &str) -> Result<Capabilities> {
-    // Without a backend.
+    // Unused if no backend is compiled in.
     let _ = url;
     match scheme {
         #[cfg(feature = "redis")]
@@ -205,8 +204,7 @@ fn provisional_capabilities(scheme: Scheme, url: &str) -> Result<Capabilities> {
     }
 }
 
-/// Connects to the backend that `url` names, and returns the backend alone, to be wrapped or
-/// shared.
+/// Connects to the backend at `url`, and returns the backend without a client, to wrap or share it.
 ///
 /// # Errors
 /// As [`connect`].
@@ -215,7 +213,7 @@ fn provisional_capabilities(scheme: Scheme, url: &str) -> Result<Capabilities> {
 /// As [`connect`].
 pub async fn connect_backend(url: &str) -> Result<Arc<dyn LockBackend>> {
     let (scheme, rest) = Scheme::of(url)?;
-    // A driver may panic, as on a runtime that does no I/O.
+    // A driver may panic, for example on a runtime without I/O.
     contained(open(scheme, url, rest)).await
 }
 
@@ -276,7 +274,7 @@ async fn redis(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
     let connected = leasehold_redis::RedisBackend::connect(url).await;
     connected
         .map(|backend| backend as _)
-        .map_err(|error| naming_the_url(error, url))
+        .map_err(|error| with_url_context(error, url))
 }
 
 #[cfg(not(feature = "redis"))]
@@ -294,8 +292,8 @@ async fn quorum(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
     Err(scheme.not_compiled_in())
 }
 
-/// Connects to the quorum of a `redlock://` URL, to be provisioned or looked at. As a backend it is
-/// what [`connect_backend`] returns.
+/// Connects to the quorum of a `redlock://` URL, to provision or inspect it. It is the same backend
+/// as [`connect_backend`] returns.
 ///
 /// # Errors
 /// As [`connect`].
@@ -307,7 +305,7 @@ pub async fn redlock(url: &str) -> Result<Arc<leasehold_core::quorum::QuorumBack
     Scheme::of(url)?;
     leasehold_redis::redlock(url)
         .await
-        .map_err(|error| naming_the_url(error, url))
+        .map_err(|error| with_url_context(error, url))
 }
 
 #[cfg(feature = "etcd")]
@@ -315,7 +313,7 @@ async fn etcd(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
     let connected = leasehold_etcd::EtcdBackend::connect(url).await;
     connected
         .map(|backend| backend as _)
-        .map_err(|error| naming_the_url(error, url))
+        .map_err(|error| with_url_context(error, url))
 }
 
 #[cfg(not(feature = "etcd"))]
@@ -328,7 +326,7 @@ async fn postgres(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
     let connected = leasehold_postgres::PostgresBackend::connect(url).await;
     connected
         .map(|backend| backend as _)
-        .map_err(|error| naming_the_url(error, url))
+        .map_err(|error| with_url_context(error, url))
 }
 
 #[cfg(not(feature = "postgres"))]
@@ -341,7 +339,7 @@ async fn zookeeper(_: Scheme, url: &str) -> Result<Arc<dyn LockBackend>> {
     let connected = leasehold_zookeeper::ZookeeperBackend::connect(url).await;
     connected
         .map(|backend| backend as _)
-        .map_err(|error| naming_the_url(error, url))
+        .map_err(|error| with_url_context(error, url))
 }
 
 #[cfg(not(feature = "zookeeper"))]
@@ -349,8 +347,9 @@ async fn zookeeper(scheme: Scheme, _: &str) -> Result<Arc<dyn LockBackend>> {
     Err(scheme.not_compiled_in())
 }
 
-/// A backend does not repeat the URL, which may hold a password; here it is shown without.
-fn naming_the_url(error: Error, url: &str) -> Error {
+/// Adds the redacted URL to an error about it. Backends leave it out, because it may have a
+/// password.
+fn with_url_context(error: Error, url: &str) -> Error {
     use leasehold_core::ErrorKind;
 
     if error.kind() != ErrorKind::InvalidInput {

@@ -1,8 +1,8 @@
-//! One distributed lock, every backend.
+//! Distributed locks with one API over Redis, Redlock, etcd, ZooKeeper, PostgreSQL, lock files and
+//! in-process memory.
 //!
-//! Pick a backend that you already run, or none, and get the same lock with the same guarantees,
-//! spelled the same way. This page is where the manual starts; [`LockClient`], [`Mutex`] and
-//! [`LockGuard`] go on from here.
+//! Choose a backend that you already run, or files or memory, which need no server. This page is
+//! the start of the manual. [`LockClient`], [`Mutex`] and [`LockGuard`] have the details.
 //!
 //! # A first program
 //!
@@ -12,42 +12,46 @@
 //! let client = leasehold::connect("memory:").await?; // or "file:/var/lib/shop", "redis://127.0.0.1/?prefix=shop:"
 //! let item = client.mutex("item/42");
 //!
-//! let guard = item.lock().await?; // waits; also try_lock, lock_timeout(duration)
+//! let guard = item.lock().await?; // waits; see also try_lock and lock_timeout(duration)
 //! assert!(guard.is_held());
-//! guard.release().await?; // dropping it releases too, in the background
+//! guard.release().await?; // dropping it also releases, in the background
 //!
-//! let sold = item.run(async |lease| lease.is_held()).await?; // locks, works, releases
+//! let sold = item.run(async |lease| lease.is_held()).await?; // locks, runs the closure, releases
 //! assert!(sold);
 //!
-//! let _reader = client.rwlock("price list").read().await?; // also write
-//! let _permit = client.semaphore("gpu", 4).acquire().await?; // at most 4 at a time
-//! client.close().await?; // releases everything, and waits for it
+//! let _reader = client.rwlock("price list").read().await?; // see also write
+//! let _permit = client.semaphore("gpu", 4).acquire().await?; // at most 4 holders
+//! client.close().await?; // releases everything
 //! # }
 //! # Ok(()) }
 //! ```
 //!
-//! # The words
+//! # Concepts
 //!
-//! - A **lease** is what every lock here is: granted for a [`Ttl`] (30 s unless you say otherwise),
-//!   renewed in the background for as long as its guard lives, and over at its [`Deadline`] if
-//!   renewals stop getting through. So a crashed holder blocks nobody for longer than that.
-//! - The **deadline** is counted from before the request was sent, on a clock that goes on while
-//!   the machine sleeps. A failed renewal is not a loss; the deadline is, and it is final.
-//! - A **fencing token** is a number that grows from grant to grant of a name.
-//! - A **backend** is what keeps the locks. What backends differ in is data: [`Capabilities`],
-//!   which [`LockClient::capabilities`] returns and the command `leasehold info` prints.
-//! - The **time-out** of a `lock_timeout` is how long you queue, the **TTL** how long you own. They
-//!   have nothing to do with each other.
+//! - A **lease** is a lock that is granted for a limited time. Every lock here is one. It is
+//!   granted for a [`Ttl`] (30 s by default) and renewed in the background until its guard is
+//!   dropped. If renewals fail, it ends at its [`Deadline`], so a crashed holder blocks others for
+//!   at most a TTL.
+//! - The **deadline** is counted from before the request was sent, on a clock that does not stop
+//!   while the machine is suspended. A failed renewal is not a loss. Reaching the deadline is a
+//!   loss, and it is final.
+//! - A **fencing token** is a number that increases with each grant of a key.
+//! - A **backend** is the service that stores the locks. Its [`Capabilities`] describe how it
+//!   differs from other backends. [`LockClient::capabilities`] returns them, and the command
+//!   `leasehold info` prints them.
+//! - The **timeout** of a `lock_timeout` limits how long a caller waits for the lock. The **TTL**
+//!   limits how long a grant is valid without a renewal. The two are independent.
 //!
 //! # Loss and cancellation
 //!
-//! A holder can lose its lock: it was paused for too long, or the backend could not be reached
-//! until the deadline. [`LockGuard`] reports it at once (`is_held()`, `lost()`, a
-//! `cancellation_token()`), and [`Mutex::run`] drops the work *before* the lock could be another's.
-//! Code that blocks without an `.await` cannot be cancelled by anyone.
+//! A holder can lose its lock if it is paused for too long, or if the backend cannot be reached
+//! until the deadline. [`LockGuard`] reports a loss through `is_held()`, `lost()` and
+//! `cancellation_token()`. [`Mutex::run`] drops the work *before* the lock can be granted to
+//! another holder. Code that blocks without an `.await` cannot be cancelled.
 //!
-//! Futures of this crate may be dropped at any point, by a time-out or `select!`: what they asked
-//! for is driven to its end in the background, and what was granted is given back.
+//! All futures of this crate may be dropped at any point, for example by a timeout or by `select!`.
+//! A request that is already running is driven to completion in the background, and a lock that it
+//! was granted is released.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -62,18 +66,18 @@
 //! assert!(refused.is_none()); // contention is an outcome, not an error
 //!
 //! tokio::select! {
-//!     reason = guard.lost() => eprintln!("stop, the lock is gone: {reason}"),
+//!     reason = guard.lost() => eprintln!("the lock was lost: {reason}"),
 //!     () = async { /* the work */ } => {}
 //! }
 //! # }
 //! # Ok(()) }
 //! ```
 //!
-//! # Tokens at the resource
+//! # Fencing tokens
 //!
-//! What no lock can promise: that a write which *starts* while the lock is held *arrives* while it
-//! is held. So hand the token to the resource, and let the resource refuse what is older than what
-//! it has seen:
+//! No lock can guarantee that a write which *starts* while the lock is held *arrives* while it is
+//! held. Pass the fencing token to the resource with each write. The resource refuses writes with a
+//! token that is smaller than the largest one that it has seen:
 //!
 //! ```
 //! use leasehold::FencingToken;
@@ -99,7 +103,7 @@
 //!
 //! | feature | module | URLs | |
 //! |---|---|---|---|
-//! | `local` (default) | `local` | `memory:`, `memory:NAME`, `file:`, `file:DIR` | one process; one host |
+//! | `local` (default) | `local` | `memory:`, `memory:NAME`, `file:`, `file:DIR` | one process, or one host |
 //! | `redis` | `redis` | `redis://`, `redis+unix://` | Redis ≥ 6.2 and Valkey |
 //! | `redis-tls` | `redis` | `rediss://` | the same over TLS |
 //! | `redlock` | `quorum` | `redlock://` | an odd number of independent Redis servers; `redlocks://` with `redis-tls` |
@@ -109,18 +113,18 @@
 //! | `postgres-tls` | `postgres` | `…?sslmode=verify-full` | the same over TLS |
 //! | `zookeeper` | `zookeeper` | `zookeeper://h1,h2,h3/PATH` | ZooKeeper ≥ 3.6 |
 //! | `zookeeper-tls` | `zookeeper` | `zookeepers://` | the same over TLS |
-//! | `metrics` | | | no backend: counts and times for the recorder of the crate `metrics`; see [Metrics](#metrics) |
+//! | `metrics` | | | no backend, but [metrics](#metrics) for the recorder of the crate `metrics` |
 //!
 //! [`connect`] lists the URLs in full, and [`ConnectOptions`] sets a TTL and a label. A program
-//! that needs more than a URL creates its backend itself and gives it to [`LockClient::new`]; each
-//! module re-exports its crate, and the driver with it. [`backend`] is for those who implement a
-//! backend.
+//! that needs options which a URL does not have creates the backend itself and passes it to
+//! [`LockClient::new`]. Each module re-exports the crate of its backend, which re-exports its
+//! driver. The module [`backend`] is for implementors of backends.
 //!
 //! # A first program for each backend
 //!
-//! What changes is the URL; or the backend, where a URL says too little.
+//! The programs differ only in the URL.
 //!
-//! **Files**, among the processes of one host. Nothing to install:
+//! **Files**, for the processes of one host. No server is needed:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -131,7 +135,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! **Redis.** The prefix keeps programs apart that share a server:
+//! **Redis.** The prefix separates the keys of programs that share a server:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -143,8 +147,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! **Redlock**, an odd number of independent Redis servers. Provision them once (`leasehold init`),
-//! so that they vote on tokens:
+//! **Redlock**, with an odd number of independent Redis servers. Provision them once with
+//! `leasehold init`, so that they vote on fencing tokens:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -156,7 +160,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! **etcd.** With `names=exact` Go's `concurrency.Mutex` on the same name is the same lock:
+//! **etcd.** With the option `names=exact`, Go's `concurrency.Mutex` of the same name is the same
+//! lock:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -168,8 +173,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! **ZooKeeper.** Curator's `InterProcessMutex` on `/shop/locks/item-42` is the same lock. Say the
-//! servers' `tickTime`, and holders may believe for longer:
+//! **ZooKeeper.** Curator's `InterProcessMutex` on `/shop/locks/item-42` is the same lock. If the
+//! option `tick` is the servers' `tickTime`, deadlines are later:
 //!
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
@@ -195,59 +200,62 @@
 //!
 //! # Operations
 //!
-//! - **One client per process**, cloned where it is needed. It keeps one connection, or one session
-//!   per TTL, whatever the number of locks; it belongs to the runtime that it was made on.
-//!   [`LockClient::close`] at the end releases everything at once.
-//! - **The TTL** is how long the others wait when a holder dies, and how long a holder may be cut
-//!   off before it loses: tens of seconds for most. Renewals come at a third of it. A TTL of a few
-//!   round trips loses locks at the first hiccup.
-//! - **Labels** say who holds: host, process and program by default,
-//!   [`LockClientBuilder::with_label`] for another. `leasehold status --url URL NAME` shows holders
-//!   and waiters; `leasehold revoke` ends a lock whose holder is gone for good.
-//! - **What to watch**: events of the `tracing` target `leasehold`. Losses and late renewals are
-//!   warnings. Spans for wait, hold, renewal and release are at debug, with key, backend, token and
-//!   outcome. And the [metrics](#metrics).
-//! - **Start and stop**: [`connect_lazily`] starts while the server is down. [`LockClient::ping`]
-//!   is for health checks. [`LockClient::drain`] lets holders finish before [`LockClient::close`].
+//! - **Create one client per process** and clone it where it is needed. It keeps one connection, or
+//!   one session per TTL, for any number of locks. It belongs to the runtime on which it was
+//!   created. At the end, [`LockClient::close`] releases everything at once.
+//! - **Choose a TTL** of tens of seconds for most programs. It is how long other processes wait if
+//!   a holder dies, and how long a holder can be disconnected before it loses its lock. The first
+//!   renewal starts after at most a third of the TTL. With a TTL of a few round trips, one slow
+//!   response loses a lock.
+//! - **Labels** identify holders. The default has host, process id and program;
+//!   [`LockClientBuilder::with_label`] sets another. `leasehold status --url URL NAME` shows
+//!   holders and waiters. `leasehold revoke` ends a lock whose holder will not return.
+//! - **Monitor** the events of the `tracing` target `leasehold`, and the [metrics](#metrics).
+//!   Losses and late renewals are warnings. The spans of waits, held locks, renewals and releases
+//!   have the level debug and the fields key, backend, token and outcome.
+//! - **Start and stop**: [`connect_lazily`] lets a program start while the server is down.
+//!   [`LockClient::ping`] is for health checks. [`LockClient::drain`] lets holders finish before
+//!   [`LockClient::close`].
 //! - **Errors**: contention is not an error; `try_lock` and `lock_timeout` return `None`.
-//!   [`ErrorKind`] distinguishes unavailable, lost and indeterminate. [`Error::is_retryable`] says
-//!   whether the same call may succeed later. An operation that failed leaves nothing locked for
-//!   longer than a TTL.
-//! - **Moving** to another backend, or restoring one from a backup, makes tokens fall: keep (epoch,
-//!   token) at the resource, and raise the epoch then.
+//!   [`ErrorKind`] distinguishes unavailable, lost and indeterminate. [`Error::is_retryable`]
+//!   returns whether the same call may succeed later. A failed operation leaves no lock for longer
+//!   than a TTL.
+//! - **A move** to another backend, or a restore from a backup, makes tokens decrease. Store the
+//!   pair (epoch, token) at the resource, and increase the epoch then.
 //!
 //! # Metrics
 //!
-//! With the feature `metrics`, for whatever recorder the program has installed by way of the crate
-//! [`metrics`](https://docs.rs/metrics) 0.24 (Prometheus, StatsD, OpenTelemetry, …). Install it
-//! before the first client is made, which describes the metrics to it; without a recorder they go
-//! nowhere, and without the feature they cost nothing. With it a pair of lock and release takes
-//! about a microsecond more, and two or three with a Prometheus recorder.
+//! With the feature `metrics`, the client reports to the recorder that the program has installed
+//! with the crate [`metrics`](https://docs.rs/metrics) 0.24 (Prometheus, StatsD, OpenTelemetry, …).
+//! Install the recorder before the first client is created, which describes the metrics to it.
+//! Without the feature, metrics cost nothing. With it, a lock and its release take about a
+//! microsecond longer, or two to three with a Prometheus recorder.
 //!
 //! | name | kind | labels | unit | meaning |
 //! |---|---|---|---|---|
-//! | `leasehold_acquisitions_total` | counter | `backend`, `outcome` | acquisitions | those that have ended: `granted`, `contended` (one attempt, and another held it), `timed_out`, `cancelled` (the future was dropped), or what the [`ErrorKind`] is called. To re-enter within an owner is none |
-//! | `leasehold_waiting` | gauge | `backend` | tasks | that have asked and have no answer yet |
-//! | `leasehold_wait_seconds` | histogram | `backend` | seconds | from asking to the grant, for what was granted |
-//! | `leasehold_held` | gauge | `backend` | locks | held now by this process |
-//! | `leasehold_hold_seconds` | histogram | `backend` | seconds | from the grant until it was released or lost |
-//! | `leasehold_renewals_total` | counter | `backend`, `outcome` | renewals | `renewed`, or the kind of the error. Where locks share a session, one renewal serves them all |
-//! | `leasehold_losses_total` | counter | `backend`, `reason` | locks | `expired`, `replaced`, `session_ended`, `backend_reset`; `client_closed` for those that were held when the client was closed, which is no fault |
-//! | `leasehold_releases_total` | counter | `backend`, `outcome` | releases | `freed`, `already_lost` (another may have held it), or the kind of the error after the last try: then it expires. A lock that was lost before is not counted again |
-//! | `leasehold_quorum_node_up` | gauge | `node` | 1 or 0 | whether the node's last answer was one, as this process sees it; there is none before the node was asked |
-//! | `leasehold_quorum_node_failures_total` | counter | `node`, `kind` | failures | requests to the node that failed, by the kind of the error: `unavailable`, `indeterminate`, `denied`; and `silent`, once, when a node that had answered does not |
-//! | `leasehold_quorum_write_backs_total` | counter | `backend` | acquisitions | of a quorum, whose token took a second round trip to settle |
+//! | `leasehold_acquisitions_total` | counter | `backend`, `outcome` | acquisitions | acquisitions that ended: `granted`, `contended` (a single attempt was refused), `timed_out`, `cancelled` (the future was dropped), or the name of the [`ErrorKind`]. A re-entrant acquisition is not counted |
+//! | `leasehold_waiting` | gauge | `backend` | tasks | tasks that wait for a lock |
+//! | `leasehold_wait_seconds` | histogram | `backend` | seconds | time from the call to the grant |
+//! | `leasehold_held` | gauge | `backend` | locks | locks that this process holds |
+//! | `leasehold_hold_seconds` | histogram | `backend` | seconds | time from the grant until the lock was released or lost |
+//! | `leasehold_renewals_total` | counter | `backend`, `outcome` | renewals | renewals that ended: `renewed`, or the name of the [`ErrorKind`]. Locks that share a session have one renewal |
+//! | `leasehold_losses_total` | counter | `backend`, `reason` | locks | lost locks: `expired`, `replaced`, `session_ended`, `backend_reset`, or `client_closed` for locks that were held when the client was closed, which is not a fault |
+//! | `leasehold_releases_total` | counter | `backend`, `outcome` | releases | releases that ended: `freed`, `already_lost` (another holder may have had the lock), or the name of the [`ErrorKind`] of the last attempt, after which the lock expires. A lock that was counted as lost is not counted again |
+//! | `leasehold_quorum_node_up` | gauge | `node` | 1 or 0 | whether the node answered the last request of this process. Absent before the first request |
+//! | `leasehold_quorum_node_failures_total` | counter | `node`, `kind` | failures | failed requests to the node, by the [`ErrorKind`]: `unavailable`, `indeterminate` or `denied`. Also `silent`, counted once when a node stops answering |
+//! | `leasehold_quorum_write_backs_total` | counter | `backend` | acquisitions | acquisitions of a quorum whose token needed a second round trip |
 //!
-//! `backend` is [`Capabilities::backend`], such as `redis` or `redlock`; `node` is where a node
-//! lives, without user and password, as errors show it. Every counter is there from the start, at 0
-//! and with each label that it can have, so that its first count is an increase. No label has a key
-//! in it. What a quorum does at its nodes is not counted as locks of the nodes: one lock counts
-//! once.
+//! `backend` is [`Capabilities::backend`], such as `redis` or `redlock`. `node` is the address of a
+//! node without user and password, as errors show it. Every counter exists from the start at 0 with
+//! each label that it can have, so that its first count is an increase. No label contains a key. A
+//! lock of a quorum is counted once, not once per node.
 //!
-//! Alerts that pay: any increase of `leasehold_losses_total` but `client_closed`;
-//! `leasehold_quorum_node_up` at 0 for minutes, as the next failure may be one too many; a
-//! `leasehold_waiting` that only grows; `already_lost` among the releases, which means work that
-//! was done without the lock.
+//! Useful alerts are:
+//!
+//! - any increase of `leasehold_losses_total` except with the reason `client_closed`
+//! - `leasehold_quorum_node_up` at 0 for minutes, because one more failure may be too many
+//! - a `leasehold_waiting` that only grows
+//! - releases with the outcome `already_lost`, which means that work was done without the lock
 //!
 //! # JSON
 //!
@@ -272,19 +280,19 @@ pub use leasehold_core::{
     Revocation, RevokeOutcome, RwLock, Semaphore, SemaphorePermit, SystemClock, TestClock,
     Timestamp, Ttl, WaiterNotification, WaiterRef, default_label,
 };
-/// etcd. The driver is `leasehold::etcd::etcd_client`.
+/// The etcd backend. Its driver is `leasehold::etcd::etcd_client`.
 #[cfg(feature = "etcd")]
 pub use leasehold_etcd as etcd;
-/// Memory (one process) and files (one host).
+/// The memory backend (one process) and the file backend (one host).
 #[cfg(feature = "local")]
 pub use leasehold_local as local;
-/// PostgreSQL. The driver is `leasehold::postgres::sqlx`.
+/// The PostgreSQL backend. Its driver is `leasehold::postgres::sqlx`.
 #[cfg(feature = "postgres")]
 pub use leasehold_postgres as postgres;
-/// Redis and Valkey. The driver is `leasehold::redis::redis`.
+/// The backend for Redis and Valkey. Its driver is `leasehold::redis::redis`.
 #[cfg(feature = "redis")]
 pub use leasehold_redis as redis;
-/// ZooKeeper. The driver is `leasehold::zookeeper::zookeeper_client`.
+/// The ZooKeeper backend. Its driver is `leasehold::zookeeper::zookeeper_client`.
 #[cfg(feature = "zookeeper")]
 pub use leasehold_zookeeper as zookeeper;
 
@@ -292,7 +300,7 @@ pub use crate::connect::{ConnectOptions, connect, connect_lazily};
 #[cfg(feature = "local")]
 pub use crate::scheme::file_options;
 
-/// The contract of a backend, and tools to implement one. Start with
+/// The contract of backends, and tools to implement one. Start with
 /// [`LockBackend`](backend::LockBackend).
 pub mod backend {
     pub use leasehold_core::{
@@ -316,7 +324,7 @@ pub mod quorum {
     pub use crate::connect::redlock as connect;
 }
 
-/// The program in the workspace's README compiles and runs.
+/// The program in the workspace's README, which is compiled and run as a doctest.
 #[cfg(all(doctest, feature = "local"))]
 #[doc = include_str!("../../../README.md")]
 pub struct Readme;

@@ -1,4 +1,4 @@
-//! Memory backends that a process shares by name.
+//! The memory backends that a process shares by name.
 
 use std::{
     collections::HashMap,
@@ -7,11 +7,11 @@ use std::{
 
 use leasehold_local::MemoryBackend;
 
-/// They live as long as the process, so that their tokens go on growing when the last client has
-/// gone.
+/// The backends by name. They are never removed, so that tokens keep growing after the last client
+/// was dropped.
 static NAMED: LazyLock<Mutex<HashMap<String, Arc<MemoryBackend>>>> = LazyLock::new(Mutex::default);
 
-/// The backend of this name; without a name, a new one.
+/// Returns the backend with this name, or a new one for an empty name.
 pub(crate) fn memory(name: &str) -> Arc<MemoryBackend> {
     if name.is_empty() {
         return Arc::default();

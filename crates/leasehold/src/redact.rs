@@ -1,17 +1,16 @@
-//! [`RedactedUrl`]: a URL as errors may show it.
+//! [`RedactedUrl`]: a URL without secrets, for errors.
 
 use std::fmt;
 
 use leasehold_core::{text::Escaped, url::BackendUrl};
 
-/// The most characters that are shown.
+/// The maximum number of characters that are shown.
 const LIMIT: usize = 80;
 
-/// A URL whose `Display` shows nothing that may be secret, on one line.
+/// A URL whose `Display` shows no secrets, on one line.
 ///
-/// Only the scheme is shown of a URL that names a user, and of one that cannot be taken apart: each
-/// of its other parts may belong to a password, as the host does where the one after a password
-/// with an `@` is missing. Options become `***`.
+/// Options become `***`. If a URL has a user name or cannot be parsed, only its scheme is shown,
+/// because any other part may belong to a password that contains reserved characters.
 pub(crate) struct RedactedUrl<'a>(pub(crate) &'a str);
 
 impl fmt::Display for RedactedUrl<'_> {
@@ -25,8 +24,7 @@ impl fmt::Display for RedactedUrl<'_> {
             Some((scheme, rest))
                 if ["file", "memory"].contains(&scheme.to_ascii_lowercase().as_str()) =>
             {
-                // Where others have a host. Files have none, and so no password either, but people
-                // may write one.
+                // These URLs have no host and no password, but a user may write both by mistake.
                 let authority = rest
                     .strip_prefix("//")
                     .filter(|rest| !rest.starts_with('/'));

@@ -1,10 +1,10 @@
-//! Which backend a URL means.
+//! [`Scheme`]: the backend that the scheme of a URL stands for.
 
 use leasehold_core::{Error, ErrorKind, Result};
 
 use crate::redact::RedactedUrl;
 
-/// What a URL's scheme stands for.
+/// The backend that the scheme of a URL stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scheme {
     /// `memory:NAME`
@@ -51,7 +51,7 @@ const SCHEMES: [(&str, Scheme); 17] = [
     ("zks", Scheme::ZookeeperTls),
 ];
 
-/// What people may look for and this version does not have.
+/// The schemes of backends that this version does not have.
 const PLANNED: [(&str, &str); 2] = [
     ("redis-cluster", "Redis Cluster"),
     ("redis-sentinel", "Redis Sentinel"),
@@ -61,11 +61,12 @@ const KNOWN: &str = "memory:, memory:NAME, file:, file:DIR, redis://HOST, rediss
      etcd://HOST,HOST, etcds://HOST, postgres://HOST/DB, zookeeper://HOST,HOST/PATH, zookeepers://HOST";
 
 impl Scheme {
-    /// The scheme, and what follows its colon. A scheme that is known may still lack its feature.
+    /// Splits `url` at its first colon, and returns the scheme and the rest. The feature of a known
+    /// scheme may be disabled.
     pub(crate) fn of(url: &str) -> Result<(Self, &str)> {
         let Some((scheme, rest)) = url.split_once(':') else {
             return Err(invalid(format!(
-                "`{}` is not a URL: it has no scheme; known are {KNOWN}",
+                "`{}` is not a URL, because it has no scheme; supported URLs are {KNOWN}",
                 RedactedUrl(url)
             )));
         };
@@ -77,17 +78,17 @@ impl Scheme {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!(
-                    "`{name}:` needs a backend for {backend}, which this version does not have; known are {KNOWN}"
+                    "`{name}:` needs a backend for {backend}, which this version does not have; supported URLs are {KNOWN}"
                 ),
             ));
         }
         Err(invalid(format!(
-            "`{}` has a scheme that is not known; known are {KNOWN}",
+            "`{}` has an unknown scheme; supported URLs are {KNOWN}",
             RedactedUrl(url)
         )))
     }
 
-    /// The error for a scheme whose feature is off.
+    /// Returns the error for a scheme whose feature is disabled.
     pub(crate) fn not_compiled_in(self) -> Error {
         let (scheme, feature) = match self {
             Self::Memory => ("memory:", "local"),
@@ -113,9 +114,10 @@ impl Scheme {
     }
 }
 
-/// Parses a `file:` URL into the directory and its options; `None` for another scheme. For programs
-/// that open the backend with more options of their own
-/// ([`FileConfig`](leasehold_local::FileConfig)).
+/// Parses a `file:` URL into its directory and its options. Returns `None` for another scheme.
+///
+/// Use it to open the backend with further options of
+/// [`FileConfig`](leasehold_local::FileConfig).
 ///
 /// ```
 /// use std::path::PathBuf;
@@ -131,7 +133,8 @@ impl Scheme {
 /// ```
 ///
 /// # Errors
-/// As [`connect`](crate::connect) for a URL that it cannot read.
+/// [`InvalidInput`](crate::ErrorKind::InvalidInput) for an invalid URL, as
+/// [`connect`](crate::connect).
 #[cfg(feature = "local")]
 pub fn file_options(
     url: &str,
@@ -145,12 +148,12 @@ pub fn file_options(
     }
 }
 
-/// The directory after `file:`. It is taken as it stands, without decoding.
+/// Parses the directory after `file:`. It is not decoded.
 #[cfg(feature = "local")]
 fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
     if rest.contains('\0') {
         return Err(invalid(format!(
-            "`{}` has a NUL byte in its path; name another directory",
+            "`{}` has a NUL byte in its path; use another directory",
             RedactedUrl(url)
         )));
     }
@@ -160,7 +163,7 @@ fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
             path if path.starts_with('/') => path,
             _ => {
                 return Err(invalid(format!(
-                    "`{}` names a host, and files have none; write file:DIR or file:///DIR",
+                    "`{}` has a host, which a `file:` URL cannot have; write file:DIR or file:///DIR",
                     RedactedUrl(url)
                 )));
             }
@@ -171,17 +174,16 @@ fn directory(url: &str, rest: &str) -> Result<std::path::PathBuf> {
     }
     let path = std::path::PathBuf::from(path);
     if !path.has_root() {
-        // Two programs in two working directories would each have a lock of their own. A shell
-        // expands a `~` at the start of a word alone, so that `--url file:~/locks` comes here too.
+        // Two programs with different working directories would not share a lock. A shell expands
+        // `~` only at the start of a word, so `--url file:~/locks` arrives unexpanded.
         return Err(invalid(
-            "the path of a `file:` URL depends on the working directory, and a `~` is not expanded here; begin it with `/`, as \
-             in file:$HOME/DIR or file:$PWD/DIR",
+            "the path of a `file:` URL must start with `/`, and `~` is not expanded; write file:$HOME/DIR or file:$PWD/DIR",
         ));
     }
     Ok(path)
 }
 
-/// The options after the `?`.
+/// Parses the options after the `?`.
 #[cfg(feature = "local")]
 fn config(options: &str) -> Result<leasehold_local::FileConfig> {
     let mut config = leasehold_local::FileConfig::new();
@@ -195,8 +197,8 @@ fn config(options: &str) -> Result<leasehold_local::FileConfig> {
             "shared=false" if at == 0 => config,
             _ => {
                 return Err(invalid(
-                    "what follows the `?` in a `file:` URL is not the option shared=true or shared=false; a directory with a \
-                     `?` in its name cannot be named in a URL",
+                    "the only option of a `file:` URL is shared=true or shared=false; a URL cannot name a directory with a `?` in \
+                     its name",
                 ));
             }
         };

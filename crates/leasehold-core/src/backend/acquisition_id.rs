@@ -24,7 +24,8 @@ use crate::{
 pub struct AcquisitionId(u128);
 
 impl AcquisitionId {
-    /// Draws an id from the operating system's generator. Processes that fork draw different ids.
+    /// Draws an id from the operating system's random number generator. Forked processes draw
+    /// different ids.
     #[must_use]
     pub fn random() -> Self {
         Self(u128::from_ne_bytes(random_bytes()))

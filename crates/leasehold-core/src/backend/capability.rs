@@ -62,18 +62,18 @@ pub struct Capabilities {
     /// The effect of a restart of the backend on held locks.
     pub restart: Restart,
     /// Whether releases are ordered. If so, every acquisition that starts after the first poll of
-    /// [`Lease::release`](crate::backend::Lease::release) on the same backend takes effect after that
-    /// release. The next local waiter can then start as soon as the release has been *sent*.
+    /// [`Lease::release`](crate::backend::Lease::release) on the same backend takes effect after
+    /// that release. The next local waiter can then start as soon as the release has been *sent*.
     #[cfg_attr(feature = "serde", serde(rename = "pipelined_release"))]
     pub pipelined_release: bool,
-    /// Whether [`LockBackend::inspect`](crate::backend::LockBackend::inspect) works: it lists the
-    /// holders, and those who wait.
+    /// Whether [`LockBackend::inspect`](crate::backend::LockBackend::inspect) is supported. It
+    /// lists holders and waiters.
     pub inspect: bool,
     /// Whether [`LockBackend::revoke`](crate::backend::LockBackend::revoke) is supported.
     pub revoke: bool,
     /// Whether these capabilities hold for any server of this kind, because a client that connects
-    /// [lazily](crate::backend::LazyBackend) has not reached its server yet. Each promise is then the
-    /// weakest, and the range of TTLs is the widest. The first connection replaces them.
+    /// [lazily](crate::backend::LazyBackend) has not reached its server yet. Each promise is then
+    /// the weakest, and the range of TTLs is the widest. The first connection replaces them.
     pub provisional: bool,
 }
 
@@ -160,7 +160,7 @@ pub enum Expiry {
     /// The backend frees the lock when the TTL of its session has passed. A running process
     /// releases a single lock at its deadline.
     Session,
-    /// The lock is freed at once when the process dies, and only then. A running process releases
+    /// The lock is freed at once when the process dies, and not earlier. A running process releases
     /// it at its deadline, but a stopped process does not.
     ProcessDeath,
 }
@@ -302,8 +302,8 @@ pub enum Restart {
     /// The locks are kept if they were persisted. Otherwise they are free at once, so that two
     /// holders are possible.
     AsPersisted,
-    /// The locks are free at once. A disconnected holder and a new one are both possible until the
-    /// old holder's deadline.
+    /// The locks are free at once. Two holders are then possible until the deadline of the old,
+    /// disconnected holder.
     FreesAtOnce,
     /// The backend and the holders are one process and end together.
     EndsHolders,

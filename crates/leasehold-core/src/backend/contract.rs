@@ -180,7 +180,7 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
         Err(Error::new(
             ErrorKind::Unsupported,
-            format!("this backend cannot show who holds `{key}`"),
+            format!("this backend cannot list the holders of `{key}`"),
         ))
     }
 
@@ -198,7 +198,7 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
         let _ = (holder, revocation);
         Err(Error::new(
             ErrorKind::Unsupported,
-            "this backend cannot take a lock from its holder",
+            "this backend cannot revoke locks",
         ))
     }
 
@@ -231,8 +231,8 @@ impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
         B::capabilities(self)
     }
 
-    // `self.try_acquire(..)` would call this very method again, so the inner one is named. Its
-    // future is returned as it is, because a wrapping future would be one more allocation per
+    // `self.try_acquire(..)` would call this method again, so the inner method is named explicitly.
+    // Its future is returned unchanged, because wrapping it would allocate once more per
     // acquisition.
     fn try_acquire<'a>(self: Arc<Self>, request: Request) -> BoxFuture<'a, Result<Attempt>>
     where

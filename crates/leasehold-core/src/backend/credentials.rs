@@ -1,4 +1,4 @@
-//! [`CredentialsProvider`]: where a backend gets the user and the password of a new connection.
+//! [`CredentialsProvider`]: supplies the user name and the password of each new connection.
 
 use std::fmt::{self, Debug};
 
@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::error::Result;
 
-/// A user name and a password, as a server asks for them.
+/// A user name and a password for a server.
 ///
 /// [`Debug`] shows the user name and never the password.
 ///

@@ -253,7 +253,7 @@ impl Pong {
     }
 }
 
-/// The way in which [`LockClient::revoke`](crate::LockClient::revoke) takes a lock from its holder.
+/// The way in which [`LockClient::revoke`](crate::LockClient::revoke) ends a holder's lock.
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;

@@ -31,7 +31,6 @@ use crate::{
 ///
 /// # Guaranteed
 /// - Nothing is sent before the first use.
-/// - Nothing is sent before the first use.
 /// - At most one connection attempt runs at a time. All operations that need the connection wait
 ///   for it.
 /// - While the server cannot be reached, an operation fails with [`ErrorKind::Unavailable`] and the

@@ -51,8 +51,8 @@ pub trait Lease: Debug + Send + Sync + 'static {
     /// Renews the lease for another TTL, counted from before the renewal is sent.
     ///
     /// # Errors
-    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) is final. Any other error leaves the deadline where it was, and the
-    /// client tries again.
+    /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) is final. Any other error leaves the deadline
+    /// where it was, and the client retries.
     async fn renew(self: Arc<Self>) -> Result<()>;
 
     /// Releases the lock, if this lease still holds it. It is idempotent: after it returned
@@ -130,8 +130,8 @@ impl SessionId {
 pub enum Released {
     /// The lock was held until now, and is free.
     Freed,
-    /// The lock was no longer held: another acquisition may have held it since. Nothing of
-    /// another's was changed.
+    /// The lock was no longer held: another acquisition may have held it since. The lock of another
+    /// holder was not changed.
     AlreadyLost,
     /// Another guard of the same owner still holds the lock (re-entrancy).
     StillHeld,

@@ -1,9 +1,9 @@
 //! The contract of backends: [`LockBackend`] grants [`Lease`]s.
 //!
 //! A backend implements these two traits. It reads a [`Request`], answers with an [`Attempt`], and
-//! keeps the deadline of a lease in a [`AtomicDeadline`]. Types that users see as well, such as
-//! [`Capabilities`], are in the root of the crate. Backends whose server has sessions find more in
-//! [`session`](crate::session).
+//! keeps the deadline of a lease in an [`AtomicDeadline`]. Types that users need as well, such as
+//! [`Capabilities`], are in the root of the crate. The module [`session`](crate::session) helps
+//! backends whose server has sessions.
 
 pub(crate) mod acquisition_id;
 pub(crate) mod attempt;

@@ -1,4 +1,4 @@
-//! [`Request`]: what a backend is asked for.
+//! [`Request`]: one acquisition, as a backend sees it.
 
 use std::{fmt, num::NonZeroU32, sync::Arc};
 
@@ -34,7 +34,7 @@ pub struct Request {
     mode: Mode,
     ttl: Ttl,
     owner: AcquisitionId,
-    /// As whom it waits: the owner of its first attempt.
+    /// The owner of the first attempt, by which the waiter is registered.
     waiter: AcquisitionId,
     yielding: bool,
     waiting: bool,
@@ -43,7 +43,7 @@ pub struct Request {
     signal: Arc<Signal>,
 }
 
-/// What all requests of one client share.
+/// The state that all requests of one client share.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestContext {
     pub(crate) label: Arc<str>,
@@ -51,9 +51,9 @@ pub(crate) struct RequestContext {
     pub(crate) drift: ClockDrift,
     /// Notified when a backend reports a loss. The client's renewal task listens.
     pub(crate) losses: Arc<Notify>,
-    /// Cancelled when the client closes, and all its requests with it.
+    /// Cancelled when the client closes, which cancels all its requests.
     pub(crate) closing: Arc<Signal>,
-    /// Cancelled when the client drains, and the requests that are not granted yet with it.
+    /// Cancelled when the client drains, which cancels the requests that are not granted yet.
     pub(crate) draining: Arc<Signal>,
 }
 
@@ -85,14 +85,14 @@ impl Request {
         self.ttl
     }
 
-    /// Returns the identity of this acquisition. The backend releases and renews only what was
-    /// granted to it.
+    /// Returns the id of this acquisition. The backend releases and renews only grants with this
+    /// id.
     #[must_use]
     pub fn owner(&self) -> AcquisitionId {
         self.owner
     }
 
-    /// Returns a human-readable label, which `inspect` shows.
+    /// Returns the human-readable label that `inspect` shows.
     #[must_use]
     pub fn label(&self) -> &str {
         &self.context.label
@@ -117,7 +117,7 @@ impl Request {
         self.context.drift.deadline(sent, self.ttl)
     }
 
-    /// Returns whether the caller has gone away, or its client closes or drains.
+    /// Returns whether the caller was dropped, or its client closes or drains.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.signal.is_cancelled()
@@ -125,7 +125,7 @@ impl Request {
             || self.context.draining.is_cancelled()
     }
 
-    /// Waits until the caller has gone away, or its client closes or drains.
+    /// Waits until the caller is dropped, or its client closes or drains.
     ///
     /// # Cancel safety
     /// Safe.
@@ -140,10 +140,9 @@ impl Request {
 
     /// Records that another acquisition holds the lock. An override of
     /// [`LockBackend::acquire`](crate::backend::LockBackend::acquire) calls it after each such
-    /// answer of its server. A wait that ends without it ends as
-    /// [`Unavailable`](crate::ErrorKind::Unavailable), otherwise as refused.
-    /// [`acquire_with_retry`](crate::backend::acquire_with_retry) calls it for each refused
-    /// attempt.
+    /// answer of its server; [`acquire_with_retry`](crate::backend::acquire_with_retry) calls it
+    /// for each refused attempt. A wait with a timeout then ends as contended. Without this call it
+    /// ends with [`Unavailable`](crate::ErrorKind::Unavailable).
     pub fn set_contended(&self) {
         self.signal.set_contended();
     }
@@ -154,16 +153,16 @@ impl Request {
     pub fn loss_notifier(&self) -> LossNotifier {
         LossNotifier {
             signal: Arc::clone(&self.signal),
-            told: Arc::clone(&self.context.losses),
+            losses: Arc::clone(&self.context.losses),
         }
     }
 }
 
 /// # Building a request
-/// The client builds requests by itself. These are for tests, and for programs that drive a backend
-/// directly.
+/// The client builds its own requests. These methods are for tests, and for programs that drive a
+/// backend directly.
 impl Request {
-    /// Returns an exclusive request with a new owner, the default TTL, the system's clock and no
+    /// Creates an exclusive request with a new owner, the default TTL, the system clock and no
     /// label.
     #[must_use]
     pub fn new(key: LockKey) -> Self {
@@ -185,7 +184,7 @@ impl Request {
         self
     }
 
-    /// Sets the mode to one of this many permits.
+    /// Sets the mode to a permit of a semaphore with this number of permits.
     #[must_use]
     pub fn with_permit_of(self, of: NonZeroU32) -> Self {
         self.with_mode(Mode::Permit { of })
@@ -198,14 +197,14 @@ impl Request {
         self
     }
 
-    /// Sets the owner, and that it waits as this owner.
+    /// Sets the owner, also as the [`waiter`](Self::waiter).
     #[must_use]
     pub fn with_owner(mut self, owner: AcquisitionId) -> Self {
         (self.owner, self.waiter) = (owner, owner);
         self
     }
 
-    /// Asks to be refused if another process is waiting; see
+    /// Sets whether the attempt is refused if another process is waiting; see
     /// [`yields_to_waiters`](Self::yields_to_waiters).
     #[must_use]
     pub fn with_yield_to_waiters(mut self, yielding: bool) -> Self {
@@ -220,21 +219,21 @@ impl Request {
         self
     }
 
-    /// Sets whether waiters that came earlier go first; see [`is_in_order`](Self::is_in_order).
+    /// Sets whether earlier waiters are served first; see [`is_in_order`](Self::is_in_order).
     #[must_use]
     pub fn with_order(mut self, in_order: bool) -> Self {
         self.in_order = in_order;
         self
     }
 
-    /// Replaces the human label.
+    /// Replaces the human-readable label.
     #[must_use]
     pub fn with_label(self, label: impl Into<Arc<str>>) -> Self {
         let label = label.into();
         self.map_context(|context| context.label = label)
     }
 
-    /// Replaces the clock and the drift that [`deadline_from`](Self::deadline_from) computes with.
+    /// Replaces the clock and the drift that [`deadline_from`](Self::deadline_from) uses.
     #[must_use]
     pub fn with_clock(self, clock: Arc<dyn Clock>, drift: ClockDrift) -> Self {
         self.map_context(|context| {
@@ -268,11 +267,11 @@ impl Request {
 }
 
 /// # For backends that know their waiters
-/// A backend that keeps waiters in order anyway, or that does not register them at its server, may
-/// ignore all of this.
+/// A backend may ignore these methods if its server keeps waiters in order, or if it does not
+/// register them.
 impl Request {
-    /// Returns the owner as which this acquisition waits: the owner of its first attempt, also
-    /// after [`as_new_owner`](Self::as_new_owner).
+    /// Returns the id by which this acquisition is registered as a waiter: the owner of its first
+    /// attempt, also after [`as_new_owner`](Self::as_new_owner).
     #[must_use]
     pub fn waiter(&self) -> AcquisitionId {
         self.waiter
@@ -296,10 +295,10 @@ impl Request {
         self.waiting
     }
 
-    /// Returns whether this attempt of a waiter should be refused while a waiter that came earlier
-    /// is known. The other waiter may be dead, so the refusal must have a short
+    /// Returns whether this attempt should be refused while an earlier waiter is known. The earlier
+    /// waiter may be dead, so the refusal must have a short
     /// [`retry_after`](crate::backend::Contention::retry_after). A waiter that is not notified
-    /// within it makes its next attempt without this.
+    /// within this time makes its next attempt without this flag.
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         self.in_order
@@ -328,9 +327,9 @@ impl Request {
         }
     }
 
-    /// Returns the same acquisition as one node of a quorum sees it. A loss or a cancellation there
-    /// does not end this one. Its label is cut to the length that every kind of backend stores, so
-    /// that all nodes give a holder the same name.
+    /// Returns the same acquisition as one node of a quorum sees it. A loss or a cancellation at
+    /// the node does not end this acquisition. The label is truncated to the length that every kind
+    /// of backend stores, so that all nodes show the same label.
     pub(crate) fn for_node(&self) -> Self {
         let context = match label::truncate_label(self.label()) {
             Some(label) => self.context.with_label(label),
@@ -347,7 +346,7 @@ impl Request {
         Arc::clone(&self.context)
     }
 
-    /// Returns whether another was known to hold the lock after this moment.
+    /// Returns whether another acquisition was known to hold the lock after `since`.
     pub(crate) fn is_contended_after(&self, since: Timestamp) -> bool {
         self.signal.excludes_others_after(since)
     }
@@ -383,15 +382,15 @@ impl fmt::Debug for Request {
 #[derive(Clone, Debug)]
 pub struct LossNotifier {
     signal: Arc<Signal>,
-    told: Arc<Notify>,
+    losses: Arc<Notify>,
 }
 
 impl LossNotifier {
-    /// Reports that the grant is lost, which is final. The first report counts. After a release it
-    /// is ignored.
+    /// Reports that the grant is lost, which is final. Later reports, and reports after a release,
+    /// have no effect.
     pub fn lost(&self, reason: LossReason) {
         if self.signal.lose(reason) {
-            self.told.notify_one();
+            self.losses.notify_one();
         }
     }
 }

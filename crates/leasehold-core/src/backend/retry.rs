@@ -1,5 +1,5 @@
-//! Waiting by attempts: what [`LockBackend::acquire`](crate::backend::LockBackend::acquire) does by
-//! default.
+//! [`acquire_with_retry`]: the default of
+//! [`LockBackend::acquire`](crate::backend::LockBackend::acquire), which repeats attempts.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,29 +13,29 @@ use crate::{
     error::{Error, ErrorKind, Result},
 };
 
-/// How long to wait where a refusal says nothing about when to try again.
-const UNTOLD: Duration = Duration::from_millis(100);
+/// The delay after a refusal that has neither a retry time nor a wake-up.
+const DEFAULT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Tries until granted or cancelled; between attempts waits for the contention's wake, its retry
-/// time, or the cancellation.
+/// Calls `attempt` until the lock is granted or the request is cancelled. Between two attempts it
+/// waits for the wake-up of the contention, for its retry time, or for the cancellation.
 ///
-/// A fault, of the first attempt or of a later one, is retried for up to one TTL, counted from the
-/// first fault since the backend last answered: a restart of the server does not fail every waiter.
-/// After an attempt of unknown outcome the request goes on as a new owner, so that what the old one
-/// may have left cannot be mistaken for ours.
+/// An error of any attempt is retried for up to one TTL, counted from the first error since the
+/// backend's last answer, so that a restart of the server does not fail every waiter. After an
+/// attempt of unknown outcome the request continues with a new owner. A grant that the old owner
+/// may have left behind is then not mistaken for a grant of the new one.
 ///
 /// # Errors
-/// [`ErrorKind::Cancelled`] after [`Request::cancel`]; otherwise as `attempt`.
+/// [`ErrorKind::Cancelled`] after [`Request::cancel`]. Otherwise, the error of `attempt`.
 ///
 /// # Cancel safety
-/// None: drive it to its end, as the client does.
+/// Not cancel safe: drive the future to completion, as the client does.
 pub async fn acquire_with_retry<F, Fut>(request: Request, attempt: F) -> Result<Arc<dyn Lease>>
 where
     F: Fn(Request) -> Fut,
     Fut: Future<Output = Result<Attempt>>,
 {
     let mut request = request.with_waiting(true);
-    let mut trouble = RetryBudget::none();
+    let mut retries = RetryBudget::none();
     loop {
         if request.is_cancelled() {
             return Err(cancelled());
@@ -44,32 +44,32 @@ where
             Ok(Attempt::Granted(lease)) => return Ok(lease),
             Ok(Attempt::Contended(contention)) => {
                 request.set_contended();
-                trouble = RetryBudget::none();
+                retries = RetryBudget::none();
                 request = request.with_yield_to_waiters(false);
-                // Boxed: whoever is granted at once need not carry the room for it.
-                let woken = Box::pin(wait(&request, contention)).await;
-                // Who was not woken in time may wait behind somebody who is dead.
-                request = request.with_order(woken);
+                // Boxed, so that an attempt that is granted at once has a smaller future.
+                let notified = Box::pin(wait(&request, contention)).await;
+                // A waiter that was not notified in time may be behind a waiter that is dead.
+                request = request.with_order(notified);
             }
             Err(error) => {
                 if error.kind() == ErrorKind::Indeterminate {
                     request = request.as_new_owner();
                 }
-                trouble.spend(error, &request)?;
-                Box::pin(sleep_unless_cancelled(&request, trouble.pause())).await;
+                retries.spend(error, &request)?;
+                Box::pin(sleep_unless_cancelled(&request, retries.pause())).await;
             }
         }
     }
 }
 
-/// Whether it was woken.
+/// Waits until the next attempt makes sense. Returns whether the backend notified the waiter.
 async fn wait(request: &Request, contention: Contention) -> bool {
     let Contention {
         retry_after, wake, ..
     } = contention;
     match (wake, retry_after) {
         (None, retry_after) => {
-            sleep_unless_cancelled(request, retry_after.unwrap_or(UNTOLD)).await;
+            sleep_unless_cancelled(request, retry_after.unwrap_or(DEFAULT_RETRY_DELAY)).await;
             false
         }
         (Some(wake), None) => {
@@ -97,7 +97,7 @@ pub(crate) async fn sleep_unless_cancelled(request: &Request, duration: Duration
     }
 }
 
-/// The error of an acquisition whose caller has gone away.
+/// Creates the error of an acquisition whose caller was dropped.
 #[must_use]
 pub fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled, "the acquisition was cancelled")

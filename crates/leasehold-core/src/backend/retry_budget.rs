@@ -1,4 +1,4 @@
-//! [`RetryBudget`]: faults that a waiter rides out.
+//! [`RetryBudget`]: a bound on the errors that a waiter retries.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The pause after a fault, doubled up to [`RetryBudget::LONGEST_PAUSE`].
+/// The delay after the first error. It doubles with each error, up to
+/// [`RetryBudget::LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// The faults of a waiter since the backend last answered it. They are retried for up to one TTL,
-/// the first attempt's like any later one's, so that a restart of the server does not fail every
-/// waiter.
+/// A bound on the errors of a waiter since the backend's last answer. Errors of any attempt are
+/// retried for up to one TTL, so that a restart of the server does not fail every waiter.
 ///
-/// When an answer comes, make a new one. If the answer is that another holds the lock, also call
-/// [`Request::set_contended`]: the TTL starts again.
+/// Create a new budget after each answer. If the answer is that the lock is held, also call
+/// [`Request::set_contended`], which starts the TTL again.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
@@ -40,10 +40,10 @@ pub struct RetryBudget {
 }
 
 impl RetryBudget {
-    /// No pause is longer.
+    /// The longest delay between two attempts.
     pub const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-    /// None yet.
+    /// Creates a budget of which nothing is spent.
     #[must_use]
     pub fn none() -> Self {
         Self {
@@ -51,11 +51,11 @@ impl RetryBudget {
         }
     }
 
-    /// Notes a fault. After it, wait for [`pause`](Self::pause) and try again.
+    /// Records an error. If it returns `Ok`, wait for [`pause`](Self::pause) and try again.
     ///
     /// # Errors
-    /// The fault itself, if it is not [retryable](Error::is_retryable), or if the first one since
-    /// the backend's last answer is a TTL ago.
+    /// The error itself, if it is not [retryable](Error::is_retryable), or if the first error since
+    /// the backend's last answer was a TTL ago.
     pub fn spend(&mut self, fault: Error, request: &Request) -> Result<()> {
         let now = request.now();
         if !fault.is_retryable() {
@@ -69,7 +69,7 @@ impl RetryBudget {
         Ok(())
     }
 
-    /// How long to wait before the next try.
+    /// Returns the delay before the next attempt.
     #[must_use]
     pub fn pause(&self) -> Duration {
         self.pause
@@ -88,29 +88,29 @@ mod tests {
     }
 
     #[test]
-    fn it_is_ridden_out_for_a_ttl_with_longer_and_longer_pauses() {
+    fn errors_are_retried_for_a_ttl_with_growing_delays() {
         let clock = Arc::new(TestClock::new());
         let request =
             Request::new(LockKey::new("k").unwrap()).with_clock(clock.clone(), ClockDrift::DEFAULT);
-        let mut trouble = RetryBudget::none();
+        let mut retries = RetryBudget::none();
         let mut last = Duration::ZERO;
         for _ in 0..20 {
-            trouble
+            retries
                 .spend(fault(ErrorKind::Unavailable), &request)
                 .unwrap();
-            assert!(trouble.pause() > last || trouble.pause() == RetryBudget::LONGEST_PAUSE);
-            last = trouble.pause();
+            assert!(retries.pause() > last || retries.pause() == RetryBudget::LONGEST_PAUSE);
+            last = retries.pause();
         }
         assert_eq!(last, RetryBudget::LONGEST_PAUSE);
         clock.suspend(request.ttl().as_duration());
         assert_eq!(
-            trouble
+            retries
                 .spend(fault(ErrorKind::Unavailable), &request)
                 .unwrap_err()
                 .kind(),
             ErrorKind::Unavailable
         );
-        // Only an answer ends the trouble.
+        // Only an answer starts the TTL again.
         RetryBudget::none()
             .spend(fault(ErrorKind::Unavailable), &request)
             .unwrap_err();
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_retried_is_told_at_once() {
+    fn error_that_is_not_retryable_is_returned_at_once() {
         let request = Request::new(LockKey::new("k").unwrap());
         assert_eq!(
             RetryBudget::none()

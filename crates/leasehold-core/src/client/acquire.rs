@@ -1,4 +1,4 @@
-//! One acquisition: the turn at the gate, the backend, the guard.
+//! One acquisition: the local queue, the backend, and the guard.
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
@@ -18,10 +18,10 @@ use crate::{
     telemetry::{self, AcquireTimer, Span, TracedOp},
 };
 
-/// How long at most a try waits for what goes on in the background to become less.
+/// The longest time that a single attempt waits for room for background operations.
 const LONGEST_TRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long an acquisition waits while others hold the lock.
+/// How long an acquisition waits while the lock is held.
 #[derive(Clone, Copy)]
 enum Wait {
     Not,
@@ -30,7 +30,7 @@ enum Wait {
 }
 
 impl Wait {
-    /// What an acquisition that is refused is called in spans and metrics.
+    /// Returns the outcome of a refused acquisition, for spans and metrics.
     fn refusal(self) -> &'static str {
         match self {
             Self::Not => telemetry::CONTENDED,
@@ -47,12 +47,12 @@ pub(crate) async fn acquire(client: &Arc<Client>, spec: &Spec) -> Result<OwnedLe
     }
 }
 
-/// Makes one attempt. Returns `None` if others hold the lock.
+/// Makes one attempt. Returns `None` if the lock is held.
 pub(crate) async fn try_acquire(client: &Arc<Client>, spec: &Spec) -> Result<Option<OwnedLease>> {
     acquire_with(client, spec, Wait::Not).await
 }
 
-/// Waits for at most `timeout`. Returns `None` if others held the lock until then.
+/// Waits for at most `timeout`. Returns `None` if the lock was held until then.
 pub(crate) async fn acquire_for(
     client: &Arc<Client>,
     spec: &Spec,
@@ -62,13 +62,13 @@ pub(crate) async fn acquire_for(
 }
 
 async fn acquire_with(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Option<OwnedLease>> {
-    // Until the guard is there, or what was granted is on its way back.
+    // Closing waits until the guard exists or the release of the grant has started.
     let _under_way = client.context.under_way();
     let waiting = AcquireTimer::begin(&client.context);
     let granted = granted(client, spec, wait).await;
     let acquired =
         granted.and_then(|grant| grant.map(|grant| finish(client, spec, grant)).transpose());
-    // No `.await` since the grant: it cannot be dropped on the way.
+    // There is no `.await` after the grant, so it cannot be dropped here.
     waiting.end(&acquired, wait.refusal());
     acquired
 }
@@ -92,12 +92,12 @@ async fn granted<'a>(
     }));
     let granted = async {
         let ttl = client.check(spec)?;
-        // A backend in this process may answer in the first poll, always: who loops over many locks
-        // must let others run.
+        // A backend in this process may always answer in the first poll. A loop over many locks
+        // must still yield to other tasks.
         tokio::task::coop::consume_budget().await;
         let request = Request::in_context(key.clone(), spec.mode, ttl, Arc::clone(&spec.context));
         match wait {
-            // A time-out of zero is over before it begins.
+            // A timeout of zero has already passed.
             Wait::Not | Wait::AtMost(Duration::ZERO) => try_once(client, request).await,
             Wait::Forever => queue(client, request).await.map(Some),
             Wait::AtMost(timeout) => {
@@ -129,7 +129,7 @@ async fn granted<'a>(
     granted
 }
 
-/// Waits its turn at the gate, then at the backend.
+/// Waits in the local queue, then at the backend.
 async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     client.context.room_in_background(None).await;
     let place = enter(client, &request).await?;
@@ -137,7 +137,7 @@ async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
         .with_yield_to_waiters(place.yields_to_waiters())
         .with_waiting(true);
     let acquire = || Arc::clone(&client.context.backend).acquire(request.clone());
-    match hinting(
+    match warn_if_waiting_for_self(
         client,
         &request,
         CompleteOnDrop::acquisition(&client.context, &request, acquire),
@@ -154,7 +154,8 @@ async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     }
 }
 
-/// Waits for a place at the gate; a task that waits for itself is told so after a TTL.
+/// Waits for a place at the head of the local queue. If a task waits for itself, a warning is
+/// logged after a TTL.
 async fn enter(client: &Arc<Client>, request: &Request) -> Result<Place> {
     client
         .queues
@@ -162,20 +163,24 @@ async fn enter(client: &Arc<Client>, request: &Request) -> Result<Place> {
         .await
 }
 
-/// Waits at the backend; a task that waits for what it holds itself is told so after a TTL. At the
-/// gate only an exclusive holder is known.
-async fn hinting<T>(client: &Client, request: &Request, waiting: impl Future<Output = T>) -> T {
-    let (mut waiting, mut timer, mut is_told) = (pin!(waiting), None, false);
+/// Waits at the backend. If a task waits for a lock that it holds itself, a warning is logged after
+/// a TTL. The local queue detects this for exclusive holders only.
+async fn warn_if_waiting_for_self<T>(
+    client: &Client,
+    request: &Request,
+    waiting: impl Future<Output = T>,
+) -> T {
+    let (mut waiting, mut timer, mut has_warned) = (pin!(waiting), None, false);
     poll_fn(|cx| {
         if let Poll::Ready(ended) = waiting.as_mut().poll(cx) {
             return Poll::Ready(ended);
         }
-        // Who is granted without being refused needs no timer.
-        if !is_told && request.signal().is_contended() {
+        // An acquisition that is granted without a refusal needs no timer.
+        if !has_warned && request.signal().is_contended() {
             let timer = timer
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(request.ttl().as_duration())));
             if timer.as_mut().poll(cx).is_ready() {
-                is_told = true;
+                has_warned = true;
                 if let Some(held) = client.schedule.held_by(Asker::current(), request) {
                     warn_of_self(client, request, held);
                 }
@@ -186,10 +191,10 @@ async fn hinting<T>(client: &Client, request: &Request, waiting: impl Future<Out
     .await
 }
 
-/// Warns of a task that waits for what it was granted itself, in this mode.
+/// Warns of a task that waits for a lock that it was granted itself in the mode `held`.
 fn warn_of_self(client: &Client, request: &Request, held: Mode) {
     let remedy = if held == Mode::Shared && request.mode() == Mode::Exclusive {
-        "a read lock cannot be turned into a write lock: release it first"
+        "a read lock cannot be upgraded to a write lock: release it first"
     } else {
         "re-enter through `LockClient::reentrant_owner`"
     };
@@ -198,26 +203,26 @@ fn warn_of_self(client: &Client, request: &Request, held: Mode) {
             target: "leasehold",
             backend = client.context.capabilities.backend,
             key = %request.key(),
-            "a task waits for a lock that it took itself; if it still has the guard it waits for ever: {remedy}"
+            "a task waits for a lock that it acquired itself; if it still has the guard, it waits forever: {remedy}"
         );
     });
 }
 
-/// Makes one attempt. In the lane if nobody is ahead, so that later waiters of this process queue
-/// behind it; else beside it.
+/// Makes one attempt. If no task is ahead, the attempt has a place in the local queue, so that
+/// later waiters of this process queue behind it. Otherwise it is made outside of the queue.
 async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant<'_>>> {
-    // A try is not to wait for long: a loop of tries gives way, and no more.
+    // A single attempt must not wait for long. The limit is enough to slow down a loop of attempts.
     client
         .context
         .room_in_background(Some(LONGEST_TRY_PAUSE))
         .await;
     let mut place = client.queues.try_enter(&request).await?;
-    // A reader need not yield: the backend lets none overtake a waiting writer.
+    // A reader need not yield, because the backend lets no reader overtake a waiting writer.
     let yielding = place
         .as_ref()
         .map_or(request.mode() != Mode::Shared, Place::yields_to_waiters);
     let request = request.with_yield_to_waiters(yielding);
-    // Whether a release of this process makes room for a permit only the backend can tell.
+    // Only the backend knows whether a release of this process makes a permit available.
     let mut releases = match request.mode() {
         Mode::Permit { .. } => client.queues.releases(request.key(), request.mode()),
         _ => None,
@@ -230,7 +235,7 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant
             }
             Attempt::Contended(_) => request.set_contended(),
         }
-        // Those that had begun before it was refused: once.
+        // Retries once, after the releases that had begun before the refusal.
         let Some(sent) = releases.take() else { break };
         drop(place.take());
         drop(sent.await);
@@ -242,7 +247,8 @@ fn finish(client: &Client, spec: &Spec, grant: Grant<'_>) -> Result<OwnedLease> 
     // Nothing between the grant and its owner can panic.
     let lease = OwnedLease::new(HeldLease::begin(grant, &client.schedule, spec.renewal));
     renewal::keep(lease.hold());
-    // In this order: a client that closes or drains is marked so before it looks at what is held.
+    // The lease is registered first: a client that closes or drains sets its mark before it
+    // collects the leases that are held.
     let is_held = lease.hold().is_held();
     if let Some(refusal) = client.context.refusal() {
         return Err(refusal);
@@ -259,8 +265,7 @@ fn finish(client: &Client, spec: &Spec, grant: Grant<'_>) -> Result<OwnedLease> 
     Ok(lease)
 }
 
-/// Returns the error of a wait that is over after `timeout`, and during which no other was known to
-/// hold the lock.
+/// Returns the error of a wait that ended after `timeout` without an answer that the lock is held.
 pub(crate) fn unanswered(
     client: &Client,
     key: &LockKey,

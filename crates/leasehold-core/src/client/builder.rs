@@ -14,13 +14,13 @@ use crate::{
 };
 
 impl LockClient {
-    /// A client of this backend, with the defaults.
+    /// Creates a client of `backend` with the default options.
     #[must_use]
     pub fn new(backend: impl LockBackend) -> Self {
         Self::builder(backend).build()
     }
 
-    /// A client of this backend, to be configured.
+    /// Creates a builder for a client of `backend`.
     pub fn builder(backend: impl LockBackend) -> LockClientBuilder {
         LockClientBuilder {
             backend: Arc::new(backend),
@@ -31,7 +31,7 @@ impl LockClient {
     }
 }
 
-/// Makes a [`LockClient`].
+/// A builder for a [`LockClient`].
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -58,11 +58,11 @@ pub struct LockClientBuilder {
 }
 
 impl LockClientBuilder {
-    /// Sets the TTL of locks that have none of their own: a [`Duration`] or a [`Ttl`].
+    /// Sets the default TTL for locks created by this client, as a [`Duration`] or a [`Ttl`].
     ///
-    /// Without it, that is [`Ttl::DEFAULT`], or what is nearest to it in the backend's range. A TTL
-    /// that is set here is not adapted: if it is not valid, or the backend cannot do it, then using
-    /// a lock fails with [`ErrorKind::InvalidInput`].
+    /// Defaults to [`Ttl::DEFAULT`], or the nearest value in the backend's range. A TTL that is set
+    /// here is not adapted: if it is invalid or outside the backend's range, acquisitions fail with
+    /// [`ErrorKind::InvalidInput`].
     pub fn with_ttl<T>(mut self, ttl: T) -> Self
     where
         T: TryInto<Ttl>,
@@ -72,13 +72,13 @@ impl LockClientBuilder {
         self
     }
 
-    /// Sets the label of locks that have none of their own, for people who inspect locks.
+    /// Sets the default label for locks created by this client, shown by `inspect`.
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.label = Some(label.into());
         self
     }
 
-    /// Sets the clock. For tests.
+    /// Sets the clock, for tests.
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self

@@ -1,4 +1,4 @@
-//! [`Client`]: what the clones of a client share.
+//! [`Client`]: the state shared by the clones of a client.
 
 use std::{
     sync::{Arc, Once, OnceLock},
@@ -13,20 +13,20 @@ use crate::{
     ttl::Ttl,
 };
 
-/// How long `LockClient::close` waits for what is under way.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long `LockClient::close` waits for running operations.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the clones of a client and its primitives share. Guards share only its context.
+/// The state shared by the clones of a client and its locks. Guards share only its context.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) context: Arc<ClientContext>,
     /// The capabilities that replaced provisional ones.
-    settled: OnceLock<Capabilities>,
+    final_capabilities: OnceLock<Capabilities>,
     pub(crate) queues: Arc<LocalQueues>,
     pub(crate) schedule: Arc<Schedule>,
-    /// `None` is the default.
+    /// `None` for the default TTL.
     pub(super) ttl: Option<Result<Ttl>>,
-    /// Whether it was said that the default is not used.
+    /// Completed when the log has an event that the default TTL was adapted.
     ttl_is_adapted: Once,
     closed: OnceCell<Result<()>>,
 }
@@ -35,7 +35,7 @@ impl Client {
     pub(super) fn new(context: Arc<ClientContext>, ttl: Option<Result<Ttl>>) -> Self {
         let (requests, stopped) = (&context.requests, context.renewals_stopped.clone());
         Self {
-            settled: OnceLock::new(),
+            final_capabilities: OnceLock::new(),
             queues: Arc::new(LocalQueues::new(Arc::clone(&requests.clock))),
             schedule: Arc::new(Schedule::new(requests, stopped)),
             ttl,
@@ -45,22 +45,24 @@ impl Client {
         }
     }
 
-    /// The capabilities, as far as the server is known.
+    /// Returns the capabilities: those of the server once it is known, provisional ones before.
     pub(super) fn capabilities(&self) -> &Capabilities {
         if !self.context.capabilities.provisional {
             return &self.context.capabilities;
         }
-        if self.settled.get().is_none() {
+        if self.final_capabilities.get().is_none() {
             let now = self.context.backend.capabilities();
             if now.provisional {
                 return &self.context.capabilities;
             }
-            drop(self.settled.set(now));
+            drop(self.final_capabilities.set(now));
         }
-        self.settled.get().unwrap_or(&self.context.capabilities)
+        self.final_capabilities
+            .get()
+            .unwrap_or(&self.context.capabilities)
     }
 
-    /// Returns the TTL of an acquisition, if it may start.
+    /// Checks that an acquisition may start. Returns its TTL.
     pub(crate) fn check(&self, spec: &Spec) -> Result<Ttl> {
         if let Some(refusal) = self.context.refusal() {
             return Err(refusal);
@@ -74,7 +76,7 @@ impl Client {
         Ok(ttl)
     }
 
-    /// Returns what is nearest to [`Ttl::DEFAULT`] in the backend's range.
+    /// Returns the TTL nearest to [`Ttl::DEFAULT`] in the backend's range.
     fn default_ttl(&self) -> Ttl {
         let capabilities = self.capabilities();
         let ttl = Ttl::DEFAULT
@@ -87,7 +89,7 @@ impl Client {
                         target: "leasehold",
                         backend = capabilities.backend,
                         %ttl,
-                        "the default TTL of {} is outside of what the backend can do",
+                        "the default TTL of {} is outside the backend's range",
                         Ttl::DEFAULT
                     );
                 });
@@ -96,18 +98,18 @@ impl Client {
         ttl
     }
 
-    /// Does what `LockClient::drain` promises.
+    /// Implements `LockClient::drain`.
     pub(super) async fn drain(&self) {
         self.context.requests.draining.cancel();
         self.queues.close();
         self.schedule.emptied().await;
-        // What is granted from now on is given back at once.
+        // A lock that is granted from now on is released at once.
         self.schedule.stop();
         self.context.tasks.close();
         self.context.tasks.wait().await;
     }
 
-    /// Does what `LockClient::close` promises, once.
+    /// Implements `LockClient::close`. Called once.
     pub(super) async fn close(&self) -> Result<()> {
         self.closed.get_or_init(|| self.close_once()).await.clone()
     }
@@ -115,13 +117,13 @@ impl Client {
     async fn close_once(&self) -> Result<()> {
         self.queues.close();
         for hold in self.schedule.all() {
-            // It releases in the background, which is waited for below.
+            // This releases the lock in the background, which is awaited below.
             hold.lose(LossReason::ClientClosed);
         }
         self.schedule.stop();
         self.context.tasks.close();
         // A caller may have stopped polling its acquisition, which then never ends.
-        drop(timeout(CLOSE_PATIENCE, self.context.tasks.wait()).await);
+        drop(timeout(CLOSE_TIMEOUT, self.context.tasks.wait()).await);
         self.context.backend.close().await
     }
 }

@@ -1,4 +1,4 @@
-//! [`LockClient`]: where locks come from.
+//! [`LockClient`]: a handle for creating locks on one backend.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -16,15 +16,17 @@ use crate::{
     mode::Mode,
 };
 
-/// Where locks come from: one per backend and program. Cloning is cheap and gives the same client.
+/// A handle for creating locks on one backend.
 ///
-/// All tasks that share a client queue for a key within the process and contend for it remotely one
-/// at a time; one task of the client renews all leases.
+/// Create one client per process and clone it freely. Cloning is cheap, and all clones share one
+/// connection and one state. Tasks that share a client wait for a key in a local queue, and only
+/// the first of them contends at the backend. One background task renews all leases of the client.
 ///
-/// A client belongs to one tokio runtime: the one that it was made on, where its connection lives.
-/// A client that was made outside of any runtime, or whose backend is a part of this process,
-/// belongs to the one that it is first used on. On another runtime, and on one without a timer, its
-/// operations fail with [`ErrorKind::WrongRuntime`].
+/// # Runtime
+/// A client belongs to the tokio runtime on which it was created, because its connection lives
+/// there. A client that was created outside of a runtime, or whose backend is in this process,
+/// belongs to the runtime on which it is first used. On another runtime, or on a runtime without a
+/// timer, operations fail with [`ErrorKind::WrongRuntime`].
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -46,8 +48,8 @@ impl LockClient {
         self.0.context.check_usable()
     }
 
-    /// Returns the error of a wait for what another task of this client was about to be granted;
-    /// none if the lock was held meanwhile.
+    /// Returns the error of a wait that ended after `timeout`, or `Ok` if the lock was held
+    /// meanwhile.
     pub(crate) fn check_answered(&self, key: &LockKey, timeout: Duration) -> Result<()> {
         let (client, since) = (&self.0, self.0.context.requests.clock.now());
         let last = client.queues.last(key, Mode::Exclusive);
@@ -79,24 +81,24 @@ impl LockClient {
         }
     }
 
-    /// What the backend promises. Until a client that connects
-    /// [lazily](crate::backend::LazyBackend) has reached its server, they are
-    /// [provisional](Capabilities::provisional).
+    /// Returns the promises of the backend. They are [provisional](Capabilities::provisional) until
+    /// a client that connects [lazily](crate::backend::LazyBackend) has reached its server.
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
         self.0.capabilities()
     }
 
-    /// The backend.
+    /// Returns the backend.
     #[must_use]
     pub fn backend(&self) -> &Arc<dyn LockBackend> {
         &self.0.context.backend
     }
 
-    /// Returns the current holders of `key` and those who wait for it.
+    /// Returns the current holders of and waiters for `key`.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if the backend cannot tell; otherwise as the backend fails.
+    /// [`ErrorKind::Unsupported`] if the backend cannot list them. Otherwise, the error of the
+    /// backend.
     ///
     /// # Cancel safety
     /// Safe.
@@ -117,7 +119,8 @@ impl LockClient {
     /// Revokes the lock held by `holder`. A newer holder of the same key is never affected.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if the backend cannot; otherwise as the backend fails.
+    /// [`ErrorKind::Unsupported`] if the backend cannot revoke locks. Otherwise, the error of the
+    /// backend.
     ///
     /// # Cancel safety
     /// The lock may or may not have been revoked.
@@ -135,15 +138,15 @@ impl LockClient {
         .await
     }
 
-    /// Asks the backend for a sign of life, for health checks: one cheap round trip that takes no
-    /// lock and changes nothing.
+    /// Checks that the backend answers, for health checks. A ping is one cheap round trip that
+    /// takes no lock and changes nothing.
     ///
-    /// A quorum answers if a majority of its nodes does; [`Pong::nodes`] says which do not. A
-    /// client that connects [lazily](crate::backend::LazyBackend) tries to connect. A client that
-    /// [drains](Self::drain) still pings.
+    /// A quorum answers if a majority of its nodes answers; [`Pong::nodes`] lists the nodes that do
+    /// not. A client that connects [lazily](crate::backend::LazyBackend) tries to connect. A client
+    /// that [drains](Self::drain) can still ping.
     ///
-    /// An answer does not promise that the next lock can be had: the user may lack a right, or the
-    /// disk may be full.
+    /// An answer does not mean that the next lock can be acquired: the user may lack a permission,
+    /// or the disk may be full.
     ///
     /// ```
     /// # use leasehold_local::MemoryBackend;
@@ -159,9 +162,10 @@ impl LockClient {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] or [`ErrorKind::Indeterminate`] if no answer comes within the
-    /// backend's time-out, [`ErrorKind::Unsupported`] if the backend has no ping; otherwise as the
-    /// backend fails.
+    /// - [`ErrorKind::Unavailable`] or [`ErrorKind::Indeterminate`] if no answer comes within the
+    ///   backend's timeout.
+    /// - [`ErrorKind::Unsupported`] if the backend has no ping.
+    /// - Otherwise, the error of the backend.
     ///
     /// # Cancel safety
     /// Safe.
@@ -177,20 +181,21 @@ impl LockClient {
             })
     }
 
-    /// Takes no new locks from now on, and waits until the last lock is released. For a program
-    /// that shuts down: [`close`](Self::close) would take the locks away from work that is under
-    /// way.
+    /// Refuses new locks and waits until the last lock is released.
     ///
-    /// From the first poll on, acquisitions that begin or wait fail with [`ErrorKind::Closed`], on
-    /// all clones of the client. Holders keep their locks, which are renewed as before, and release
-    /// them when they are done. A lock that is entered again within its [`ReentrantOwner`](crate::ReentrantOwner) is
-    /// granted. This cannot be undone.
+    /// Call it when a program shuts down, before [`close`](Self::close), which would take the locks
+    /// from work that is still running.
     ///
-    /// It returns when no lock of this client is held and every release has been answered. A
-    /// release that fails is tried again until the lock expires. A lock that is lost counts as
-    /// released. It also waits for acquisitions to end, which they do when they are next polled. So
-    /// a task that holds a guard, or has a pending `lock` that it does not poll, must not wait for
-    /// it without a time-out.
+    /// From the first poll on, new and waiting acquisitions fail with [`ErrorKind::Closed`], on all
+    /// clones of the client. Holders keep their locks, which are renewed as before, until they
+    /// release them. A re-entrant acquisition within a [`ReentrantOwner`](crate::ReentrantOwner) is
+    /// still granted. Draining cannot be undone.
+    ///
+    /// `drain` returns when no lock of this client is held and every release has been answered. A
+    /// failed release is retried until the lock expires. A lock that is lost counts as released.
+    /// `drain` also waits for pending acquisitions, which end when they are next polled. A task
+    /// that holds a guard, or that has a pending `lock` which it does not poll, must therefore not
+    /// await `drain` without a timeout.
     ///
     /// ```
     /// # use leasehold_local::MemoryBackend;
@@ -199,7 +204,7 @@ impl LockClient {
     /// # let client = LockClient::new(MemoryBackend::new());
     /// use std::time::Duration;
     ///
-    /// // Holders have ten seconds. `close` takes from them what they still hold.
+    /// // Holders have ten seconds. `close` then releases the locks that they still hold.
     /// if tokio::time::timeout(Duration::from_secs(10), client.drain()).await.is_err() {
     ///     eprintln!("some locks were not released in time");
     /// }
@@ -208,40 +213,43 @@ impl LockClient {
     /// ```
     ///
     /// # Cancel safety
-    /// Safe: dropped, the client still refuses new locks. Call it again to go on waiting.
+    /// Safe: after a drop, the client still refuses new locks. Call it again to continue waiting.
     pub async fn drain(&self) {
         self.0.drain().await;
     }
 
-    /// Gives everything back and waits for it: waiters get [`ErrorKind::Closed`], guards are lost
-    /// to [`LossReason::ClientClosed`](crate::LossReason::ClientClosed) and their locks released, what is under way ends, the
-    /// backend is closed. After it every operation says [`ErrorKind::Closed`]. What is under way is
-    /// waited for for 5 s at most: a release that fails is tried again for 2 s, and what an
-    /// acquisition is granted that nobody polls any more expires.
+    /// Releases all locks and closes the backend.
+    ///
+    /// - Waiters and all later operations get [`ErrorKind::Closed`].
+    /// - Guards are lost with [`ClientClosed`](crate::LossReason::ClientClosed), and their locks
+    ///   are released. A failed release is retried for 2 s.
+    /// - Running operations have 5 s to end. A lock that is granted to an acquisition which is not
+    ///   polled any more expires.
     ///
     /// # Errors
-    /// As the backend fails to close. Locks that could not be released expire.
+    /// The error with which the backend failed to close. Locks that could not be released expire.
     ///
     /// # Cancel safety
-    /// Safe: dropped half-way, it goes on in the background.
+    /// Safe: if the future is dropped, closing continues in the background.
     pub async fn close(&self) -> Result<()> {
         self.0.context.check_runtime()?;
         let client = Arc::clone(&self.0);
-        // From here on everything is refused, and it goes on if we are dropped.
+        // From here on all operations are refused. Closing is spawned, so that it continues if this
+        // future is dropped.
         client.context.requests.closing.cancel();
         let closing = tokio::spawn(async move { client.close().await });
         match closing.await {
             Ok(closed) => closed,
             Err(source) => Err(Error::new(
                 ErrorKind::Indeterminate,
-                "the client did not close: its runtime shuts down, or its backend panicked",
+                "the client was not closed: its runtime is shutting down, or its backend panicked",
             )
             .with_source(source)),
         }
     }
 }
 
-/// Shows where the backend lives.
+/// Displays the address of the backend.
 impl fmt::Display for LockClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.context.backend.fmt(f)

@@ -1,4 +1,4 @@
-//! [`Spec`]: what a lock asks of the client.
+//! [`Spec`]: the options with which a lock is acquired.
 
 use std::sync::Arc;
 
@@ -7,14 +7,15 @@ use crate::{
     mode::Mode, ttl::Ttl,
 };
 
-/// What one primitive asks for.
+/// The key, the mode and the options of a lock.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
-    /// An invalid name is told when it is used: `client.mutex(name)` stays a plain value.
+    /// An invalid key is reported by the first acquisition, so that `client.mutex(key)` returns a
+    /// plain value.
     pub(crate) key: Result<LockKey>,
     pub(crate) mode: Mode,
-    /// `None` is the default, which adapts to the backend. An invalid one is told when it is used,
-    /// as an invalid name is.
+    /// `None` for the default, which adapts to the backend. An invalid TTL is reported by the first
+    /// acquisition.
     pub(crate) ttl: Option<Result<Ttl>>,
     pub(crate) renewal: Renewal,
     pub(crate) context: Arc<RequestContext>,

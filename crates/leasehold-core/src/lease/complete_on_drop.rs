@@ -50,11 +50,10 @@ macro_rules! without_lease {
 }
 without_lease!((), Inspection, RevokeOutcome, Pong);
 
-/// A future of a backend, which a caller may drop and the backend never sees dropped.
+/// A future of a backend that completes in the background if the caller drops it.
 ///
-/// If the caller drops it before it completes, an acquisition is cancelled, the operation is driven
-/// to completion in the background, and a lock that was granted is released. An operation that
-/// panics ends with an error and is not polled again.
+/// If an acquisition is dropped, its request is cancelled, and a lock that is granted nevertheless
+/// is released. An operation that panics ends with an error and is not polled again.
 #[must_use]
 pub(crate) struct CompleteOnDrop<'a, T: IntoLease> {
     context: &'a Arc<ClientContext>,

@@ -1,4 +1,5 @@
-//! [`HeldLease`]: a lease that this process holds, and [`Schedule`]: all of them, by when they are due.
+//! [`HeldLease`], a lease that this process holds, and [`Schedule`], all held leases ordered by
+//! when they are due.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -34,13 +35,15 @@ use crate::{
     telemetry::{self, Span, TracedOp},
 };
 
-/// A renewal starts when this much of the remaining time has passed: a third at the latest, so that
-/// two more tries fit; spread, so that 10 000 leases taken together are not renewed together.
+/// A renewal starts after this part of the remaining time. The upper bound of a third leaves time
+/// for two more attempts. The range spreads renewals, so that 10 000 leases that were acquired
+/// together are not renewed together.
 const RENEW_AFTER_PERMILLE: std::ops::Range<u64> = 200..333;
-/// How often at least a wait for a deadline looks at the clock again: timers sleep through a
-/// suspend, the clock does not.
+/// The longest sleep of a wait for a deadline. The clock is read again after it, because timers
+/// stand still while the machine is suspended and the clock does not.
 pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
+/// The state of one granted lease.
 #[derive(Debug)]
 pub(crate) struct HeldLease {
     pub(crate) context: Arc<ClientContext>,
@@ -49,19 +52,19 @@ pub(crate) struct HeldLease {
     pub(crate) keep_alive: KeepAlive,
     pub(crate) request: Request,
     pub(crate) renewal: Renewal,
-    /// Who was granted it.
+    /// The task or thread that acquired the lock.
     pub(crate) asker: Asker,
     token: Option<FencingToken>,
-    /// The deadline of a manually renewed lock whose lease lives as long as its session.
+    /// The deadline of a manually renewed lock, if its session keeps the lease valid for longer.
     limit: Option<AtomicDeadline>,
     place: Mutex<Option<Place>>,
-    /// What its views know, once there is one.
+    /// The state that views share. Set when the first view is created.
     facts: OnceLock<Arc<Facts>>,
-    /// Cancelled when it is lost; the parent of the tokens of its users.
+    /// The parent of all cancellation tokens of this lease. Cancelled when the lease is lost.
     lost: OnceLock<CancellationToken>,
-    /// How many guards share this hold (re-entrancy).
+    /// The number of guards that share this lease through re-entrancy.
     guards: AtomicUsize,
-    /// The place of this lease in the schedule.
+    /// The key of this lease in the schedule, together with `due`.
     pub(crate) id: u64,
     pub(crate) due: AtomicU64,
     pub(crate) renewing: AtomicBool,
@@ -69,7 +72,7 @@ pub(crate) struct HeldLease {
     since: telemetry::StartTime,
 }
 
-/// What is known of a hold also when it is over.
+/// The part of a lease's state that outlives it, for views.
 #[derive(Debug)]
 pub(crate) struct Facts {
     pub(crate) request: Request,
@@ -78,7 +81,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// Its deadline, once it is over.
+    /// Returns the last deadline of a lease that has ended.
     pub(crate) fn last_deadline(&self) -> Deadline {
         self.deadline
             .get()
@@ -96,7 +99,7 @@ impl Drop for HeldLease {
 }
 
 impl HeldLease {
-    /// Turns a grant into a held lease.
+    /// Turns a grant into a held lease, and schedules its renewals.
     pub(crate) fn begin(
         mut grant: Grant<'_>,
         schedule: &Arc<Schedule>,
@@ -126,7 +129,7 @@ impl HeldLease {
             )
         });
         let since = telemetry::hold_began(context);
-        // Nothing between here and its owner can panic.
+        // No code between here and the owner of the lease can panic.
         let (lease, place) = grant.hand_over();
         Arc::new(Self {
             lease,
@@ -168,10 +171,10 @@ impl HeldLease {
         })
     }
 
-    /// A token that is cancelled when it is lost.
+    /// Returns a token that is cancelled when the lease is lost.
     pub(crate) fn cancellation_token(&self) -> CancellationToken {
         let lost = self.lost.get_or_init(CancellationToken::new);
-        // It may have been lost before there was a token to cancel.
+        // The lease may have been lost before the token existed.
         if self.signal().loss().is_some() {
             lost.cancel();
         }
@@ -195,7 +198,7 @@ impl HeldLease {
     }
 
     pub(crate) fn is_held(&self) -> bool {
-        // The clock first: see `AtomicDeadline::get`.
+        // Read the clock before the deadline: see `AtomicDeadline::get`.
         let now = self.request.now();
         self.signal().is_live() && !self.deadline().is_past(now)
     }
@@ -207,12 +210,13 @@ impl HeldLease {
         self.signal().loss()
     }
 
-    /// Completes when the hold is lost; with `None` when it is released.
+    /// Completes when the lease is lost, or with `None` when it is released.
     pub(crate) async fn ended(self: &Arc<Self>) -> Option<LossReason> {
         self.ended_before(Duration::ZERO).await
     }
 
-    /// As [`ended`](Self::ended), but tells of the deadline this much early.
+    /// Completes like [`ended`](Self::ended), but `early` before the deadline. The lease is then
+    /// still held.
     pub(crate) async fn ended_before(self: &Arc<Self>, early: Duration) -> Option<LossReason> {
         let longest =
             (self.request.ttl().as_duration() / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP);
@@ -234,7 +238,7 @@ impl HeldLease {
         }
     }
 
-    /// Renews now, whoever asks.
+    /// Renews now, for the renewal task or for a caller of `renew`.
     pub(crate) async fn renew(self: &Arc<Self>) -> Result<()> {
         if let Some(reason) = self.loss() {
             return Err(self.lost_error(reason));
@@ -253,13 +257,13 @@ impl HeldLease {
         ));
         let renewing = CompleteOnDrop::short(&self.context, self.lease.renew());
         let sent = self.request.now();
-        let renewed = self.judge(sent, traced.span.around(renewing).await);
+        let renewed = self.on_renewed(sent, traced.span.around(renewing).await);
         traced.end(&renewed, "renewed");
         renewed
     }
 
-    /// Takes the outcome of a renewal that was sent then.
-    fn judge(self: &Arc<Self>, sent: Timestamp, renewed: Result<()>) -> Result<()> {
+    /// Applies the outcome of a renewal that was sent at `sent`.
+    fn on_renewed(self: &Arc<Self>, sent: Timestamp, renewed: Result<()>) -> Result<()> {
         match &renewed {
             Ok(()) => {
                 if let Some(limit) = &self.limit {
@@ -293,21 +297,22 @@ impl HeldLease {
         .with_backend(self.context.capabilities.backend)
     }
 
-    /// Marks the hold as lost and lets go of everything. The first reason counts; after a release
-    /// nothing happens.
+    /// Marks the lease as lost and cleans up. Has no effect if the lease is already lost or
+    /// released.
     pub(crate) fn lose(self: &Arc<Self>, reason: LossReason) {
         if self.signal().lose(reason) {
             self.after_loss();
         }
     }
 
-    /// What follows a loss, whoever noticed it. Does its work once.
+    /// Cleans up after a loss: notifies waiters, stops renewals, and releases the lock in the
+    /// background. Only the first call has an effect.
     pub(crate) fn after_loss(self: &Arc<Self>) {
         let Some(reason) = self.signal().loss() else {
             return;
         };
         if let Some(lost) = self.lost.get() {
-            // Wakes whoever waits for it.
+            // This runs the wakers of foreign code, which may panic.
             contain(|| lost.cancel());
         }
         let was_kept = self.schedule.remove(self);
@@ -323,8 +328,8 @@ impl HeldLease {
             } else {
                 self.warn_of_loss(reason);
             }
-            // The backend may still have it as ours: an early local deadline, or a session that
-            // lives on.
+            // The backend may still have the lock: the local deadline is earlier than the
+            // server's, and the session may still be alive.
             let (context, lease, span) = (
                 Arc::clone(&self.context),
                 self.lease.clone(),
@@ -349,12 +354,12 @@ impl HeldLease {
         });
     }
 
-    /// A span for a release of it.
+    /// Creates a span for a release of this lease.
     pub(crate) fn release_span(&self) -> Span {
         telemetry::release_span(&self.span, &self.context, &self.request, self.token)
     }
 
-    /// It is held no longer. Called once: by its release or its loss, whichever is first.
+    /// Records that the lease has ended. Called once, by its release or its loss.
     pub(crate) fn end(&self) {
         match self.signal().loss() {
             Some(reason) => telemetry::record_outcome(&self.span, tracing::field::display(reason)),
@@ -376,7 +381,7 @@ impl HeldLease {
         }
     }
 
-    /// Adds a guard to a hold that still has one.
+    /// Adds a guard. Returns `false` if the last guard is already gone.
     pub(crate) fn share(&self) -> bool {
         self.guards
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
@@ -385,7 +390,7 @@ impl HeldLease {
             .is_ok()
     }
 
-    /// Takes a guard away; whether it was the last.
+    /// Removes a guard. Returns whether it was the last.
     pub(crate) fn unshare(&self) -> bool {
         self.guards.fetch_sub(1, Ordering::AcqRel) == 1
     }
@@ -401,10 +406,10 @@ pub(crate) struct Schedule {
     pub(super) state: Mutex<State>,
     /// Something is due before the task thought.
     pub(super) wake: Notify,
-    /// Whether somebody waits until nothing is held, and is told by `emptied`.
+    /// Whether a caller waits until no lease is held. It is then notified by `emptied`.
     pub(super) drains: AtomicBool,
     pub(super) emptied: Notify,
-    /// A backend reported a loss.
+    /// Notified when a backend reports a loss.
     pub(crate) losses: Arc<Notify>,
     /// Cancelled when the task is to end.
     pub(super) stopped: CancellationToken,
@@ -412,7 +417,7 @@ pub(crate) struct Schedule {
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// Holds with a renewal or a deadline of their own, by when they are due.
+    /// Leases with a renewal or a deadline of their own, ordered by when they are due.
     pub(super) holds: BTreeMap<(u64, u64), Arc<HeldLease>>,
     pub(super) sessions: HashMap<SessionId, Session>,
     /// Due renewals that wait because enough others are under way, ordered by when they must be
@@ -422,17 +427,17 @@ pub(super) struct State {
     pub(super) trouble: Option<Error>,
     /// When the log may warn of late renewals again.
     pub(super) next_warning: u64,
-    /// When the task will look again. Not changed when something is taken away: a pair costs no
-    /// wake-up.
-    pub(super) next_look: u64,
-    /// Something was added since the task looked.
+    /// When the task wakes next. Removing a lease does not change it, so that an acquisition with
+    /// its release causes no extra wake-up.
+    pub(super) next_tick: u64,
+    /// Whether a lease was added since the last tick.
     pub(super) used: bool,
     pub(super) running: bool,
-    /// The shortest TTL since there was nothing to keep; bounds how long the task sleeps.
+    /// The shortest TTL since the schedule was last empty. It bounds how long the task sleeps.
     pub(super) shortest: Duration,
 }
 
-/// Holds that one renewal serves.
+/// The leases that are renewed by one renewal of their session.
 #[derive(Debug, Default)]
 pub(super) struct Session {
     pub(super) members: HashMap<u64, Arc<HeldLease>>,
@@ -445,7 +450,7 @@ impl Schedule {
         Self {
             clock: Arc::clone(&requests.clock),
             state: Mutex::new(State {
-                next_look: u64::MAX,
+                next_tick: u64::MAX,
                 ..State::default()
             }),
             wake: Notify::new(),
@@ -456,7 +461,8 @@ impl Schedule {
         }
     }
 
-    /// Keeps a hold from now on. Returns whether the task must be started.
+    /// Adds a lease, and starts the task if it is not running. Returns whether the task must be
+    /// started.
     pub(super) fn add(&self, hold: &Arc<HeldLease>) -> bool {
         let now = self.clock.now();
         let mut state = self.lock();
@@ -479,15 +485,15 @@ impl Schedule {
             }
             (Renewal::Manual, _) => state.schedule(hold, hold.deadline().moment().as_nanos()),
         };
-        if due < state.next_look || now.as_nanos() + nanos(state.longest_sleep()) < state.next_look
+        if due < state.next_tick || now.as_nanos() + nanos(state.longest_sleep()) < state.next_tick
         {
-            state.next_look = due;
+            state.next_tick = due;
             self.wake.notify_one();
         }
         !std::mem::replace(&mut state.running, true)
     }
 
-    /// Keeps a hold no longer; whether it was kept.
+    /// Removes a lease. Returns whether it was present.
     pub(crate) fn remove(&self, hold: &Arc<HeldLease>) -> bool {
         let (kept, is_empty) = {
             let mut state = self.lock();
@@ -499,11 +505,11 @@ impl Schedule {
         kept
     }
 
-    /// Waits until nothing is held.
+    /// Waits until no lease is held.
     pub(crate) async fn emptied(&self) {
         self.drains.store(true, Ordering::Release);
         loop {
-            // Made before it looks, so that no change in between is missed.
+            // Created before the check, so that no change in between is missed.
             let emptied = self.emptied.notified();
             if self.lock().is_empty() {
                 return;
@@ -512,7 +518,7 @@ impl Schedule {
         }
     }
 
-    /// Everything that is held.
+    /// Returns all leases that are held.
     pub(crate) fn all(&self) -> Vec<Arc<HeldLease>> {
         let state = self.lock();
         let sessions = state
@@ -522,7 +528,7 @@ impl Schedule {
         state.holds.values().chain(sessions).cloned().collect()
     }
 
-    /// In which mode the asker of this request holds its key, if it does.
+    /// Returns the mode in which `asker` already holds the key of this request, if it does.
     pub(crate) fn held_by(&self, asker: Asker, request: &Request) -> Option<Mode> {
         let (key, permit) = (request.key(), request.mode().is_permit());
         let holds = self.all();
@@ -536,13 +542,13 @@ impl Schedule {
             .find(|mode| mode.is_permit() == permit)
     }
 
-    /// Ends the task.
+    /// Stops the task.
     pub(crate) fn stop(&self) {
         self.stopped.cancel();
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change under the mutex is complete when it panics.
+        // No change under the mutex is left incomplete by a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -552,7 +558,7 @@ impl State {
         self.holds.is_empty() && self.sessions.is_empty()
     }
 
-    /// Removes a hold; whether it was there.
+    /// Removes a lease. Returns whether it was present.
     pub(super) fn remove(&mut self, hold: &HeldLease) -> bool {
         if self
             .holds
@@ -585,10 +591,10 @@ impl State {
     }
 }
 
-/// When to renew what is valid for as long as it is.
+/// Returns when to renew a lease that was just granted or renewed.
 pub(super) fn renewal_due(hold: &HeldLease, now: Timestamp) -> u64 {
     let left = nanos(hold.deadline().remaining(now));
-    // Any mixing will do; the present makes every round another spread.
+    // Any hash serves. Including the current time spreads each round differently.
     let mixed = (hold.id ^ now.as_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
     let (early, late) = (
         left / 1000 * RENEW_AFTER_PERMILLE.start,

@@ -1,4 +1,4 @@
-//! [`OwnedLease`]: the right to a lease, which a guard owns.
+//! [`OwnedLease`]: one share of a lease, which a guard owns.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use crate::{
     lease::{held_lease::HeldLease, release::Release},
 };
 
-/// The right to a lease. Dropping it releases the lease in the background.
+/// One share of a lease. Dropping the last share releases the lease in the background.
 pub(crate) struct OwnedLease {
     hold: Arc<HeldLease>,
-    /// Until it is released.
+    /// Whether the share must still be given up.
     owned: bool,
 }
 

@@ -103,7 +103,7 @@ impl Future for Release {
         let outcome = ready!(polled);
         this.operation = None;
         drop(this.place.take());
-        // A release in the background is retried by its task.
+        // `finish` retries a release that runs in the background.
         if !this.in_background {
             telemetry::release_ended(&this.span, &outcome);
             if outcome.as_ref().is_err_and(crate::Error::is_retryable) {

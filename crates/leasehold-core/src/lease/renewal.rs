@@ -1,4 +1,5 @@
-//! The renewal task: one per client. It renews what is due, and ends what was not renewed in time.
+//! The renewal task: one per client. It renews leases when they are due, and marks those as lost
+//! that were not renewed in time.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -19,23 +20,23 @@ use crate::{
     signal::LossReason,
 };
 
-/// Concurrent renewals of leases, while the remaining ones can wait. More would delay acquisitions
-/// and releases.
+/// The number of renewals that run at a time. More would delay acquisitions and releases.
 const AT_A_TIME: usize = 64;
-/// A renewal is sent regardless of that limit once this part of the TTL is left, so that there is
-/// time for a retry, whatever the number of leases and the latency of the backend.
+/// A renewal is sent in spite of that limit once the TTL divided by this is left. This leaves time
+/// for a retry, whatever the number of leases and the latency of the backend.
 const SEND_AT_PART: u32 = 2;
-/// A lease is late if it was not renewed when this part of the TTL is left. The log then warns.
+/// A lease is late if it was not renewed when the TTL divided by this is left. A warning is then
+/// logged.
 const WARN_AT_PART: u32 = 4;
-/// A renewal takes along those that are due within this part of the TTL. Measured with 10 000
-/// leases on Redis, this saves a quarter of the processor's time. They stay spread over a tenth of
-/// the TTL.
+/// When one renewal is due, those due within the TTL divided by this are sent with it. With 10 000
+/// leases on Redis, this saves a quarter of the CPU time. Renewals stay spread over a tenth of the
+/// TTL.
 const ALONG_PART: u32 = 100;
-/// The pause after a failed renewal, as a part of the TTL, and its bounds.
+/// The delay after a failed renewal is the TTL divided by this, within these bounds.
 const RETRY_PART: u32 = 20;
 const RETRY_BOUNDS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// Renewals under way.
+/// The renewals that are running.
 type Renewals = FuturesUnordered<BoxFuture<'static, (Renewed, Result<()>)>>;
 
 enum Renewed {
@@ -46,7 +47,7 @@ enum Renewed {
 /// Keeps a lease from now on, until it is released or lost.
 pub(crate) fn keep(lease: &Arc<HeldLease>) {
     if lease.schedule.add(lease) {
-        // `close` stops it and waits for it.
+        // `close` stops the task and waits for it.
         lease
             .context
             .spawn_tracked(Arc::clone(&lease.schedule).run());
@@ -66,26 +67,27 @@ impl Schedule {
                 tokio::time::sleep(RETRY_BOUNDS.0).await;
             }
         }
-        // No backend sees a dropped future. They end by their time-outs at the latest.
+        // A backend must not see a dropped future. Renewals end by their timeouts at the latest.
         while renewals.next().await.is_some() {}
     }
 
-    /// Does what is due, and waits until something else is.
+    /// Starts the renewals that are due, then waits for the next event.
     async fn step(&self, renewals: &mut Renewals) -> Result<()> {
-        let sleep = self.look(renewals);
+        let sleep = self.tick(renewals);
         tokio::select! {
             biased;
             () = self.stopped.cancelled() => {}
             () = self.wake.notified() => {}
             () = self.losses.notified() => self.collect_losses(),
-            Some((renewed, outcome)) = renewals.next(), if !renewals.is_empty() => self.settle(renewed, &outcome),
+            Some((renewed, outcome)) = renewals.next(), if !renewals.is_empty() => self.on_result(renewed, &outcome),
             () = tokio::time::sleep(sleep) => {}
         }
         Ok(())
     }
 
-    /// Starts what is due and ends what is over; how long nothing will be due.
-    fn look(&self, renewals: &Renewals) -> Duration {
+    /// Starts the renewals that are due and marks expired leases as lost. Returns the time until
+    /// the next tick.
+    fn tick(&self, renewals: &Renewals) -> Duration {
         let now = self.clock.now();
         let mut over = Vec::new();
         let (sleep, late) = {
@@ -96,15 +98,15 @@ impl Schedule {
             let late = if late { state.late(now) } else { None };
             let next = state.next_due();
             let sleep = match next {
-                // What was held a moment ago is likely to be held again soon: look once more rather
-                // than be woken by each.
+                // The next lease is likely to be added soon. Sleeping for a bounded time is cheaper
+                // than a wake-up for each new lease.
                 None if std::mem::take(&mut state.used) => state.longest_sleep(),
                 None => Duration::MAX,
                 Some(next) => Timestamp::from_nanos(next)
                     .since(now)
                     .min(state.longest_sleep()),
             };
-            state.next_look = (now + sleep).as_nanos();
+            state.next_tick = (now + sleep).as_nanos();
             (sleep, late)
         };
         if let Some(late) = late {
@@ -114,12 +116,12 @@ impl Schedule {
             hold.lose(LossReason::Expired);
             hold.after_loss();
         }
-        // What tokio's timer can do; the wake-up comes before.
+        // Within the range of tokio's timer. `wake` ends the sleep if a lease is added.
         sleep.min(Duration::from_secs(3600))
     }
 
-    /// Puts a renewal's outcome on the schedule.
-    fn settle(&self, renewed: Renewed, outcome: &Result<()>) {
+    /// Schedules the next renewal, depending on the outcome of this one.
+    fn on_result(&self, renewed: Renewed, outcome: &Result<()>) {
         let now = self.clock.now();
         self.lock().trouble = outcome
             .as_ref()
@@ -148,8 +150,8 @@ impl Schedule {
                     return;
                 };
                 session.renewing = false;
-                // This member is lost, and no longer one: it may have been broken alone, or
-                // released meanwhile. Whether the session is over the next member is told.
+                // Only this member is known to be lost: it may have been revoked alone, or released
+                // meanwhile. The renewal of the next member shows whether the session has ended.
                 session.due = if lost {
                     now.as_nanos()
                 } else {
@@ -161,7 +163,7 @@ impl Schedule {
 
     fn collect_losses(&self) {
         for hold in self.all() {
-            // Does nothing for those that are not lost.
+            // Has no effect on leases that are not lost.
             hold.after_loss();
         }
     }
@@ -175,8 +177,8 @@ impl State {
         hold.into_iter().chain(ready).chain(session).min()
     }
 
-    /// Queues renewals that are due and collects holds that are over. Returns whether a hold is
-    /// late.
+    /// Queues the renewals that are due and collects leases that have ended. Returns whether a
+    /// lease is late.
     fn due_holds(&mut self, now: Timestamp, over: &mut Vec<Arc<HeldLease>>) -> bool {
         let mut lost = Vec::new();
         let mut late = false;
@@ -190,23 +192,23 @@ impl State {
                 lost.push(hold);
             } else {
                 late |= is_late(&hold, now);
-                self.make_ready(&hold, now);
+                self.enqueue(&hold, now);
             }
         }
         for hold in lost {
-            // Kept until its loss has been dealt with.
+            // Stays in the schedule until `after_loss` has removed it.
             self.schedule(&hold, hold.due.load(Ordering::Relaxed));
             over.push(hold);
         }
         if !self.ready.is_empty() {
-            self.take_along(now);
+            self.coalesce_due(now);
         }
         late
     }
 
     /// Queues the renewals that are due soon, so that they are sent together with those that are
     /// due.
-    fn take_along(&mut self, now: Timestamp) {
+    fn coalesce_due(&mut self, now: Timestamp) {
         let soon = (now + self.shortest / ALONG_PART).as_nanos();
         let room = AT_A_TIME.saturating_sub(self.ready.len());
         let due_soon = self.holds.range(..=(soon, u64::MAX)).map(|(_, hold)| hold);
@@ -218,13 +220,13 @@ impl State {
         for hold in along.take(room).cloned().collect::<Vec<_>>() {
             self.holds
                 .remove(&(hold.due.load(Ordering::Relaxed), hold.id));
-            self.make_ready(&hold, now);
+            self.enqueue(&hold, now);
         }
     }
 
-    /// Queues a renewal, unless one is under way. The task looks at the hold again when it is late
-    /// and when it expires.
-    fn make_ready(&mut self, hold: &Arc<HeldLease>, now: Timestamp) {
+    /// Queues a renewal, unless one is running. The lease stays in the schedule, for the time when
+    /// it is late and the time when it expires.
+    fn enqueue(&mut self, hold: &Arc<HeldLease>, now: Timestamp) {
         if hold.renewal == Renewal::Automatic && !hold.renewing.swap(true, Ordering::Relaxed) {
             self.ready
                 .insert((left_at(hold, SEND_AT_PART), hold.id), Arc::clone(hold));
@@ -248,8 +250,8 @@ impl State {
         }
     }
 
-    /// Starts renewals that are due and collects holds that are over. Returns whether a hold is
-    /// late.
+    /// Starts the renewals of sessions that are due and collects leases that have ended. Returns
+    /// whether a lease is late.
     fn due_sessions(
         &mut self,
         now: Timestamp,
@@ -338,7 +340,7 @@ impl Late {
     }
 }
 
-/// Returns when only this part of the TTL is left.
+/// Returns the time at which the TTL divided by `part` is left.
 fn left_at(hold: &HeldLease, part: u32) -> u64 {
     hold.deadline()
         .moment()
@@ -350,7 +352,8 @@ fn is_late(hold: &HeldLease, now: Timestamp) -> bool {
     hold.renewal == Renewal::Automatic && left_at(hold, WARN_AT_PART) <= now.as_nanos()
 }
 
-/// Returns when to look at a hold during its renewal: when it is late, then at its deadline.
+/// Returns when to check a lease while its renewal is running: when it is late, then at its
+/// deadline.
 fn next_alarm(hold: &HeldLease, now: Timestamp) -> u64 {
     if hold.renewal == Renewal::Automatic && !is_late(hold, now) {
         left_at(hold, WARN_AT_PART)
@@ -359,8 +362,8 @@ fn next_alarm(hold: &HeldLease, now: Timestamp) -> u64 {
     }
 }
 
-/// When to renew again after a renewal with this outcome. Never after the deadline, which must be
-/// noticed.
+/// Returns when to renew again after a renewal with this outcome: at the deadline at the latest,
+/// because an expiry must be noticed.
 fn next_try(hold: &HeldLease, outcome: &Result<()>, now: Timestamp) -> u64 {
     let deadline = hold.deadline().moment().as_nanos();
     match outcome {

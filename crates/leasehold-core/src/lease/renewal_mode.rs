@@ -1,6 +1,6 @@
-//! [`Renewal`]: who renews a lease.
+//! [`Renewal`]: the way in which a lease is renewed.
 
-/// Who renews a lease.
+/// The way in which a lease is renewed.
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -18,11 +18,11 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Renewal {
-    /// The client, for as long as the guard lives. A guard that is leaked (`mem::forget`) is held
-    /// until the process ends.
+    /// The client renews the lease until its guard is dropped. If a guard is leaked
+    /// (`mem::forget`), its lock is held until the process ends.
     #[default]
     Automatic,
-    /// Whoever has the guard, by [`LockGuard::renew`](crate::LockGuard::renew). What is not renewed
-    /// is released at its deadline.
+    /// The owner of the guard calls [`LockGuard::renew`](crate::LockGuard::renew). A lease that is
+    /// not renewed is released at its deadline.
     Manual,
 }

@@ -1,4 +1,5 @@
-//! [`KeyQueue`]: the queue of one key, what is ahead of it, and the key's fairness quota.
+//! [`KeyQueue`]: the waiters for one key in this process, the tasks ahead of them, and the key's
+//! fairness quota.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -13,39 +14,42 @@ use crate::{
     signal::Signal,
 };
 
-/// The grants of one key that a process may have in a row before it yields to the waiters of other
-/// processes. Small enough that a waiter sees fewer than 50 hand-offs pass by, also beside three
-/// other processes and where some of them overtake it. Large enough that yielding costs little.
+/// The fairness quota of a process for each key. After it the process yields to the waiters of
+/// other processes.
+///
+/// It is small enough that a waiter sees fewer than 50 hand-offs before its grant, even beside
+/// three other processes of which some overtake it. It is large enough that yielding costs little.
 pub(super) const QUOTA: Quota = Quota {
     grants: 4,
     time: Duration::from_millis(50),
 };
 
-/// A number of grants, and the time that they may take.
+/// A number of consecutive grants, and the time that they may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quota {
     grants: u32,
     time: Duration,
 }
 
+/// The local queue of one key.
 #[derive(Debug, Default)]
 pub(super) struct KeyQueue {
     pub(super) ahead: Ahead,
-    pub(super) queue: VecDeque<Ticket>,
-    /// Releases that have begun and are not yet sent.
+    pub(super) waiters: VecDeque<Waiter>,
+    /// The number of releases that have begun and are not yet sent.
     pub(super) releasing: usize,
-    /// Whether one of them is of an exclusive lock.
+    /// Whether one of them releases an exclusive lock.
     pub(super) exclusive_releasing: bool,
-    /// How many releases have begun, ever.
+    /// The number of releases that have ever begun.
     pub(super) begun: u64,
-    /// Attempts that wait for releases.
+    /// The attempts that wait for releases to be sent.
     pub(super) tries: Vec<Try>,
     pub(super) quota: FairnessQuota,
-    /// When it became idle, if it is.
+    /// The time at which the queue became idle, if it is idle.
     idle_since: Timestamp,
     /// The task that was admitted last.
     pub(super) last: Option<Admitted>,
-    /// Until when the lock was known to be held, by those who were ahead and have left.
+    /// The last time at which a task that has left was known to hold the lock.
     pub(super) held_until: Option<Timestamp>,
 }
 
@@ -68,12 +72,12 @@ impl Admitted {
 /// An attempt that waits for the releases that began before it.
 #[derive(Debug)]
 pub(super) struct Try {
-    /// The number of the last one of them.
+    /// The number of the last of these releases.
     last: u64,
-    /// How many of them are not yet sent.
+    /// The number of these releases that are not yet sent.
     left: usize,
-    /// Dropped when all of them are sent.
-    _tell: oneshot::Sender<()>,
+    /// Dropped when all of them are sent, which completes the receiver.
+    _notify: oneshot::Sender<()>,
 }
 
 /// The tasks ahead of the queue.
@@ -81,29 +85,30 @@ pub(super) struct Try {
 pub(super) enum Ahead {
     #[default]
     Nothing,
-    /// One task contends, or holds exclusively.
+    /// One task contends, or holds the lock exclusively.
     One,
-    /// This many readers contend after one of them was granted; more may join.
+    /// This many readers contend after one of them was granted. More may join.
     Readers(usize),
 }
 
+/// A task that waits in the queue.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(super) struct Waiter {
     pub(super) id: u64,
     pub(super) mode: Mode,
     pub(super) who: Admitted,
     pub(super) since: Timestamp,
-    /// For how long it waits for a backend that does not answer.
-    pub(super) patience: Duration,
+    /// How long the task waits while the backend does not answer.
+    pub(super) timeout: Duration,
     /// Receives whether the attempt is to yield to waiters of other processes.
     pub(super) admit: oneshot::Sender<Result<bool>>,
 }
 
-/// The part of its [`QUOTA`] for one key that this process has used.
+/// The part of its [`QUOTA`] that this process has used for one key.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FairnessQuota {
     grants: u32,
-    /// When the first of them was.
+    /// The time of the first of these grants.
     since: Timestamp,
 }
 
@@ -128,17 +133,17 @@ impl FairnessQuota {
 impl KeyQueue {
     pub(super) fn is_idle(&self) -> bool {
         self.ahead == Ahead::Nothing
-            && self.queue.is_empty()
+            && self.waiters.is_empty()
             && self.releasing == 0
             && self.tries.is_empty()
     }
 
-    /// Notes that the queue has become idle. It is kept for a while, for its quota.
+    /// Records that the queue has become idle. It is kept for a while, because its quota counts.
     pub(super) fn rest(&mut self, now: Timestamp) {
         (self.last, self.held_until, self.idle_since) = (None, None, now);
     }
 
-    /// Returns whether it has been idle for so long that its quota no longer counts.
+    /// Returns whether the queue has been idle for so long that its quota no longer counts.
     pub(super) fn is_unused(&self, now: Timestamp) -> bool {
         self.is_idle() && now.since(self.idle_since) >= QUOTA.time
     }
@@ -151,64 +156,64 @@ impl KeyQueue {
         }
     }
 
-    /// Lets one go ahead. Returns whether its attempt is to yield to waiters of other processes.
+    /// Admits a task. Returns whether its attempt is to yield to waiters of other processes.
     pub(super) fn admit(&mut self, mode: Mode, who: Admitted, now: Timestamp) -> bool {
         self.last = Some(who);
         self.ahead = match (self.ahead, mode) {
             (Ahead::Readers(count), Mode::Shared) => Ahead::Readers(count + 1),
             _ => Ahead::One,
         };
-        // A reader need not yield: the backend lets none overtake a waiting writer.
+        // A reader need not yield, because the backend lets no reader overtake a waiting writer.
         mode != Mode::Shared && self.quota.is_used_up(now)
     }
 
-    /// Admits those at the front of the queue who may go now.
+    /// Admits the tasks at the front of the queue that may contend now.
     pub(super) fn advance(&mut self, now: Timestamp) {
         while self
-            .queue
+            .waiters
             .front()
             .is_some_and(|front| self.admits(front.mode))
         {
-            let Some(ticket) = self.queue.pop_front() else {
+            let Some(waiter) = self.waiters.pop_front() else {
                 return;
             };
             let before = (self.ahead, self.last.clone());
-            self.tell(&ticket, now);
-            let yields = self.admit(ticket.mode, ticket.who, now);
-            if ticket.admit.send(Ok(yields)).is_err() {
-                // It has stopped waiting: as if it had never been.
+            self.record_reason(&waiter, now);
+            let yields = self.admit(waiter.mode, waiter.who, now);
+            if waiter.admit.send(Ok(yields)).is_err() {
+                // The task has stopped waiting, so the admission is undone.
                 (self.ahead, self.last) = before;
             }
         }
     }
 
-    /// Notes in the signal of a task that waited here whether it has waited for a lock that was
-    /// held or for a backend that fails.
-    pub(super) fn tell(&self, ticket: &Ticket, now: Timestamp) {
+    /// Records in the signal of a task that waited here whether it waited for a lock that was held
+    /// or for a backend that fails.
+    pub(super) fn record_reason(&self, waiter: &Waiter, now: Timestamp) {
         let ahead = self.last.as_ref().map(|last| &last.signal);
-        let held = self.held_until.is_some_and(|until| until > ticket.since)
-            || ahead.is_some_and(|ahead| ahead.excludes_others_after(ticket.since));
+        let held = self.held_until.is_some_and(|until| until > waiter.since)
+            || ahead.is_some_and(|ahead| ahead.excludes_others_after(waiter.since));
         if held {
-            ticket.who.signal.set_contended();
+            waiter.who.signal.set_contended();
         } else if let Some(fault) = ahead.and_then(|ahead| ahead.fault()) {
-            ticket.who.signal.note_fault(fault, now);
+            waiter.who.signal.note_fault(fault, now);
         }
     }
 
-    /// Ends the waits that are as old as their TTL, because the backend has not answered the task
-    /// ahead. Otherwise each of them would wait for the backend, one after the other.
+    /// Ends the waits that have lasted for a TTL while the backend did not answer the task ahead.
+    /// Otherwise each of these tasks would wait for the backend, one after the other.
     pub(super) fn fail(&mut self, error: &Error, now: Timestamp) {
-        let (failed, waiting) = std::mem::take(&mut self.queue)
+        let (failed, waiting) = std::mem::take(&mut self.waiters)
             .into_iter()
-            .partition::<Vec<_>, _>(|ticket| now.since(ticket.since) >= ticket.patience);
-        self.queue = waiting.into();
-        for ticket in failed {
-            // It may have stopped waiting.
-            drop(ticket.admit.send(Err(error.clone())));
+            .partition::<Vec<_>, _>(|waiter| now.since(waiter.since) >= waiter.timeout);
+        self.waiters = waiting.into();
+        for waiter in failed {
+            // The task may have stopped waiting.
+            drop(waiter.admit.send(Err(error.clone())));
         }
     }
 
-    /// Notes that a task no longer contends.
+    /// Records that a task no longer contends.
     pub(super) fn stop_contending(&mut self, mode: Mode, granted: bool, now: Timestamp) {
         self.ahead = match (self.ahead, mode) {
             (Ahead::Readers(count), Mode::Shared) => Ahead::Readers(count.saturating_sub(1)),
@@ -222,7 +227,7 @@ impl KeyQueue {
         }
     }
 
-    /// Notes that a release begins. Returns its number.
+    /// Records that a release begins. Returns its number.
     pub(super) fn begin_release(&mut self, mode: Mode) -> u64 {
         self.begun += 1;
         self.releasing += 1;
@@ -230,7 +235,7 @@ impl KeyQueue {
         self.begun
     }
 
-    /// Notes that the release of this number is sent.
+    /// Records that the release with this number is sent.
     pub(super) fn release_sent(&mut self, number: u64, mode: Mode) {
         self.releasing = self.releasing.saturating_sub(1);
         self.exclusive_releasing &= mode != Mode::Exclusive;
@@ -240,16 +245,17 @@ impl KeyQueue {
         });
     }
 
-    /// Completes when all releases are sent that have begun by now. `None` if there are none.
+    /// Returns a receiver that completes when all releases that have begun by now are sent, or
+    /// `None` if all are sent.
     pub(super) fn releases(&mut self) -> Option<oneshot::Receiver<()>> {
         if self.releasing == 0 {
             return None;
         }
-        let (tell, sent) = oneshot::channel();
+        let (notify, sent) = oneshot::channel();
         self.tries.push(Try {
             last: self.begun,
             left: self.releasing,
-            _tell: tell,
+            _notify: notify,
         });
         Some(sent)
     }

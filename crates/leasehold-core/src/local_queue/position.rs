@@ -1,4 +1,4 @@
-//! [`Place`]: a task at the head of a key's queue; and [`Queued`], a task on its way there.
+//! [`Place`], a task at the head of a key's queue, and [`Queued`], a task that waits for it.
 
 use std::sync::Arc;
 
@@ -15,27 +15,27 @@ use crate::{
     signal::Signal,
 };
 
-/// A task that waits in a key's queue. Dropped, it leaves the queue, or hands on the place that it
-/// was given.
+/// A task that waits in a key's queue. Dropping it leaves the queue, or passes an assigned place to
+/// the next task.
 pub(super) struct Queued<'a> {
     pub(super) queues: &'a LocalQueues,
     pub(super) key: Option<QueueKey>,
     pub(super) mode: Mode,
     pub(super) id: u64,
-    pub(super) admitted: oneshot::Receiver<Result<bool>>,
-    /// The answer, once it was received: the channel gives it once.
+    pub(super) receiver: oneshot::Receiver<Result<bool>>,
+    /// The answer, once it was received. The channel returns it only once.
     pub(super) answer: Option<Result<bool>>,
 }
 
 impl Queued<'_> {
-    /// Waits until it is admitted. Returns whether its attempt is to yield to waiters of other
-    /// processes. May be dropped and called again, also after it was answered.
-    pub(super) async fn turn(&mut self) -> Result<bool> {
+    /// Waits until the task is admitted. Returns whether its attempt is to yield to waiters of
+    /// other processes. May be dropped and called again, also after it completed.
+    pub(super) async fn admitted(&mut self) -> Result<bool> {
         match self.answer.clone() {
             Some(answer) => answer,
             None => {
-                // Its sender is dropped when the client is closed.
-                let answer = (&mut self.admitted).await.unwrap_or_else(|_| Err(closed()));
+                // The sender is dropped when the client closes.
+                let answer = (&mut self.receiver).await.unwrap_or_else(|_| Err(closed()));
                 self.answer.insert(answer).clone()
             }
         }
@@ -45,19 +45,19 @@ impl Queued<'_> {
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
         let Some(key) = self.key.take() else { return };
-        let (id, mode, admitted, received) = (
+        let (id, mode, receiver, received) = (
             self.id,
             self.mode,
-            &mut self.admitted,
+            &mut self.receiver,
             matches!(self.answer, Some(Ok(_))),
         );
         self.queues.change(&key, |state, now| {
-            // Numbers in a queue grow, and admissions are sent under the same mutex.
-            if let Ok(at) = state.queue.binary_search_by_key(&id, |ticket| ticket.id) {
-                if let Some(ticket) = state.queue.remove(at) {
-                    state.tell(&ticket, now);
+            // The queue is sorted by id, and admissions are sent under the same mutex.
+            if let Ok(at) = state.waiters.binary_search_by_key(&id, |waiter| waiter.id) {
+                if let Some(waiter) = state.waiters.remove(at) {
+                    state.record_reason(&waiter, now);
                 }
-            } else if received || matches!(admitted.try_recv(), Ok(Ok(_))) {
+            } else if received || matches!(receiver.try_recv(), Ok(Ok(_))) {
                 state.stop_contending(mode, false, now);
             }
             state.advance(now);
@@ -65,7 +65,7 @@ impl Drop for Queued<'_> {
     }
 }
 
-/// A place at the head of a key's queue. Dropped, it is handed on.
+/// A place at the head of a key's queue. Dropping it passes the place to the next task.
 #[derive(Debug)]
 pub(crate) struct Place {
     queues: Arc<LocalQueues>,
@@ -74,7 +74,7 @@ pub(crate) struct Place {
     yields: bool,
     signal: Arc<Signal>,
     stage: Stage,
-    /// When its release began.
+    /// The time at which the release began.
     released: Option<Timestamp>,
 }
 
@@ -82,13 +82,13 @@ pub(crate) struct Place {
 enum Stage {
     Contending,
     Holding,
-    /// Its release has begun; its number.
+    /// The release with this number has begun.
     Releasing(u64),
     Gone,
 }
 
 impl Place {
-    /// Returns a place whose task contends.
+    /// Creates a place whose task contends.
     pub(super) fn new(
         queues: &Arc<LocalQueues>,
         key: QueueKey,
@@ -108,57 +108,57 @@ impl Place {
         }
     }
 
-    /// Returns whether its attempt is to yield to waiters of other processes.
+    /// Returns whether the task's attempt is to yield to waiters of other processes.
     pub(crate) fn yields_to_waiters(&self) -> bool {
         self.yields
     }
 
-    /// Notes that the lock was granted.
+    /// Records that the lock was granted.
     pub(crate) fn granted(&mut self) {
         self.stage = Stage::Holding;
         self.signal.set_held();
         let (mode, yielded) = (self.mode, self.yields);
-        self.queues.change(&self.key, |lane, now| {
+        self.queues.change(&self.key, |queue, now| {
             if mode != Mode::Shared {
-                lane.quota.count(yielded, now);
+                queue.quota.count(yielded, now);
             }
             if mode != Mode::Exclusive {
-                lane.stop_contending(mode, true, now);
+                queue.stop_contending(mode, true, now);
             }
         });
     }
 
-    /// Reports that the acquisition failed because the backend does not answer.
+    /// Records that the acquisition failed because the backend does not answer.
     pub(crate) fn failed(self, error: &Error) {
         self.queues
-            .change(&self.key, |lane, now| lane.fail(error, now));
+            .change(&self.key, |queue, now| queue.fail(error, now));
     }
 
-    /// Reports that a release will be sent soon. `try_lock` waits for that.
+    /// Records that a release will be sent soon. `try_lock` waits for that.
     pub(crate) fn begin_release(&mut self) {
         let mode = self.mode;
         self.stage = Stage::Releasing(
             self.queues
-                .change(&self.key, |lane, _| lane.begin_release(mode)),
+                .change(&self.key, |queue, _| queue.begin_release(mode)),
         );
     }
 
-    /// Reports that the lock is no longer held, and that its release is about to be sent.
+    /// Records that the lock is no longer held, and that its release is about to be sent.
     pub(crate) fn released(&mut self) {
         self.released = Some(self.queues.clock.now());
     }
 
-    /// Reports that the release is sent. A later acquisition comes after it, so the next task may
-    /// start.
+    /// Records that the release is sent. A later acquisition takes effect after it, so the next
+    /// task may start.
     pub(crate) fn release_sent(&mut self) {
         let (stage, mode) = (self.stage, self.mode);
-        self.queues.change(&self.key, |lane, now| {
+        self.queues.change(&self.key, |queue, now| {
             if let Stage::Releasing(number) = stage {
-                lane.release_sent(number, mode);
+                queue.release_sent(number, mode);
             }
-            self.note_held(lane, now);
+            self.record_held(queue, now);
             if mode == Mode::Exclusive {
-                lane.stop_contending(Mode::Exclusive, false, now);
+                queue.stop_contending(Mode::Exclusive, false, now);
             }
         });
         self.stage = Stage::Gone;
@@ -166,10 +166,10 @@ impl Place {
 }
 
 impl Place {
-    /// Notes in its lane until when the lock was held, or refused.
-    fn note_held(&self, lane: &mut KeyQueue, now: Timestamp) {
+    /// Records in the queue when this task was last known to hold the lock or to be refused.
+    fn record_held(&self, queue: &mut KeyQueue, now: Timestamp) {
         if self.stage != Stage::Contending || self.signal.is_contended() {
-            lane.held_until = lane.held_until.max(Some(self.released.unwrap_or(now)));
+            queue.held_until = queue.held_until.max(Some(self.released.unwrap_or(now)));
         }
     }
 }
@@ -182,13 +182,13 @@ impl Drop for Place {
             Stage::Contending => true,
             Stage::Holding | Stage::Releasing(_) => mode == Mode::Exclusive,
         };
-        self.queues.change(&self.key, |lane, now| {
+        self.queues.change(&self.key, |queue, now| {
             if let Stage::Releasing(number) = stage {
-                lane.release_sent(number, mode);
+                queue.release_sent(number, mode);
             }
             if ahead {
-                self.note_held(lane, now);
-                lane.stop_contending(mode, false, now);
+                self.record_held(queue, now);
+                queue.stop_contending(mode, false, now);
             }
         });
     }

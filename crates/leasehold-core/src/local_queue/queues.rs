@@ -16,8 +16,8 @@ use crate::{
     signal::Signal,
 };
 
-/// With fewer keys than this, those that are no longer used are not searched for.
-const FEW: usize = 64;
+/// Unused queues are not removed while there are fewer than this.
+const MIN_PURGE: usize = 64;
 
 /// The queues of all keys of a client.
 #[derive(Debug)]
@@ -28,14 +28,14 @@ pub(crate) struct LocalQueues {
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    lanes: HashMap<QueueKey, KeyQueue>,
-    /// With this many keys, those that are no longer used are removed.
+    queues: HashMap<QueueKey, KeyQueue>,
+    /// The number of queues at which unused ones are removed.
     purge_at: usize,
-    pub(super) next_ticket: u64,
+    pub(super) next_id: u64,
     pub(super) closed: bool,
 }
 
-/// Permits are a name space of their own.
+/// The key of a queue. Permits have a namespace of their own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct QueueKey {
     key: LockKey,
@@ -62,35 +62,36 @@ impl LocalQueues {
     /// Returns a receiver that completes when all releases of this key are sent that have begun by
     /// now, or `None` if there are none.
     pub(crate) fn releases(&self, key: &LockKey, mode: Mode) -> Option<oneshot::Receiver<()>> {
-        self.look(&QueueKey::new(key, mode), KeyQueue::releases)
+        self.with_existing(&QueueKey::new(key, mode), KeyQueue::releases)
     }
 
     /// Returns the signal of the task that was admitted last. It may still be ahead.
     pub(crate) fn last(&self, key: &LockKey, mode: Mode) -> Option<Arc<Signal>> {
-        self.look(&QueueKey::new(key, mode), |lane| {
-            lane.last.as_ref().map(|last| Arc::clone(&last.signal))
+        self.with_existing(&QueueKey::new(key, mode), |queue| {
+            queue.last.as_ref().map(|last| Arc::clone(&last.signal))
         })
     }
 
-    /// Ends all waits with [`ErrorKind::Closed`], and those that begin later.
+    /// Ends all current and later waits with [`ErrorKind::Closed`].
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
-        for lane in state.lanes.values_mut() {
-            lane.queue.clear();
+        for queue in state.queues.values_mut() {
+            queue.waiters.clear();
         }
     }
 
-    /// Looks at a key's queue, if there is one.
-    pub(super) fn look<T>(
+    /// Calls `read` on a key's queue, if there is one.
+    pub(super) fn with_existing<T>(
         &self,
         key: &QueueKey,
         look: impl FnOnce(&mut KeyQueue) -> Option<T>,
     ) -> Option<T> {
-        self.lock().lanes.get_mut(key).and_then(look)
+        self.lock().queues.get_mut(key).and_then(look)
     }
 
-    /// Changes a key's queue, with the present in hand.
+    /// Calls `change` on a key's queue with the current time, and records if the queue is idle
+    /// afterwards.
     pub(super) fn change<T>(
         &self,
         key: &QueueKey,
@@ -98,33 +99,33 @@ impl LocalQueues {
     ) -> T {
         let now = self.clock.now();
         let mut state = self.lock();
-        let lane = state.open(key, now);
-        let changed = change(lane, now);
-        if lane.is_idle() {
-            lane.rest(now);
+        let queue = state.open(key, now);
+        let changed = change(queue, now);
+        if queue.is_idle() {
+            queue.rest(now);
         }
         changed
     }
 
-    /// Locks the state. A panic under the mutex would be a bug of this file. The state is
-    /// consistent between statements.
+    /// Locks the state. A poisoned mutex is ignored, because the state is consistent between
+    /// statements.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// Returns the queue of a key, a new one if there is none that still counts.
+    /// Returns the queue of a key. Creates one if there is none, or if its quota no longer counts.
     pub(super) fn open(&mut self, key: &QueueKey, now: Timestamp) -> &mut KeyQueue {
-        if self.lanes.len() >= self.purge_at.max(FEW) {
-            self.lanes.retain(|_, lane| !lane.is_unused(now));
-            self.purge_at = 2 * self.lanes.len();
+        if self.queues.len() >= self.purge_at.max(MIN_PURGE) {
+            self.queues.retain(|_, queue| !queue.is_unused(now));
+            self.purge_at = 2 * self.queues.len();
         }
-        let lane = self.lanes.entry(key.clone()).or_default();
-        if lane.is_unused(now) {
-            *lane = KeyQueue::default();
+        let queue = self.queues.entry(key.clone()).or_default();
+        if queue.is_unused(now) {
+            *queue = KeyQueue::default();
         }
-        lane
+        queue
     }
 }
 

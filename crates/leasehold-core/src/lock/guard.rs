@@ -1,4 +1,4 @@
-//! [`LockGuard`] and [`SemaphorePermit`], which own a lease, and [`LeaseInfo`], which looks at one.
+//! [`LockGuard`] and [`SemaphorePermit`], which own a lease, and [`LeaseInfo`], a view of one.
 
 use std::{
     fmt,
@@ -24,25 +24,25 @@ use crate::{
     ttl::Ttl,
 };
 
-/// A guard of a mutex, a read lock or a write lock: the right to it until a deadline, which
-/// renewals move.
+/// A guard that holds a mutex, a read lock or a write lock until a deadline. Renewals advance the
+/// deadline.
 ///
-/// Dropping it releases the lock in the background. That never blocks or panics, wherever it
-/// happens: outside of a runtime, during a panic, while the runtime shuts down; in the worst case
-/// the lock expires. After the client's runtime has ended, only memory and files are released; any
-/// other lock expires after its TTL. To know that it is free, [`release`](Self::release) it. A
-/// panic in the backend, in a metrics recorder or in a tracing subscriber does not prevent the
-/// release.
+/// # Release
+/// Dropping the guard releases the lock in the background. The drop never blocks or panics, even
+/// outside of a runtime, during a panic, or while the runtime shuts down. After the client's
+/// runtime has ended, only locks in memory and files are released; any other lock expires after its
+/// TTL. A panic in the backend, in a metrics recorder or in a tracing subscriber does not prevent
+/// the release. To wait until the lock is free, call [`release`](Self::release).
 ///
 /// # Guaranteed
-/// While [`is_held`](Self::is_held) returns `true`, the backend has granted the lock to nobody
-/// else, as far as its [capabilities](crate::Capabilities) and the clocks'
-/// [drift](crate::ClockDrift) go.
+/// While [`is_held`](Self::is_held) returns `true`, the backend has granted the lock to no other
+/// holder, within the limits of its [capabilities](crate::Capabilities) and of the maximum
+/// [clock drift](crate::ClockDrift).
 ///
 /// # Not guaranteed
-/// A write that starts while the lock is held may end when it is not. Only the resource can refuse
-/// what comes late, by the [fencing token](FencingToken). A virtual machine that is paused and
-/// restored is seen by no clock.
+/// A write that starts while the lock is held may arrive after it was lost. Only the resource can
+/// refuse late writes, by comparing [fencing tokens](FencingToken). No clock detects that a virtual
+/// machine was paused and restored.
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -62,17 +62,18 @@ use crate::{
 pub struct LockGuard(OwnedLease);
 
 impl LockGuard {
-    /// Returns the token to show to the resource; `None` only where the backend has no tokens.
+    /// Returns the fencing token to pass to the resource. `None` only if the backend has no tokens.
     #[must_use]
     pub fn fencing_token(&self) -> Option<FencingToken> {
         self.0.hold().token()
     }
 }
 
-/// A permit of a [`Semaphore`](crate::Semaphore), until a deadline, which renewals move.
+/// A guard that holds a permit of a [`Semaphore`](crate::Semaphore) until a deadline. Renewals
+/// advance the deadline.
 ///
-/// It does what a [`LockGuard`] does, and has no fencing token: several holders are valid at a
-/// time. Dropping it returns the permit in the background.
+/// It behaves like a [`LockGuard`] but has no fencing token, because a semaphore has several valid
+/// holders. Dropping it releases the permit in the background.
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -84,7 +85,7 @@ impl LockGuard {
 /// permit.release().await?;
 /// # Ok(()) }
 /// ```
-#[must_use = "dropping the permit returns it; bind it to a name, not `_`"]
+#[must_use = "dropping the permit releases it; bind it to a name, not `_`"]
 pub struct SemaphorePermit(OwnedLease);
 
 /// The methods that guards and permits share.
@@ -111,13 +112,13 @@ macro_rules! guard_methods {
                 self.0.hold().request.mode()
             }
 
-            /// Returns how long each renewal lasts.
+            /// Returns the TTL: how long the lease is valid after each renewal.
             #[must_use]
             pub fn ttl(&self) -> Ttl {
                 self.0.hold().request.ttl()
             }
 
-            /// Returns the current deadline, on the client's clock. Past it the lease must be
+            /// Returns the current deadline on the client's clock. After it the lease must be
             /// treated as lost.
             #[must_use]
             pub fn deadline(&self) -> Deadline {
@@ -130,8 +131,8 @@ macro_rules! guard_methods {
                 self.0.hold().remaining()
             }
 
-            /// Returns whether the lease is held: it is not lost, and a clock that is read now has
-            /// not reached the deadline.
+            /// Returns whether the lease is held. Reads the clock: the lease is held if it is not
+            /// lost and its deadline has not passed.
             #[must_use]
             pub fn is_held(&self) -> bool {
                 self.0.hold().is_held()
@@ -164,12 +165,12 @@ macro_rules! guard_methods {
                 LeaseInfo::of(self.0.hold())
             }
 
-            /// Renews for another TTL, counted from now. Automatic renewal needs no help; this is
-            /// for [`Renewal::Manual`](crate::Renewal::Manual).
+            /// Renews the lease for another TTL, counted from now. Only needed with
+            /// [`Renewal::Manual`](crate::Renewal::Manual).
             ///
             /// # Errors
             /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) is final. After any other error the
-            /// deadline is where it was.
+            /// deadline is unchanged.
             ///
             /// # Cancel safety
             /// The renewal may or may not have happened; the lease stays valid either way.
@@ -180,14 +181,14 @@ macro_rules! guard_methods {
             guard_run_methods!();
 
             /// Releases the lease and returns whether it was still held. [`Released::AlreadyLost`]
-            /// means that another may have held it before the work was done.
+            /// means that another holder may have acquired the lock before the work was done.
             ///
             /// # Errors
-            /// As the backend fails. The release is then tried again in the background until the
+            /// The error of the backend. The release is then retried in the background until the
             /// lease expires.
             ///
             /// # Cancel safety
-            /// Safe: a dropped release goes on in the background.
+            /// Safe: if the future is dropped, the release continues in the background.
             pub async fn release(self) -> Result<Released> {
                 self.0.release().await
             }
@@ -214,8 +215,9 @@ impl LockGuard {
     }
 }
 
-/// A view of a lease, for tasks that do not own it. Cheap to clone; it keeps neither the lock nor
-/// the connection.
+/// A view of a lease, for tasks that do not own it.
+///
+/// It is cheap to clone, and keeps neither the lock nor the connection alive.
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -254,20 +256,20 @@ impl LeaseInfo {
         self.facts.request.mode()
     }
 
-    /// Returns how long each renewal lasts.
+    /// Returns the TTL: how long the lease is valid after each renewal.
     #[must_use]
     pub fn ttl(&self) -> Ttl {
         self.facts.request.ttl()
     }
 
-    /// Returns the token to show to the resource. `None` for permits, and where the backend has no
-    /// tokens.
+    /// Returns the fencing token to pass to the resource. `None` for permits, and if the backend
+    /// has no tokens.
     #[must_use]
     pub fn fencing_token(&self) -> Option<FencingToken> {
         self.facts.token
     }
 
-    /// Returns the current deadline, on the client's clock. Past it the lease must be treated as
+    /// Returns the current deadline on the client's clock. After it the lease must be treated as
     /// lost.
     #[must_use]
     pub fn deadline(&self) -> Deadline {
@@ -285,8 +287,8 @@ impl LeaseInfo {
             .unwrap_or_default()
     }
 
-    /// Returns whether the lease is held: it is neither lost nor released, and a clock that is read
-    /// now has not reached the deadline.
+    /// Returns whether the lease is held. Reads the clock: the lease is held if it is neither lost
+    /// nor released and its deadline has not passed.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.hold.upgrade().is_some_and(|hold| hold.is_held())
@@ -339,7 +341,7 @@ impl fmt::Debug for LeaseInfo {
     }
 }
 
-/// Waits for ever if the lease ended without a loss.
+/// Waits forever if the lease ended without a loss.
 async fn or_never(loss: Option<LossReason>) -> LossReason {
     match loss {
         Some(reason) => reason,

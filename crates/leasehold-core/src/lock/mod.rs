@@ -1,4 +1,4 @@
-//! The locks that a program takes, and their guards.
+//! The locks that users acquire, and their guards.
 
 pub(crate) mod guard;
 pub(crate) mod mutex;

@@ -1,4 +1,4 @@
-//! [`Mutex`]: one holder at a time.
+//! [`Mutex`]: a lock with one holder at a time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,9 @@ use crate::{
 
 /// A lock with one holder at a time, created by [`LockClient::mutex`](crate::LockClient::mutex).
 ///
-/// Nothing is sent until it is locked. Locking needs no `&mut`: clone and share it freely.
+/// Nothing is sent until it is locked. Locking takes `&self`, so a mutex can be cloned and shared
+/// freely. Use an [`RwLock`](crate::RwLock) if readers may share the lock, and a
+/// [`Semaphore`](crate::Semaphore) for a bounded number of holders.
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -29,7 +31,7 @@ use crate::{
 /// let mutex = client.mutex("item/42").with_ttl(Duration::from_secs(10));
 /// let guard = mutex.lock().await?;
 ///
-/// // Another holds it: this is an outcome, not an error.
+/// // The lock is held. This is an outcome, not an error.
 /// assert!(mutex.try_lock().await?.is_none());
 /// assert!(mutex.lock_timeout(Duration::from_millis(10)).await?.is_none());
 ///
@@ -44,7 +46,9 @@ pub struct Mutex {
 }
 
 impl LockClient {
-    /// The lock of this name. Nothing is sent until it is locked; an invalid name is an error then.
+    /// Creates a handle for the mutex named `key`.
+    ///
+    /// Nothing is sent until it is locked. An invalid key is reported then.
     pub fn mutex<K>(&self, key: K) -> Mutex
     where
         K: TryInto<LockKey>,
@@ -61,35 +65,36 @@ impl Mutex {
 
     lock_options!();
 
-    /// Waits for the lock for as long as it takes.
+    /// Waits until the lock is acquired.
     ///
-    /// Waiters of the same client are served in the order in which they came. The lock is not
-    /// re-entrant: a task that locks the same name again waits for itself; see
-    /// [`ReentrantOwner`](crate::ReentrantOwner).
+    /// Waiters of the same client are served first come, first served. The lock is not re-entrant:
+    /// a task that locks the same key again waits for itself. See
+    /// [`ReentrantOwner`](crate::ReentrantOwner) for re-entrant locks.
     ///
     /// # While the backend fails
-    /// A fault that may pass, such as a broken connection, is retried. This holds for the first
-    /// attempt as for any later one. The wait ends with the fault one TTL after the first fault
-    /// since the backend last answered.
+    /// A transient error, such as a broken connection, is retried, also in the first attempt. The
+    /// wait ends with the error if the backend has failed for one TTL without an answer.
     ///
     /// # Errors
-    /// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for the name or the TTL.
-    /// - The fault, if the backend fails for longer than a TTL, or in a way that cannot pass.
+    /// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for an invalid key or TTL.
+    /// - The error of the backend, if it fails for longer than a TTL, or if the error is not
+    ///   [retryable](crate::Error::is_retryable).
     ///
     /// # Cancel safety
-    /// Safe: a dropped future leaves the queue, and what was granted meanwhile is released in the
-    /// background.
+    /// Safe: if the future is dropped, the task leaves the queue, and a lock that was granted
+    /// meanwhile is released in the background.
     pub async fn lock(&self) -> Result<LockGuard> {
         acquire(&self.client, &self.spec).await.map(LockGuard::new)
     }
 
-    /// Makes one attempt, and returns `None` if another holds the lock, or waits and goes first.
+    /// Makes one attempt to acquire the lock. Returns `None` if another holder has it, or if an
+    /// earlier waiter is served first.
     ///
-    /// A process that has taken the lock several times in a row is refused if it sees that another
-    /// waits, so that a loop of attempts starves nobody.
+    /// A process that has used up its quota of grants for the key is refused while another process
+    /// waits, so that a loop of attempts starves no waiter.
     ///
     /// # Errors
-    /// As [`lock`](Self::lock). A fault is not retried.
+    /// As [`lock`](Self::lock). A transient error is not retried.
     ///
     /// # Cancel safety
     /// As [`lock`](Self::lock).
@@ -99,14 +104,15 @@ impl Mutex {
             .map(LockGuard::new))
     }
 
-    /// Waits for the lock for at most `timeout`, and returns `None` if another held it until then.
+    /// Waits for the lock for at most `timeout`. Returns `None` if another holder had it until
+    /// then.
     ///
     /// A timeout of zero makes one attempt.
     ///
     /// # Errors
     /// As [`lock`](Self::lock). Also [`Unavailable`](crate::ErrorKind::Unavailable) if the timeout
-    /// is over and the backend has not said that another holds the lock. Its
-    /// [`source`](std::error::Error::source) is the last fault, if there was one.
+    /// elapses and the backend has not answered that the lock is held. Its
+    /// [`source`](std::error::Error::source) is the last error of the backend, if there was one.
     ///
     /// # Cancel safety
     /// As [`lock`](Self::lock).

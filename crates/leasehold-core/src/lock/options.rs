@@ -1,13 +1,12 @@
-//! The options that all primitives share.
+//! The options that all locks share.
 
-/// The `with_*` methods that all primitives share.
+/// Defines the `with_*` methods that all locks share.
 macro_rules! lock_options {
     () => {
-        /// Sets how long a grant lasts unless it is renewed: a [`Duration`](std::time::Duration) or
-        /// a [`Ttl`](crate::Ttl).
+        /// Sets the TTL, as a [`Duration`](std::time::Duration) or a [`Ttl`](crate::Ttl).
         ///
-        /// Defaults to the client's TTL. A TTL that is not valid, or that the backend cannot do, is
-        /// [`InvalidInput`](crate::ErrorKind::InvalidInput) when the lock is used.
+        /// Defaults to the client's TTL. If the TTL is invalid or outside the backend's range,
+        /// acquisitions fail with [`InvalidInput`](crate::ErrorKind::InvalidInput).
         #[must_use]
         pub fn with_ttl<T>(mut self, ttl: T) -> Self
         where
@@ -18,14 +17,14 @@ macro_rules! lock_options {
             self
         }
 
-        /// Sets who renews the lease. Defaults to the client.
+        /// Sets how the lease is renewed. Defaults to [`Renewal::Automatic`](crate::Renewal).
         #[must_use]
         pub fn with_renewal(mut self, renewal: crate::Renewal) -> Self {
             self.spec.renewal = renewal;
             self
         }
 
-        /// Sets a label for people, which `inspect` shows. Defaults to `host/pid/program`.
+        /// Sets a human-readable label, shown by `inspect`. Defaults to `host/pid/program`.
         #[must_use]
         pub fn with_label(mut self, label: impl Into<std::sync::Arc<str>>) -> Self {
             self.spec.context = self.spec.context.with_label(label.into());

@@ -1,4 +1,4 @@
-//! [`ReentrantOwner`]: re-entrant locking. Async code has no thread identity, so the owner is an object.
+//! [`ReentrantOwner`]: a scope in which locks are re-entrant.
 
 use std::{
     collections::HashMap,
@@ -17,15 +17,15 @@ use crate::{
     ttl::Ttl,
 };
 
-/// A re-entrancy scope, created by [`LockClient::reentrant_owner`]: what it holds it may lock again
-/// without waiting.
+/// A re-entrancy scope, created by [`LockClient::reentrant_owner`]. A key that the owner holds can
+/// be locked again through the same owner without waiting.
 ///
-/// Clones are the same owner. Pass the owner, or a clone, to the code that belongs together.
-/// Another owner in the same process waits, as any other process does.
+/// The owner is an object because an async task has no thread identity. Clones are the same owner:
+/// pass the owner, or a clone, to all code that shares its locks. Another owner in the same process
+/// waits, as another process does.
 ///
-/// All guards of a key share one lease, with one token, one deadline and one loss. Only the last
-/// release frees the key; the releases before return
-/// [`Released::StillHeld`](crate::Released::StillHeld).
+/// All guards of a key share one lease, with one token and one deadline. Only the last release
+/// frees the key; earlier releases return [`Released::StillHeld`](crate::Released::StillHeld).
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -52,15 +52,15 @@ pub struct ReentrantOwner {
 #[derive(Debug, Default)]
 struct Slots {
     by_key: HashMap<LockKey, Arc<Slot>>,
-    /// At how many keys those are forgotten that are neither held nor being locked.
+    /// The number of keys at which unused slots are removed.
     sweep_at: usize,
-    /// How many slots all sweeps looked at.
+    /// The number of slots that all sweeps have visited.
     #[cfg(test)]
     swept: usize,
 }
 
-/// So many keys are never swept.
-const FEW: usize = 16;
+/// Unused slots are not removed while there are fewer than this.
+const MIN_SWEEP: usize = 16;
 
 impl Slots {
     fn of(&mut self, key: &LockKey) -> Arc<Slot> {
@@ -80,36 +80,37 @@ impl Slots {
         }
         self.by_key
             .retain(|_, slot| Arc::strong_count(slot) > 1 || slot.hold().strong_count() > 0);
-        // As many new keys come before the next sweep as this one left, so a new key costs the same
-        // however many are held.
-        self.sweep_at = FEW.max(self.by_key.len() * 2);
+        // The next sweep comes after as many new keys as this one has kept. The cost of a new key
+        // therefore does not grow with the number of held keys.
+        self.sweep_at = MIN_SWEEP.max(self.by_key.len() * 2);
         self.by_key.shrink_to(self.sweep_at);
     }
 }
 
-/// What the owner has of one key.
+/// The state of one key of an owner.
 #[derive(Debug, Default)]
 struct Slot {
     hold: Mutex<Weak<HeldLease>>,
-    /// Held while a task locks what the owner does not hold: the others share that one acquisition.
+    /// Locked while a task acquires the key. Other tasks of the owner wait for that acquisition and
+    /// share it.
     locking: tokio::sync::Mutex<()>,
 }
 
 impl Slot {
-    /// Another guard of what is held.
+    /// Returns another guard if the owner holds the key.
     fn enter_again(&self) -> Option<LockGuard> {
         let hold = self.hold().upgrade()?;
         (hold.is_held() && hold.share()).then(|| LockGuard::new(OwnedLease::new(hold)))
     }
 
-    /// Remembers the first guard of what is held from now on.
+    /// Stores the lease of the first guard, for later guards to share.
     fn enter_first(&self, guard: LockGuard) -> LockGuard {
         *self.hold() = Arc::downgrade(guard.hold());
         guard
     }
 
     fn hold(&self) -> MutexGuard<'_, Weak<HeldLease>> {
-        // Nothing panics while it is held.
+        // No code panics while the mutex is locked.
         self.hold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -131,8 +132,7 @@ impl ReentrantOwner {
         }
     }
 
-    /// Sets how long a grant lasts unless it is renewed, as
-    /// [`Mutex::with_ttl`](crate::Mutex::with_ttl) does.
+    /// Sets the TTL, as [`Mutex::with_ttl`](crate::Mutex::with_ttl) does.
     #[must_use]
     pub fn with_ttl<T>(mut self, ttl: T) -> Self
     where
@@ -143,8 +143,7 @@ impl ReentrantOwner {
         self
     }
 
-    /// Locks `key`: at once if this owner holds it, otherwise after waiting for as long as it
-    /// takes.
+    /// Waits until `key` is locked. Does not wait if this owner already holds it.
     ///
     /// # Errors
     /// As [`Mutex::lock`](crate::Mutex::lock).
@@ -158,7 +157,7 @@ impl ReentrantOwner {
     {
         let key = key.try_into()?;
         let slot = self.slot(&key)?;
-        // The holder does not queue behind those who wait for it.
+        // A task of the holder must not queue behind tasks that wait for it.
         if let Some(guard) = slot.enter_again() {
             return Ok(guard);
         }
@@ -169,8 +168,8 @@ impl ReentrantOwner {
         }
     }
 
-    /// Makes one attempt, and returns `None` if another holds the key, or another task of this
-    /// owner is locking it.
+    /// Makes one attempt. Returns `None` if another holder has the key, or if another task of this
+    /// owner is acquiring it.
     ///
     /// # Errors
     /// As [`Mutex::try_lock`](crate::Mutex::try_lock).
@@ -198,7 +197,7 @@ impl ReentrantOwner {
             .map(|guard| slot.enter_first(guard)))
     }
 
-    /// Waits for at most `timeout`, and returns `None` if another held the key until then.
+    /// Waits for at most `timeout`. Returns `None` if another holder had the key until then.
     ///
     /// # Errors
     /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout).
@@ -232,8 +231,8 @@ impl ReentrantOwner {
             .map(|guard| slot.enter_first(guard)))
     }
 
-    /// Waits for `key`, runs `work` under it, and releases it: [`lock`](Self::lock), then
-    /// [`LockGuard::run`](crate::LockGuard::run).
+    /// Waits for `key`, runs `work` under it, and releases it. This is [`lock`](Self::lock)
+    /// followed by [`LockGuard::run`](crate::LockGuard::run).
     ///
     /// # Errors
     /// As [`Mutex::run`](crate::Mutex::run).
@@ -296,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_new_key_costs_the_same_however_many_are_held() {
-        // Around powers of two, and what a hash map of them has room for.
+        // Values around powers of two, and around the capacities of a hash map.
         for held in [
             0, 1, 7, 8, 14, 15, 16, 17, 28, 29, 448, 1_000, 1_791, 1_792, 1_793, 2_048, 3_583,
             3_584,
@@ -304,20 +303,20 @@ mod tests {
             let mut slots = Slots::default();
             let locking: Vec<_> = (0..held).map(|n| slots.of(&key(n))).collect();
             slots.swept = 0;
-            // Each of these is forgotten before the next comes.
-            let new = 4 * held.max(FEW);
+            // Each of these slots is unused before the next key is locked.
+            let new = 4 * held.max(MIN_SWEEP);
             for n in 0..new {
                 drop(slots.of(&key(held + n)));
             }
-            // A sweep sees at most twice as many slots as keys came since the last one, and the
-            // first pays for those before.
+            // A sweep visits at most twice as many slots as there were new keys since the last one.
+            // The first sweep also visits the held ones.
             assert!(
                 slots.swept <= 2 * (new + held),
-                "{held} held: {new} new keys looked at {} slots",
+                "{held} held: {new} new keys visited {} slots",
                 slots.swept
             );
             assert!(
-                slots.by_key.len() <= 2 * held.max(FEW),
+                slots.by_key.len() <= 2 * held.max(MIN_SWEEP),
                 "{held} held: {} are kept",
                 slots.by_key.len()
             );
@@ -327,7 +326,7 @@ mod tests {
                     .filter(|slot| Arc::strong_count(slot) == 2)
                     .count(),
                 held,
-                "none is forgotten"
+                "no used slot is removed"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! Working under a lock: cancelled before the lock could be another's.
+//! Running work under a lock, which is cancelled before the lock can be granted to another holder.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -8,11 +8,11 @@ use crate::{
     signal::LossReason,
 };
 
-/// How long before the deadline work is cancelled: a tenth of the TTL, at most this.
+/// Work is cancelled a tenth of the TTL before the deadline, but at most this long before.
 const LONGEST_MARGIN: Duration = Duration::from_secs(1);
 
-/// Runs `work` under a lease, then releases. The work is boxed: a future that is moved into another
-/// one takes its room twice, and each `run` within a `run` would double that.
+/// Runs `work` under a lease, then releases it. The work is boxed, because a future that is moved
+/// into another future takes its size twice, which nested calls would double each time.
 pub(crate) async fn run<T>(
     lease: OwnedLease,
     work: Pin<Box<impl Future<Output = T>>>,
@@ -26,7 +26,7 @@ pub(crate) async fn run<T>(
             let reason = end.unwrap_or(LossReason::Expired);
             return Err(Error::new(
                 ErrorKind::Lost,
-                format!("the lock `{key}` was lost and the work under it cancelled: {reason}"),
+                format!("the lock `{key}` was lost, and the work under it was cancelled: {reason}"),
             ));
         }
         value = work => value,
@@ -34,29 +34,29 @@ pub(crate) async fn run<T>(
     if let Some(reason) = hold.loss() {
         return Err(Error::new(
             ErrorKind::Lost,
-            format!("the work under `{key}` ended, but the lock was lost before: {reason}"),
+            format!("the lock `{key}` was lost before the work under it ended: {reason}"),
         ));
     }
-    // Done under the lease, whatever becomes of the release: it goes on in the background if it
-    // fails.
+    // The work was completed under the lease, whatever the outcome of the release. A failed release
+    // is retried in the background.
     drop(lease.release().await);
     Ok(value)
 }
 
-/// The `run` methods of a guard.
+/// Defines the `run` methods of a guard.
 macro_rules! guard_run_methods {
     () => {
         /// Runs `work` under the lease, then releases it. `Ok` means that the work was *completed
         /// under the lease*.
         ///
-        /// The work is dropped (cancelled at its next `.await`) a tenth of the TTL, at most a
-        /// second, before the lock could be granted to another. Code that blocks without an
-        /// `.await` cannot be cancelled. Where a generic `work` must be spawned, use
-        /// [`run_with`](Self::run_with).
+        /// The work is cancelled before the lock can be granted to another holder: it is dropped at
+        /// its next `.await`, a tenth of the TTL but at most a second before the deadline. Code
+        /// that blocks without an `.await` cannot be cancelled. If a generic `work` must be
+        /// spawned, use [`run_with`](Self::run_with).
         ///
         /// # Errors
         /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the lease was lost before the work was
-        /// complete; what it did until then is done.
+        /// complete. Effects that the work had until then are not undone.
         ///
         /// # Cancel safety
         /// Safe for the lock: the work is dropped and the lock released in the background.
@@ -105,7 +105,7 @@ macro_rules! guard_run_methods {
 }
 pub(crate) use guard_run_methods;
 
-/// The `run` methods of a lock: wait for it, then run under it.
+/// Defines the `run` methods of a lock, which wait for it and then run work under it.
 macro_rules! run_methods {
     ($lock:ident, $run:ident, $run_with:ident, $try_run:ident) => {
         /// Waits for the lock, runs `work` under it, and releases it.
@@ -123,7 +123,7 @@ macro_rules! run_methods {
         ///
         /// # Errors
         /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the lock was lost before the work was
-        /// complete; what it did until then is done. Otherwise as
+        /// complete. Effects that the work had until then are not undone. Otherwise as
         #[doc = concat!("[`", stringify!($lock), "`](Self::", stringify!($lock), ").")]
         ///
         /// # Cancel safety

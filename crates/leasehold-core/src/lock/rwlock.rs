@@ -1,4 +1,4 @@
-//! [`RwLock`]: many readers or one writer.
+//! [`RwLock`]: a lock with many readers or one writer.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,8 +18,9 @@ use crate::{
 /// A lock with many readers or one writer, created by
 /// [`LockClient::rwlock`](crate::LockClient::rwlock).
 ///
-/// A reader that comes later does not overtake a writer that waits. A read lock cannot be turned
-/// into a write lock: release it, lock for writing, and read again what the decision was based on.
+/// A later reader does not overtake a waiting writer. A read lock cannot be upgraded to a write
+/// lock: release it, acquire the write lock, and read again the data on which the decision was
+/// based.
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
@@ -40,8 +41,9 @@ pub struct RwLock {
 }
 
 impl LockClient {
-    /// The read-write lock of this name. Its write lock is the same lock as the
-    /// [`mutex`](Self::mutex) of the name.
+    /// Creates a handle for the read-write lock named `key`.
+    ///
+    /// Its write lock is the same lock as the [`mutex`](Self::mutex) with this key.
     pub fn rwlock<K>(&self, key: K) -> RwLock
     where
         K: TryInto<LockKey>,
@@ -58,11 +60,11 @@ impl RwLock {
 
     lock_options!();
 
-    /// Waits for a read lock for as long as it takes.
+    /// Waits until a read lock is acquired.
     ///
     /// # Errors
-    /// As [`Mutex::lock`](crate::Mutex::lock); [`Unsupported`](crate::ErrorKind::Unsupported) where
-    /// the backend has no shared mode.
+    /// As [`Mutex::lock`](crate::Mutex::lock). Also [`Unsupported`](crate::ErrorKind::Unsupported)
+    /// if the backend has no shared mode.
     ///
     /// # Cancel safety
     /// As [`Mutex::lock`](crate::Mutex::lock).
@@ -72,8 +74,8 @@ impl RwLock {
             .map(LockGuard::new)
     }
 
-    /// Makes one attempt to lock for reading, and returns `None` if a writer holds the lock or
-    /// waits for it.
+    /// Makes one attempt to acquire a read lock. Returns `None` if a writer holds the lock or waits
+    /// for it.
     ///
     /// # Errors
     /// As [`Mutex::try_lock`](crate::Mutex::try_lock) and [`read`](Self::read).
@@ -86,8 +88,8 @@ impl RwLock {
             .map(LockGuard::new))
     }
 
-    /// Waits for a read lock for at most `timeout`, and returns `None` if writers held the lock
-    /// until then.
+    /// Waits for a read lock for at most `timeout`. Returns `None` if writers held the lock until
+    /// then.
     ///
     /// # Errors
     /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout) and [`read`](Self::read).
@@ -102,7 +104,7 @@ impl RwLock {
         )
     }
 
-    /// Waits for the write lock for as long as it takes.
+    /// Waits until the write lock is acquired.
     ///
     /// # Errors
     /// As [`Mutex::lock`](crate::Mutex::lock).
@@ -113,8 +115,8 @@ impl RwLock {
         acquire(&self.client, &self.spec).await.map(LockGuard::new)
     }
 
-    /// Makes one attempt to lock for writing, and returns `None` if another holds the lock, or
-    /// waits and goes first.
+    /// Makes one attempt to acquire the write lock. Returns `None` if another holder has the lock,
+    /// or if an earlier waiter is served first.
     ///
     /// # Errors
     /// As [`Mutex::try_lock`](crate::Mutex::try_lock).
@@ -127,7 +129,7 @@ impl RwLock {
             .map(LockGuard::new))
     }
 
-    /// Waits for the write lock for at most `timeout`, and returns `None` if others held the lock
+    /// Waits for the write lock for at most `timeout`. Returns `None` if other holders had the lock
     /// until then.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! [`Semaphore`]: a bounded number of holders.
+//! [`Semaphore`]: a lock with a bounded number of holders.
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -15,7 +15,8 @@ use crate::{
     mode::Mode,
 };
 
-/// A bounded number of holders, created by [`LockClient::semaphore`](crate::LockClient::semaphore).
+/// A lock with a bounded number of holders, created by
+/// [`LockClient::semaphore`](crate::LockClient::semaphore).
 ///
 /// Permits have no fencing tokens, because several holders are valid at a time.
 ///
@@ -39,9 +40,11 @@ pub struct Semaphore {
 }
 
 impl LockClient {
-    /// The semaphore of this name, with this many permits. All who use the name must say the same
-    /// number; another number is [`ErrorKind::Conflict`] while permits are held. Zero is
-    /// [`ErrorKind::InvalidInput`] when it is acquired.
+    /// Creates a handle for the semaphore named `key`, with this number of permits.
+    ///
+    /// All users of the semaphore must pass the same number. While permits are held, acquiring with
+    /// another number fails with [`ErrorKind::Conflict`]. Acquiring from a semaphore of zero
+    /// permits fails with [`ErrorKind::InvalidInput`].
     pub fn semaphore<K>(&self, key: K, permits: u32) -> Semaphore
     where
         K: TryInto<LockKey>,
@@ -69,12 +72,14 @@ impl Semaphore {
 
     lock_options!();
 
-    /// Waits for a permit for as long as it takes.
+    /// Waits until a permit is acquired.
     ///
     /// # Errors
-    /// As [`Mutex::lock`](crate::Mutex::lock); [`Conflict`](crate::ErrorKind::Conflict) if others
-    /// hold permits of another number, [`Unsupported`](crate::ErrorKind::Unsupported) where the
-    /// backend has no permits.
+    /// As [`Mutex::lock`](crate::Mutex::lock). Also:
+    ///
+    /// - [`Conflict`](crate::ErrorKind::Conflict) if permits are held of a semaphore with the same
+    ///   key and another number of permits.
+    /// - [`Unsupported`](crate::ErrorKind::Unsupported) if the backend has no permits.
     ///
     /// # Cancel safety
     /// As [`Mutex::lock`](crate::Mutex::lock).
@@ -85,7 +90,7 @@ impl Semaphore {
             .map(SemaphorePermit::new)
     }
 
-    /// Makes one attempt, and returns `None` if no permit is free.
+    /// Makes one attempt to acquire a permit. Returns `None` if no permit is free.
     ///
     /// # Errors
     /// As [`Mutex::try_lock`](crate::Mutex::try_lock) and [`acquire`](Self::acquire).
@@ -99,7 +104,8 @@ impl Semaphore {
             .map(SemaphorePermit::new))
     }
 
-    /// Waits for a permit for at most `timeout`, and returns `None` if all were held until then.
+    /// Waits for a permit for at most `timeout`. Returns `None` if all permits were held until
+    /// then.
     ///
     /// # Errors
     /// As [`Mutex::lock_timeout`](crate::Mutex::lock_timeout) and [`acquire`](Self::acquire).
@@ -119,7 +125,7 @@ impl Semaphore {
         if self.permits == 0 {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
-                "a semaphore of 0 permits grants nothing; give it at least one",
+                "a semaphore of 0 permits cannot be acquired; use at least 1",
             ));
         }
         Ok(())
