@@ -1,4 +1,4 @@
-//! [`PostgresBackend`].
+//! [`PostgresBackend`]: the entry point of the crate.
 
 use std::{fmt, sync::Arc};
 
@@ -13,38 +13,38 @@ use leasehold_core::{
 use sqlx::{PgPool, postgres::PgConnectOptions};
 
 use crate::{
-    batch::Want,
-    config::PostgresConfig,
-    connection::Link,
+    admin,
+    config::{ParsedUrl, PostgresConfig},
+    connection::Connector,
     error::{self, BACKEND, named},
-    inspect,
-    queue::{PendingLock, Tried},
-    revoke,
+    handshake,
+    job::LockRequest,
+    pending_lock::{AttemptOutcome, PendingLock},
     server::Server,
     session::PostgresSessions,
-    url::ParsedUrl,
     waiters::WaiterRegistry,
 };
 
-/// Shorter ones leave too little time for an answer.
+/// The shortest TTL. A shorter one leaves too little time for an answer.
 const MIN_TTL: u64 = 100;
-/// The server's time-outs are milliseconds in 31 bits.
+/// The longest TTL. The time-outs of the server are milliseconds in 31 bits.
 const MAX_TTL: u64 = i32::MAX as u64;
 
-/// Advisory locks of a PostgreSQL database, as leases.
+/// Leases on the advisory locks of a PostgreSQL database.
 ///
-/// All locks of one TTL live in one connection, up to about 1 000, and all waiters share one more.
-/// See the [crate](crate) for what is guaranteed.
+/// Up to 1 000 locks with the same TTL share one connection, and all waiters share another one. The
+/// [crate documentation](crate) lists the guarantees.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), leasehold_postgres::Error> {
 /// use leasehold_postgres::PostgresBackend;
 ///
-/// let backend = PostgresBackend::connect("postgres://shop:secret@10.0.0.1/shop?prefix=shop:").await?;
+/// let url = "postgres://shop:secret@10.0.0.1/shop?prefix=shop:";
+/// let backend = PostgresBackend::connect(url).await?;
 /// # Ok(()) }
 /// ```
 pub struct PostgresBackend {
-    link: Arc<Link>,
+    connector: Arc<Connector>,
     sessions: Sessions<PostgresSessions>,
     waiters: Arc<WaiterRegistry>,
     capabilities: Capabilities,
@@ -54,84 +54,88 @@ impl PostgresBackend {
     /// Connects to the server at `url`; the [crate](crate) lists the URL's options.
     ///
     /// # Errors
-    /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
-    /// - [`ErrorKind::Unavailable`] if the server does not answer or has no connection left,
-    ///   [`ErrorKind::Denied`] if it refuses the user or the password, or its certificate is
-    ///   refused.
+    /// - [`ErrorKind::InvalidInput`] if the URL is invalid. The message names the problem.
+    /// - [`ErrorKind::Unavailable`] if the server does not answer or has no connection left.
+    /// - [`ErrorKind::Denied`] if the server refuses the user or the password, or if its
+    ///   certificate is refused.
     /// - [`ErrorKind::Unsupported`] for a server before version 12, a standby, a pooler in
     ///   transaction or statement mode (see [Poolers](crate#poolers)), a database whose encoding is
-    ///   not UTF8 or that hashes text in its own way, a sequence whose values may fall or be 0 or
-    ///   less, and for TLS without the feature `tls` or that the server does not offer.
+    ///   not UTF8 or that computes other hashes of names, a sequence whose values may fall or be 0
+    ///   or less, TLS without the feature `tls`, and TLS that the server does not offer.
     ///
     /// The sequence of the fencing tokens may be missing: the first acquisition creates it. If the
-    /// role may not, that acquisition fails with [`ErrorKind::Denied`], and the error says what to
-    /// run.
+    /// role lacks the right to do so, that acquisition fails with [`ErrorKind::Denied`], and the
+    /// message contains the SQL to run.
     ///
     /// # Cancel safety
-    /// Safe: nothing is left behind.
+    /// Safe. A cancelled call leaves nothing on the server.
     pub async fn connect(url: &str) -> Result<Arc<Self>> {
         let ParsedUrl { options, config } = ParsedUrl::parse(url)?;
         Self::from_options(&options, config).await
     }
 
-    /// Connects with the driver's own options.
+    /// Connects with the options of the driver.
     ///
     /// # Errors
-    /// As [`connect`](Self::connect).
+    /// Those of [`connect`](Self::connect).
     ///
     /// # Cancel safety
-    /// Safe: nothing is left behind.
+    /// Safe. A cancelled call leaves nothing on the server.
     pub async fn from_options(
         options: &PgConnectOptions,
         config: PostgresConfig,
     ) -> Result<Arc<Self>> {
         check_runtime()?;
-        let (link, server) = Link::connected(options, config).await?;
-        let capabilities = capabilities(&link, server);
-        let waiters = WaiterRegistry::new(&link);
+        let (connector, server) = handshake::connect(options, config).await?;
+        let capabilities = capabilities(&connector, server);
+        let waiters = WaiterRegistry::new(&connector);
         let sessions = Sessions::new(Arc::new(PostgresSessions {
-            link: Arc::clone(&link),
+            connector: Arc::clone(&connector),
             waiters: Arc::clone(&waiters),
         }));
         Ok(Arc::new(Self {
-            link,
+            connector,
             sessions,
             waiters,
             capabilities,
         }))
     }
 
-    /// Connects to where `pool` connects. None of the pool's connections is used: what holds locks
-    /// must not go back into a pool. Hooks of the pool do not run.
+    /// Connects with the options of `pool`. No connection of the pool is used, because a connection
+    /// that holds locks must not return to a pool. Hooks of the pool do not run.
     ///
     /// # Errors
-    /// As [`connect`](Self::connect).
+    /// Those of [`connect`](Self::connect).
     ///
     /// # Cancel safety
-    /// Safe: nothing is left behind.
+    /// Safe. A cancelled call leaves nothing on the server.
     pub async fn from_pool(pool: &PgPool, config: PostgresConfig) -> Result<Arc<Self>> {
         Self::from_options(&pool.connect_options(), config).await
     }
 
-    /// Returns what any server at `url` does, without connecting to it. For a
-    /// [`LazyBackend`](leasehold_core::backend::LazyBackend).
+    /// Returns the capabilities that every server at `url` has, without connecting to it. For use
+    /// with a [`LazyBackend`](leasehold_core::backend::LazyBackend).
     ///
     /// # Errors
-    /// As [`connect`](Self::connect) for the URL.
+    /// [`ErrorKind::InvalidInput`] if the URL is invalid.
     pub fn provisional_capabilities(url: &str) -> Result<Capabilities> {
         let ParsedUrl { options, config } = ParsedUrl::parse(url)?;
-        Ok(capabilities(&Link::new(&options, config)?, Server::WEAKEST))
+        Ok(capabilities(
+            &Connector::new(&options, config)?,
+            Server::WEAKEST,
+        ))
     }
 
-    fn check(&self, request: &Request) -> Result<Want> {
+    /// Checks the request against the capabilities, and returns its keys.
+    fn lock_request(&self, request: &Request) -> Result<LockRequest> {
         self.capabilities
             .check(request.mode(), request.ttl())
             .map_err(|error| error.with_operation("acquire"))?;
-        let names = &self.link.names;
+        let names = &self.connector.names;
         Ok(match request.mode() {
-            Mode::Exclusive => Want::Exclusive(names.lock(request.key())?),
-            Mode::Shared => Want::Shared(names.lock(request.key())?),
-            Mode::Permit { of } => Want::Permit(names.semaphore(request.key(), of.get())?),
+            Mode::Exclusive => LockRequest::Exclusive(names.lock(request.key())?),
+            Mode::Shared => LockRequest::Shared(names.lock(request.key())?),
+            Mode::Permit { of } => LockRequest::Permit(names.semaphore(request.key(), of.get())?),
             mode => {
                 return Err(error::plain(
                     ErrorKind::Unsupported,
@@ -142,17 +146,18 @@ impl PostgresBackend {
         })
     }
 
-    async fn try_once(&self, request: &Request, want: &Want) -> Result<Attempt> {
-        let pending = match PendingLock::new(&self.sessions, &self.waiters, request, want)
+    /// Makes one attempt, and registers a waiter if the request waits.
+    async fn try_once(&self, request: &Request, lock_request: &LockRequest) -> Result<Attempt> {
+        let pending = match PendingLock::new(&self.sessions, &self.waiters, request, lock_request)
             .await?
             .attempt()
             .await?
         {
-            Tried::Granted(lease) => return Ok(Attempt::Granted(lease)),
-            Tried::Refused(pending) => pending,
+            AttemptOutcome::Granted(lease) => return Ok(Attempt::Granted(lease)),
+            AttemptOutcome::Refused(pending) => pending,
         };
         let retry_after = Some(
-            self.link
+            self.connector
                 .config
                 .fallback_poll_interval
                 .min(request.ttl().as_duration() / 8),
@@ -163,11 +168,11 @@ impl PostgresBackend {
                 ..Contention::default()
             }));
         }
-        match pending.attempt_to_wait(&self.link).await? {
-            Tried::Granted(lease) => Ok(Attempt::Granted(lease)),
-            Tried::Refused(waiter) => {
-                let retry_after = Some(waiter.net);
-                let wake = async move { drop(waiter.woken().await) };
+        match pending.attempt_to_wait(&self.connector).await? {
+            AttemptOutcome::Granted(lease) => Ok(Attempt::Granted(lease)),
+            AttemptOutcome::Refused(waiter) => {
+                let retry_after = Some(waiter.poll_after);
+                let wake = async move { drop(waiter.notified().await) };
                 Ok(Attempt::Contended(Contention {
                     retry_after,
                     last_token: None,
@@ -177,30 +182,31 @@ impl PostgresBackend {
         }
     }
 
-    /// Waits until granted.
-    async fn wait(&self, request: &Request, want: &Want) -> Result<Arc<dyn Lease>> {
-        let mut pending = match PendingLock::new(&self.sessions, &self.waiters, request, want)
-            .await?
-            .attempt()
-            .await?
-        {
-            Tried::Granted(lease) => return Ok(lease),
-            Tried::Refused(pending) => pending,
-        };
+    /// Waits until the lock is granted.
+    async fn wait(&self, request: &Request, lock_request: &LockRequest) -> Result<Arc<dyn Lease>> {
+        let mut pending =
+            match PendingLock::new(&self.sessions, &self.waiters, request, lock_request)
+                .await?
+                .attempt()
+                .await?
+            {
+                AttemptOutcome::Granted(lease) => return Ok(lease),
+                AttemptOutcome::Refused(pending) => pending,
+            };
         request.set_contended();
-        // Apart: most are granted at once, and need no room for what waiting needs.
-        let waits = async move {
+        // Boxed, because most requests are granted at once and need no room for the waiting state.
+        let waiting = async move {
             loop {
-                match pending.attempt_to_wait(&self.link).await? {
-                    Tried::Granted(lease) => return Ok(lease),
-                    Tried::Refused(waiter) => {
+                match pending.attempt_to_wait(&self.connector).await? {
+                    AttemptOutcome::Granted(lease) => return Ok(lease),
+                    AttemptOutcome::Refused(waiter) => {
                         request.set_contended();
-                        pending = waiter.woken().await?;
+                        pending = waiter.notified().await?;
                     }
                 }
             }
         };
-        Box::pin(waits).await
+        Box::pin(waiting).await
     }
 }
 
@@ -211,46 +217,45 @@ impl LockBackend for PostgresBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        let want = self.check(&request)?;
+        let lock_request = self.lock_request(&request)?;
         let tried = attempt_with_session_retry(request, |request| {
-            let (backend, want) = (&self, &want);
-            async move { backend.try_once(&request, want).await }
+            let (backend, lock_request) = (&self, &lock_request);
+            async move { backend.try_once(&request, lock_request).await }
         });
         tried.await.map_err(|error| named(error, "acquire"))
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        let want = self.check(&request)?;
+        let lock_request = self.lock_request(&request)?;
         let queued = queue_with_session_retry(request, |request| {
-            let (backend, want) = (&self, &want);
-            Box::pin(async move { backend.wait(&request, want).await })
+            let (backend, lock_request) = (&self, &lock_request);
+            Box::pin(async move { backend.wait(&request, lock_request).await })
         });
         queued.await.map_err(|error| named(error, "acquire"))
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
         let key = key.clone();
-        self.link
-            .on_driver_thread("inspect", |link| async move {
-                inspect::inspect(&link, &key).await
+        self.connector
+            .on_driver_thread("inspect", |connector| async move {
+                admin::inspect(&connector, &key).await
             })
             .await
     }
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         let holder = holder.clone();
-        self.link
-            .on_driver_thread("break", |link| async move {
-                revoke::revoke(&link, &holder, revocation).await
+        self.connector
+            .on_driver_thread("break", |connector| async move {
+                admin::revoke(&connector, &holder, revocation).await
             })
             .await
     }
 
-    /// Asks on a connection of its own, so that it also tells when the server has no connection
-    /// left.
+    /// Uses a new connection, so that it also fails if the server has no connection left.
     async fn ping(&self) -> Result<Pong> {
-        self.link
-            .on_driver_thread("ping", |link| async move { link.ping().await })
+        self.connector
+            .on_driver_thread("ping", |connector| async move { connector.ping().await })
             .await
             .map(|()| Pong::new())
     }
@@ -264,15 +269,16 @@ impl LockBackend for PostgresBackend {
     }
 }
 
-fn capabilities(link: &Link, server: Server) -> Capabilities {
+/// Returns the capabilities of a server.
+fn capabilities(connector: &Connector, server: Server) -> Capabilities {
     let mut capabilities = Capabilities::new(BACKEND);
-    capabilities.endpoint = link.endpoint();
+    capabilities.endpoint = connector.endpoint();
     capabilities.shared = true;
     capabilities.permits = true;
     capabilities.min_ttl = Ttl::from_millis(MIN_TTL).unwrap_or(Ttl::MIN);
     capabilities.max_ttl = Ttl::from_millis(MAX_TTL).unwrap_or(Ttl::MAX);
     capabilities.expiry = expiry(server);
-    capabilities.fencing = match (link.config.fencing, server.makes_tokens_durable()) {
+    capabilities.fencing = match (connector.config.fencing, server.makes_tokens_durable()) {
         (false, _) => Fencing::None,
         (true, false) => Fencing::BestEffort,
         (true, true) => Fencing::Durable,
@@ -287,8 +293,8 @@ fn capabilities(link: &Link, server: Server) -> Capabilities {
     capabilities
 }
 
-/// Older servers do not cut off a session that has fallen silent: only its connection's end frees
-/// what it holds.
+/// Returns how locks expire. Servers before version 14 do not end silent sessions: there the locks
+/// of a session are free only when its connection ends.
 fn expiry(server: Server) -> Expiry {
     if server.cuts_off_silent_sessions() {
         Expiry::Session
@@ -306,7 +312,7 @@ impl fmt::Display for PostgresBackend {
 impl fmt::Debug for PostgresBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresBackend")
-            .field("link", &self.link)
+            .field("connector", &self.connector)
             .finish_non_exhaustive()
     }
 }
@@ -316,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_servers_that_cut_off_the_silent_have_an_expiry() {
+    fn only_servers_with_idle_session_timeout_have_an_expiry() {
         for (version, expected) in [
             (120_000, Expiry::ProcessDeath),
             (130_014, Expiry::ProcessDeath),

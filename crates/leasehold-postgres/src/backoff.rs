@@ -1,29 +1,29 @@
-//! [`Backoff`]: pauses between tries, longer and longer.
+//! [`Backoff`]: the delays between attempts to connect.
 
 use std::{
     hash::{BuildHasher, RandomState},
     time::Duration,
 };
 
-/// Doubled with each pause, and shortened by up to a half by chance: not all who lost one server
-/// come back at one instant.
+/// A delay that doubles with each attempt and is shortened by up to a half at random, so that not
+/// all clients of a server reconnect at one moment.
 pub(crate) struct Backoff(Duration);
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(50);
-    /// No pause is longer.
+    /// The longest delay.
     pub(crate) const LONGEST: Duration = Duration::from_secs(2);
 
     pub(crate) fn new() -> Self {
         Self(Self::FIRST)
     }
 
-    /// How long to wait before the next try.
+    /// Returns the delay before the next attempt.
     pub(crate) fn pause(&mut self) -> Duration {
         let longest = self.0;
         self.0 = (longest * 2).min(Self::LONGEST);
         let half = longest / 2;
-        // Each state is another one, and its hash of anything a random number.
+        // Every state hashes differently, so the hash of any value is a random number.
         half + half * (RandomState::new().hash_one(()) as u32 >> 16) / (1 << 16)
     }
 }

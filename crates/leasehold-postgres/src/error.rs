@@ -1,4 +1,4 @@
-//! The driver's errors as Leasehold's.
+//! The mapping from the driver's errors to Leasehold's.
 
 use std::{fmt, time::Duration};
 
@@ -11,14 +11,14 @@ use sqlx::{
 /// The backend's name in errors and capabilities.
 pub(crate) const BACKEND: &str = "postgres";
 
-/// An error of this backend without a cause.
+/// Returns an error of this backend without a source.
 pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
     Error::new(kind, message.into())
         .with_backend(BACKEND)
         .with_operation(operation)
 }
 
-/// An answer that the server never gives.
+/// Returns the error of an answer that a PostgreSQL server never gives.
 pub(crate) fn protocol(operation: &'static str) -> Error {
     plain(
         ErrorKind::UnexpectedResponse,
@@ -27,7 +27,7 @@ pub(crate) fn protocol(operation: &'static str) -> Error {
     )
 }
 
-/// Names backend and operation in an error of core's.
+/// Adds the backend and the operation to an error of core.
 pub(crate) fn named(error: Error, operation: &'static str) -> Error {
     if error.backend().is_some() {
         error
@@ -36,8 +36,8 @@ pub(crate) fn named(error: Error, operation: &'static str) -> Error {
     }
 }
 
-/// Names the server, where the driver was given up.
-pub(crate) fn in_flood(error: Error, operation: &'static str, endpoint: &str) -> Error {
+/// Adds the address of the server to the error of a driver thread that was given up.
+pub(crate) fn name_endpoint(error: Error, operation: &'static str, endpoint: &str) -> Error {
     if error.backend().is_some() {
         return error;
     }
@@ -49,7 +49,7 @@ pub(crate) fn in_flood(error: Error, operation: &'static str, endpoint: &str) ->
     .with_source(error)
 }
 
-/// The session's connection is gone, and with it all that it held.
+/// Returns the error of a session whose connection is gone, and with it all its locks.
 pub(crate) fn over(operation: &'static str) -> Error {
     plain(
         ErrorKind::Lost,
@@ -58,7 +58,7 @@ pub(crate) fn over(operation: &'static str) -> Error {
     )
 }
 
-/// Whether the connection cannot be used any more.
+/// Returns whether the connection can no longer be used.
 pub(crate) fn is_over(error: &Driver) -> bool {
     match error {
         Driver::Io(_) | Driver::Tls(_) | Driver::Protocol(_) | Driver::WorkerCrashed => true,
@@ -74,39 +74,38 @@ pub(crate) fn is_over(error: &Driver) -> bool {
     }
 }
 
-/// Whether the server says this.
+/// Returns whether the error has this SQLSTATE.
 pub(crate) fn has_code(error: &Driver, code: &str) -> bool {
     matches!(error, Driver::Database(error) if error.code().as_deref() == Some(code))
 }
 
-/// Whether the server refuses user or password.
+/// Returns whether the server refuses the user or the password.
 pub(crate) fn is_refused_login(error: &Driver) -> bool {
     REFUSED_LOGIN.iter().any(|code| has_code(error, code))
 }
 
-// As the server's manual names them, in the appendix on error codes.
+// See appendix A of PostgreSQL's manual, "PostgreSQL Error Codes".
 pub(crate) const DUPLICATE_OBJECT: [&str; 3] = ["42710", "42P07", "23505"];
 pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 const REFUSED_LOGIN: [&str; 2] = ["28P01", "28000"];
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 pub(crate) const NO_SUCH_SCHEMA: &str = "3F000";
-/// Of statements that draw tokens.
+/// The sequence of the tokens does not exist.
 const NO_SUCH_RELATION: &str = "42P01";
-/// Of a prepared statement: this is not the backend that prepared it.
+/// Another backend than the current one prepared the statement.
 const NO_SUCH_STATEMENT: &str = "26000";
 
-/// Maps the driver's error of a request to `endpoint`. What was asked did not happen, or was
-/// undone.
-pub(crate) fn of_driver(error: Driver, operation: &'static str, endpoint: &str) -> Error {
+/// Maps the driver's error of a request to `endpoint`. The request had no effect, or was undone.
+pub(crate) fn from_driver(error: Driver, operation: &'static str, endpoint: &str) -> Error {
     let (kind, message) = match &error {
-        Driver::Database(database) => of_server(
+        Driver::Database(database) => from_server(
             database.code().as_deref().unwrap_or(""),
             database.message(),
             endpoint,
         ),
-        // The driver's TLS tells of certificates so.
+        // The driver reports problems with certificates in this way.
         Driver::Io(cause) if cause.kind() == std::io::ErrorKind::InvalidData => {
-            of_tls(&cause.to_string(), endpoint)
+            from_tls(&cause.to_string(), endpoint)
         }
         Driver::Io(cause) if cause.kind() == std::io::ErrorKind::TimedOut => (
             ErrorKind::Unavailable,
@@ -118,12 +117,12 @@ pub(crate) fn of_driver(error: Driver, operation: &'static str, endpoint: &str) 
                 "cannot reach {endpoint} ({cause}); check the address, and that a server runs there"
             ),
         ),
-        // So the driver reads the end of a connection from which it expects a word on TLS.
+        // The driver reports a connection in this way that ended when the answer about TLS was due.
         Driver::Protocol(cause) if cause.contains("SSLRequest: 0x00") => (
             ErrorKind::Unavailable,
             format!("{endpoint} closed the connection at once; does a server run behind it?"),
         ),
-        Driver::Tls(cause) => of_tls(&cause.to_string(), endpoint),
+        Driver::Tls(cause) => from_tls(&cause.to_string(), endpoint),
         Driver::Configuration(cause) => (
             ErrorKind::InvalidInput,
             format!("the driver refuses its settings for {endpoint}: {cause}"),
@@ -140,22 +139,23 @@ pub(crate) fn of_driver(error: Driver, operation: &'static str, endpoint: &str) 
     plain(kind, operation, message).with_source(error)
 }
 
-fn of_tls(cause: &str, endpoint: &str) -> (ErrorKind, String) {
+fn from_tls(cause: &str, endpoint: &str) -> (ErrorKind, String) {
     if cause.contains("without TLS support") {
         let message = "TLS needs the feature `tls` of leasehold-postgres; enable it in Cargo.toml";
         return (ErrorKind::Unsupported, message.into());
     }
     if cause.contains("server does not support TLS") {
-        let remedy = "switch it on there (`ssl = on`), or write sslmode=disable if nobody can listen or answer in its place";
+        let remedy =
+            "enable it there (`ssl = on`), or write sslmode=disable if the network is trusted";
         return (
             ErrorKind::Unsupported,
             format!("{endpoint} offers no TLS; {remedy}"),
         );
     }
     let remedy = if cause.contains("received fatal alert") {
-        "the server refuses the connection; does it ask for a client certificate (`sslcert`, `sslkey`)?"
+        "the server refuses the connection; does it require a client certificate (`sslcert`, `sslkey`)?"
     } else {
-        "name the CA that signed its certificate with `sslrootcert`, and connect by a host name that it contains"
+        "name the CA that marked its certificate with `sslrootcert`, and connect by a host name that it contains"
     };
     (
         ErrorKind::Denied,
@@ -163,7 +163,7 @@ fn of_tls(cause: &str, endpoint: &str) -> (ErrorKind, String) {
     )
 }
 
-fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
+fn from_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
     let unavailable = |remedy: &str| {
         (
             ErrorKind::Unavailable,
@@ -177,7 +177,7 @@ fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
         "53300" => unavailable("raise max_connections, or let fewer programs connect"),
         "40001" => unavailable("roll the transaction back and run it again"),
         "40P01" => unavailable(
-            "roll the transaction back and run it again; who take their locks in the same order have no deadlocks",
+            "roll the transaction back and run it again; programs that lock in the same order have no deadlocks",
         ),
         "57014" => unavailable(
             "the statement was cancelled; is the server overloaded, or the TTL very short?",
@@ -189,9 +189,9 @@ fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
                  above the last token"
             ),
         ),
-        LOCK_NOT_AVAILABLE => {
-            unavailable("somebody holds a lock on the sequence of the fencing tokens, such as DDL")
-        }
+        LOCK_NOT_AVAILABLE => unavailable(
+            "another session has locked the sequence of the fencing tokens, for example by DDL",
+        ),
         NO_SUCH_STATEMENT => (
             ErrorKind::Unsupported,
             format!(
@@ -224,7 +224,7 @@ fn of_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String) {
     }
 }
 
-/// What limits how long the server may take.
+/// The setting that limits the time for an answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Limit {
     /// [`PostgresConfig::timeout`](crate::PostgresConfig::timeout).
@@ -248,7 +248,8 @@ impl fmt::Display for Limit {
     }
 }
 
-/// No answer came in time, and what was asked is undone as soon as it comes, or with the session.
+/// Returns the error of an answer that did not come in time. Its effect is undone as soon as the
+/// answer comes, or with the session.
 pub(crate) fn timed_out(
     kind: ErrorKind,
     operation: &'static str,
@@ -271,9 +272,9 @@ mod tests {
     use super::*;
     use crate::PostgresBackend;
 
-    /// What a server says may steer a terminal.
+    /// A message of a server may contain control sequences of a terminal.
     #[tokio::test]
-    async fn the_words_of_a_server_are_escaped() {
+    async fn control_characters_of_server_messages_are_escaped() {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = server.local_addr().unwrap();
         let refuses = async {
@@ -294,16 +295,22 @@ mod tests {
             () = refuses => unreachable!(),
         };
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
-        for shown in [error.to_string(), format!("{error:?}")] {
-            assert!(shown.contains(r"go \u{1b}[2Jaway\u{202e}"), "{shown}");
-            assert!(!shown.contains(['\u{1b}', '\u{202e}']), "{shown}");
+        for session_name in [error.to_string(), format!("{error:?}")] {
+            assert!(
+                session_name.contains(r"go \u{1b}[2Jaway\u{202e}"),
+                "{session_name}"
+            );
+            assert!(
+                !session_name.contains(['\u{1b}', '\u{202e}']),
+                "{session_name}"
+            );
         }
     }
 
     #[test]
-    fn errors_that_a_retry_may_survive_are_retryable() {
+    fn serialization_failures_and_deadlocks_are_retryable() {
         for code in ["40001", "40P01"] {
-            let (kind, message) = of_server(code, "it failed", "the server");
+            let (kind, message) = from_server(code, "it failed", "the server");
             assert_eq!(kind, ErrorKind::Unavailable, "{code}");
             assert!(
                 message.contains("it failed") && message.contains("again"),

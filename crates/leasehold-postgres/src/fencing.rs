@@ -1,58 +1,51 @@
-//! The sequence that fencing tokens are drawn from.
+//! The sequence of the fencing tokens.
 //!
-//! One for all locks of a database: so the tokens of each key grow.
+//! All locks of a database share one sequence, so the tokens of each key grow.
 
 use leasehold_core::{Error, ErrorKind, Result};
 use sqlx::PgConnection;
 
 use crate::{
-    config::PostgresConfig,
-    connection::Link,
+    connection::Connector,
     error::{self, DUPLICATE_OBJECT, INSUFFICIENT_PRIVILEGE, NO_SUCH_SCHEMA, has_code},
 };
 
-/// One row if the schema `$1` is there; what is said of the sequence `$2` is NULL if that is not.
-const LOOK: &str = "SELECT has_schema_privilege(n.oid, 'USAGE'), c.relpersistence = 'p', \
+/// Reads the schema `$1` and the sequence `$2`. Returns one row if the schema exists: whether the
+/// role may use the schema; whether the sequence is logged, counts up and is positive, and whether
+/// the role may use it. The columns of the sequence are NULL if it does not exist.
+const READ_SEQUENCE: &str = "SELECT has_schema_privilege(n.oid, 'USAGE'), c.relpersistence = 'p', \
      s.seqtypid = 'int8'::regtype AND s.seqincrement > 0 AND s.seqcache = 1 AND NOT s.seqcycle, \
      s.seqmin > 0, has_sequence_privilege(s.seqrelid, 'USAGE') \
      FROM pg_namespace AS n LEFT JOIN (pg_class AS c JOIN pg_sequence AS s ON s.seqrelid = c.oid) \
      ON c.relnamespace = n.oid AND c.relname = $2 WHERE n.nspname = $1";
 
-/// What the server has of it.
+/// The schema and the sequence, as far as they exist.
 #[derive(Clone, Copy, Debug, Default)]
 struct Found {
     schema: bool,
-    /// Whether the role may use what is in the schema.
+    /// Whether the role may use the schema.
     schema_usable: bool,
     sequence: Option<Sequence>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Sequence {
-    /// Its values survive a crash.
+    /// Whether its values survive a crash.
     logged: bool,
-    /// One value after the other, each larger, and enough of them.
+    /// Whether it counts up one by one and never cycles.
     counts_up: bool,
-    /// All values are above 0: a token is.
+    /// Whether all values are above 0, as tokens are.
     positive: bool,
     usable: bool,
 }
 
-/// As it stands in SQL.
-pub(crate) fn quoted(config: &PostgresConfig) -> Result<Option<String>> {
-    if !config.fencing {
-        return Ok(None);
-    }
-    let (schema, name) = config.sequence_parts()?;
-    Ok(Some(format!("\"{schema}\".\"{name}\"")))
-}
-
-/// Returns whether it is there and open to the role, and changes nothing. Fails if it is unfit.
-pub(crate) async fn is_ready(link: &Link, connection: &mut PgConnection) -> Result<bool> {
-    let Some(quoted) = quoted(&link.config)? else {
+/// Returns whether the sequence exists and is open to the role. Changes nothing. Fails if tokens of
+/// this sequence could fall.
+pub(crate) async fn is_ready(connector: &Connector, connection: &mut PgConnection) -> Result<bool> {
+    let Some(quoted) = connector.config.quoted_sequence()? else {
         return Ok(true);
     };
-    let found = look(link, connection).await?;
+    let found = read_sequence(connector, connection).await?;
     let Some(sequence) = found.sequence else {
         return Ok(false);
     };
@@ -60,46 +53,50 @@ pub(crate) async fn is_ready(link: &Link, connection: &mut PgConnection) -> Resu
     Ok(found.schema_usable && sequence.usable)
 }
 
-/// Makes sure that it is there, fit, and open to the role, before the first acquisition.
-pub(crate) async fn ensure(link: &Link, connection: &mut PgConnection) -> Result<()> {
-    let Some(quoted) = quoted(&link.config)? else {
+/// Creates the sequence if it is missing, and checks it, before the first acquisition.
+pub(crate) async fn ensure(connector: &Connector, connection: &mut PgConnection) -> Result<()> {
+    let Some(quoted) = connector.config.quoted_sequence()? else {
         return Ok(());
     };
-    let found = look(link, connection).await?;
+    let found = read_sequence(connector, connection).await?;
     if found.sequence.is_some() {
-        return check(link, connection, found, &quoted).await;
+        return check(connector, connection, found, &quoted).await;
     }
-    match link.write(connection, &create(&quoted), "COMMIT").await? {
+    match connector
+        .write(connection, &create(&quoted), "COMMIT")
+        .await?
+    {
         Ok(()) => {}
-        // Somebody else made it at the same time.
+        // Another client created it at the same time.
         Err(error) if DUPLICATE_OBJECT.iter().any(|code| has_code(&error, code)) => {}
         Err(error)
             if has_code(&error, INSUFFICIENT_PRIVILEGE) || has_code(&error, NO_SUCH_SCHEMA) =>
         {
-            return Err(denied(link, connection, found, &quoted)
+            return Err(denied(connector, connection, found, &quoted)
                 .await?
                 .with_source(error));
         }
-        Err(error) => return Err(link.failed(error, "acquire")),
+        Err(error) => return Err(connector.map_error(error, "acquire")),
     }
-    let found = look(link, connection).await?;
-    check(link, connection, found, &quoted).await
+    let found = read_sequence(connector, connection).await?;
+    check(connector, connection, found, &quoted).await
 }
 
-async fn look(link: &Link, connection: &mut PgConnection) -> Result<Found> {
-    let (schema, name) = link.config.sequence_parts()?;
-    let looked = sqlx::query(LOOK)
+/// Reads the sequence and its schema.
+async fn read_sequence(connector: &Connector, connection: &mut PgConnection) -> Result<Found> {
+    let (schema, name) = connector.config.sequence_parts()?;
+    let query = sqlx::query(READ_SEQUENCE)
         .bind(schema)
         .bind(name)
         .fetch_optional(connection);
-    let Some(row) = link
-        .within(looked)
+    let Some(row) = connector
+        .within(query)
         .await?
-        .map_err(|error| link.failed(error, "connect"))?
+        .map_err(|error| connector.map_error(error, "connect"))?
     else {
         return Ok(Found::default());
     };
-    let says = |column: usize| link.read::<Option<bool>, _>(&row, column);
+    let says = |column: usize| connector.read::<Option<bool>, _>(&row, column);
     let sequence = match (says(1)?, says(2)?, says(3)?, says(4)?) {
         (Some(logged), Some(counts_up), Some(positive), Some(usable)) => Some(Sequence {
             logged,
@@ -111,13 +108,14 @@ async fn look(link: &Link, connection: &mut PgConnection) -> Result<Found> {
     };
     Ok(Found {
         schema: true,
-        schema_usable: link.read(&row, 0)?,
+        schema_usable: connector.read(&row, 0)?,
         sequence,
     })
 }
 
+/// Fails if the sequence cannot be used, or not by this role.
 async fn check(
-    link: &Link,
+    connector: &Connector,
     connection: &mut PgConnection,
     found: Found,
     quoted: &str,
@@ -127,11 +125,11 @@ async fn check(
     if found.schema_usable && sequence.usable {
         return Ok(());
     }
-    Err(denied(link, connection, found, quoted).await?)
+    Err(denied(connector, connection, found, quoted).await?)
 }
 
 impl Sequence {
-    /// Fails unless it is fit.
+    /// Fails if tokens of this sequence could fall.
     fn check(self, quoted: &str) -> Result<()> {
         let Some(run) = self.repair(quoted) else {
             return Ok(());
@@ -140,22 +138,22 @@ impl Sequence {
             ErrorKind::Unsupported,
             "connect",
             format!(
-                "the sequence {quoted} may give tokens that fall, or none above 0: it must be logged, of type bigint, \
-                 count up from above 0, not cycle and cache 1; as its owner run: {run}"
+                "tokens of the sequence {quoted} could fall or be 0: it must be logged, of type bigint, count up from \
+                 above 0, not cycle, and cache 1; run as its owner: {run}"
             ),
         ))
     }
 
-    /// The SQL that makes it fit, unless it is. It goes on counting from where it is, if that is
-    /// above 0.
+    /// Returns the SQL that repairs the sequence, or `None` if it needs no repair. The sequence
+    /// continues from its current value if that is above 0.
     fn repair(self, quoted: &str) -> Option<String> {
         let mut run = Vec::new();
         if !self.logged {
             run.push(format!("ALTER SEQUENCE {quoted} SET LOGGED"));
         }
         if !self.positive {
-            // For now the least that there is: `MINVALUE 1` is refused while the sequence stands
-            // below, and a new type brings a minimum of its own.
+            // First the smallest minimum: the server refuses `MINVALUE 1` while the value is below
+            // 1, and a new type has another default.
             let min = i64::MIN;
             run.extend([
                 format!("ALTER SEQUENCE {quoted} AS bigint INCREMENT 1 MINVALUE {min} NO MAXVALUE NO CYCLE CACHE 1"),
@@ -177,27 +175,27 @@ fn create(quoted: &str) -> String {
     format!("CREATE SEQUENCE IF NOT EXISTS {quoted}")
 }
 
-/// Names what is missing to what was found.
+/// Returns the error that names the missing rights.
 async fn denied(
-    link: &Link,
+    connector: &Connector,
     connection: &mut PgConnection,
     found: Found,
     quoted: &str,
 ) -> Result<Error> {
-    let failed = |error| link.failed(error, "acquire");
-    // Credentials that are supplied may be of another role than the options name.
+    let failed = |error| connector.map_error(error, "acquire");
+    // The credentials provider may have supplied another role than the options name.
     let asked = sqlx::query("SELECT session_user::text").fetch_one(connection);
-    let role: String = link.read(&link.within(asked).await?.map_err(failed)?, 0)?;
-    let (schema, _) = link.config.sequence_parts()?;
+    let role: String = connector.read(&connector.within(asked).await?.map_err(failed)?, 0)?;
+    let (schema, _) = connector.config.sequence_parts()?;
     let run = missing(found, schema, quoted, &role);
     let message = format!(
-        "the fencing tokens need a sequence that the role `{role}` may use; as its owner, or the database's, run: {run}; \
-         or switch tokens off with fencing=off"
+        "fencing tokens need a sequence that the role `{role}` may use; run as the owner of the schema or the database: \
+         {run}; or switch tokens off with fencing=off"
     );
     Ok(error::plain(ErrorKind::Denied, "acquire", message))
 }
 
-/// The SQL after which the role may draw tokens.
+/// Returns the SQL after which the role may draw tokens.
 fn missing(found: Found, schema: &str, quoted: &str, role: &str) -> String {
     let role = role.replace('"', "\"\"");
     let mut run = Vec::new();
@@ -232,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_missing_is_told() {
+    fn denied_error_names_only_the_missing_rights() {
         let nothing = Found::default();
         let sql = "CREATE SCHEMA IF NOT EXISTS \"s\"; CREATE SEQUENCE IF NOT EXISTS \"s\".\"t\"; \
                    GRANT USAGE ON SCHEMA \"s\" TO \"a\"\"b\"; GRANT USAGE ON SEQUENCE \"s\".\"t\" TO \"a\"\"b\"";
@@ -256,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_fit_needs_no_repair() {
+    fn valid_sequence_needs_no_repair() {
         assert_eq!(FIT.repair("q"), None);
         let unlogged = Sequence {
             logged: false,
@@ -266,7 +264,7 @@ mod tests {
             unlogged.repair("q").as_deref(),
             Some("ALTER SEQUENCE q SET LOGGED")
         );
-        // Where it stands must not change.
+        // The current value must not change.
         let cycles = Sequence {
             counts_up: false,
             ..FIT

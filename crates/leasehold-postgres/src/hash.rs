@@ -1,10 +1,9 @@
-//! The server's `hashtextextended`, computed here: the 64-bit form of Bob Jenkins' *lookup3*
-//! (2006), as PostgreSQL 11 and later have it on little-endian machines. At connect it is compared
-//! with the server's own.
+//! `hashtextextended` of PostgreSQL 11 and later on little-endian machines: the 64-bit form of Bob
+//! Jenkins' *lookup3* (2006). Connecting compares the result with the server's.
 
 const GOLDEN: u32 = 0x9e37_79b9_u32.wrapping_add(3_923_095);
 
-/// `hashtextextended(text, seed)`.
+/// Returns `hashtextextended(text, seed)`.
 pub(crate) fn hash_text_extended(text: &[u8], seed: u64) -> i64 {
     let start = GOLDEN.wrapping_add(text.len() as u32);
     let mut state = [start; 3];
@@ -20,7 +19,7 @@ pub(crate) fn hash_text_extended(text: &[u8], seed: u64) -> i64 {
         }
         mix(&mut state);
     }
-    // The lowest byte of the third word is left for the length.
+    // The lowest byte of the third word is reserved for the length.
     let rest = blocks.remainder();
     let (first, second) = rest.split_at(rest.len().min(4));
     let (second, third) = second.split_at(second.len().min(4));
@@ -31,7 +30,7 @@ pub(crate) fn hash_text_extended(text: &[u8], seed: u64) -> i64 {
     (u64::from(state[1]) << 32 | u64::from(state[2])).cast_signed()
 }
 
-/// Up to four bytes.
+/// Returns the number in up to four bytes.
 fn little_endian(bytes: &[u8]) -> u32 {
     bytes
         .iter()
@@ -73,10 +72,10 @@ fn finish(words: &mut [u32; 3]) {
 mod tests {
     use super::*;
 
-    /// As `SELECT hashtextextended(text, seed)` says on PostgreSQL 15. They must never change:
-    /// programs that are running compute the same.
+    /// The results of `SELECT hashtextextended(text, seed)` on PostgreSQL 15. They must never
+    /// change, because running programs compute the same keys.
     #[test]
-    fn it_is_the_servers() {
+    fn hash_equals_that_of_the_server() {
         for (text, seed, hash) in [
             ("item/42", 0, -8_097_702_976_211_214_439),
             ("", 0, -6_939_563_903_564_495_251),

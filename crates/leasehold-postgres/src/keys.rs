@@ -1,17 +1,17 @@
-//! How locks are named on the server: [`AdvisoryKey`], [`KeyScheme`], and the keys beside them.
+//! The keys of locks on the server: [`AdvisoryKey`], [`KeyScheme`], and the keys beside the locks.
 //!
 //! | what | advisory key |
 //! |---|---|
 //! | an exclusive or shared lock | that of the [`KeyScheme`]; by default `hashtextextended(name, 0)` |
 //! | permit `i` of a semaphore, from 1 | `hashtextextended(name, i)` |
 //! | the count of a semaphore, held shared with each of its permits | the upper 44 bits of `hashtextextended(name, -1)`, then the count |
-//! | a waiter's sign, held shared | `hashtextextended('leasehold waits ' || key, 0)` |
-//! | a waiting writer's sign, held shared | `hashtextextended('leasehold writer waits ' || key, 0)` |
-//! | the mark of a gentle break, held shared by who breaks and then by the holder | `hashtextextended('leasehold breaks ' || pid || ' ' || key, 0)` |
+//! | the marker of a waiter, held shared | `hashtextextended('leasehold waits ' || key, 0)` |
+//! | the marker of a waiting writer, held shared | `hashtextextended('leasehold writer waits ' || key, 0)` |
+//! | the revocation marker, held shared by the revoking session and then by the holder | `hashtextextended('leasehold breaks ' || pid || ' ' || key, 0)` |
 //!
-//! `name` is the configured prefix and the lock's name. In the markers `key` is the key in decimal,
-//! `42` or `4,2`; that of a semaphore is `hashtextextended(name, -1)`. `pid` is the holder's, as
-//! `pg_locks` shows it.
+//! `name` is the configured prefix followed by the name of the lock. In the markers, `key` is the
+//! key in decimal, `42` or `4,2`; the key of a semaphore is `hashtextextended(name, -1)`. `pid` is
+//! the holder's pid, as `pg_locks` shows it.
 
 use std::{
     fmt,
@@ -24,13 +24,14 @@ use sqlx::postgres::{PgAdvisoryLock, PgAdvisoryLockKey};
 
 use crate::{error, hash::hash_text_extended};
 
-/// The seed of what belongs to a semaphore as a whole.
+/// The seed of the key of a semaphore.
 const SEMAPHORE: u64 = u64::MAX;
-/// The most permits of one semaphore: trying a permit walks over those that are taken.
+/// The maximum number of permits of one semaphore. An attempt passes over the permits that are
+/// held.
 const MAX_PERMITS: u32 = 10_000;
 
-/// The key of an advisory lock, in one of the two spaces that the server has. The spaces never
-/// touch.
+/// The key of an advisory lock, in one of the two key spaces of the server. The spaces are
+/// disjoint.
 ///
 /// ```
 /// use leasehold_postgres::{AdvisoryKey, KeyScheme};
@@ -42,14 +43,14 @@ const MAX_PERMITS: u32 = 10_000;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum AdvisoryKey {
-    /// `pg_advisory_lock(bigint)`
+    /// A key of `pg_advisory_lock(bigint)`.
     Int64(i64),
-    /// `pg_advisory_lock(int, int)`
+    /// A key of `pg_advisory_lock(int, int)`.
     Int32Pair(i32, i32),
 }
 
 impl AdvisoryKey {
-    /// As one number: of a pair, the first is the upper half.
+    /// Returns the key as one number. The first number of a pair is the upper half.
     pub(crate) fn bits(self) -> i64 {
         match self {
             Self::Int64(key) => key,
@@ -67,18 +68,18 @@ impl AdvisoryKey {
         }
     }
 
-    /// As `pg_locks` shows it in `classid`, `objid` and `objsubid`.
+    /// Returns the key that `pg_locks` shows in `classid`, `objid` and `objsubid`.
     pub(crate) fn of_pg_locks(class: i64, object: i64, sub: i16) -> Self {
         Self::of_bits(class << 32 | object, sub == 2)
     }
 
-    /// What a waiter for it holds.
-    pub(crate) fn waits(self) -> i64 {
+    /// Returns the marker of a waiter for this key.
+    pub(crate) fn waiter_marker(self) -> i64 {
         hash_of(format_args!("leasehold waits {self}"))
     }
 
-    /// What a writer that waits for it holds as well.
-    pub(crate) fn writer_waits(self) -> i64 {
+    /// Returns the second marker of a writer that waits for this key.
+    pub(crate) fn writer_marker(self) -> i64 {
         hash_of(format_args!("leasehold writer waits {self}"))
     }
 
@@ -86,18 +87,18 @@ impl AdvisoryKey {
         matches!(self, Self::Int32Pair(..))
     }
 
-    /// What somebody holds who breaks it gently while the session `pid` has it, and then that
-    /// session as well.
-    pub(crate) fn breaks(self, pid: i32) -> i64 {
+    /// Returns the marker of a graceful revocation of this key in the session `pid`. The revoking
+    /// session holds it, and then the session `pid` as well.
+    pub(crate) fn revocation_marker(self, pid: i32) -> i64 {
         hash_of(format_args!("leasehold breaks {pid} {self}"))
     }
 
-    /// What a notification says: a letter for the space, and the bits.
+    /// Returns the payload of a notification: a letter for the key space, and the bits.
     pub(crate) fn payload(self) -> String {
         format!("{}{}", if self.is_pair() { 'p' } else { 'b' }, self.bits())
     }
 
-    /// Reads what a notification says.
+    /// Parses the payload of a notification.
     pub(crate) fn of_payload(payload: &str) -> Option<Self> {
         let (space, bits) = payload.split_at_checked(1)?;
         let bits = bits.parse().ok()?;
@@ -109,8 +110,8 @@ impl AdvisoryKey {
     }
 }
 
-/// The hash of a short text with two numbers at most, without an allocation: every release asks for
-/// one.
+/// Returns the hash of a short text with at most two numbers. It does not allocate, because every
+/// release computes one.
 fn hash_of(text: fmt::Arguments<'_>) -> i64 {
     let mut buffer = [0; 96];
     let mut cursor = Cursor::new(&mut buffer[..]);
@@ -120,7 +121,7 @@ fn hash_of(text: fmt::Arguments<'_>) -> i64 {
     hash_text_extended(&buffer[..length], 0)
 }
 
-/// As in SQL: `42`, or `4,2`.
+/// Writes the key as in SQL: `42`, or `4,2`.
 impl fmt::Display for AdvisoryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -130,8 +131,8 @@ impl fmt::Display for AdvisoryKey {
     }
 }
 
-/// How a lock's name becomes the key of an advisory lock. All programs that share locks must agree
-/// on it.
+/// A mapping from the names of locks to advisory keys. All programs that share locks must use the
+/// same one.
 ///
 /// ```
 /// use leasehold_postgres::{AdvisoryKey, KeyScheme, PostgresConfig};
@@ -144,27 +145,28 @@ impl fmt::Display for AdvisoryKey {
 #[non_exhaustive]
 pub enum KeyScheme {
     /// `hashtextextended(name, 0)`, so that any SQL client can take the same lock by its name. The
-    /// default. Any bytes are a name; a name that is not UTF-8, or has a NUL byte, is hashed as it
-    /// is, and SQL cannot say it.
+    /// default. A name may consist of any bytes. SQL cannot express names that are not UTF-8 or
+    /// that contain a NUL byte.
     #[default]
     Hash,
-    /// The name is the key: a whole number of 64 bits in decimal, such as `42`.
+    /// The name is the key: an integer of 64 bits in decimal, such as `42`.
     Int64,
-    /// The name is the key: two whole numbers of 32 bits in decimal, such as `4,2`.
+    /// The name is the key: two integers of 32 bits in decimal, such as `4,2`.
     Int32Pair,
-    /// As `sqlx::postgres::PgAdvisoryLock::new(name)`: HKDF with SHA-256. The name must be UTF-8.
+    /// The key of `sqlx::postgres::PgAdvisoryLock::new(name)`: HKDF with SHA-256. The name must be
+    /// UTF-8.
     Sqlx,
-    /// As the Ruby gem *with_advisory_lock*: the pair of the name's CRC-32 without its top bit, and
-    /// 0.
+    /// The key of the Ruby gem *with_advisory_lock*: the pair of the name's CRC-32 without its top
+    /// bit, and 0.
     Rails,
-    /// As .NET's *DistributedLock* with `allowHashing`: up to 9 ASCII characters as a pair, 16
-    /// hexadecimal digits as one number and `8,8` as a pair, and otherwise the first 8 bytes of
+    /// The key of .NET's *DistributedLock* with `allowHashing`: up to 9 ASCII characters as a pair,
+    /// 16 hexadecimal digits as one number and `8,8` as a pair, and otherwise the first 8 bytes of
     /// SHA-1. The name must be UTF-8.
     DotNet,
 }
 
 impl KeyScheme {
-    /// The advisory key of a name.
+    /// Returns the advisory key of a name.
     ///
     /// ```
     /// use leasehold_postgres::{AdvisoryKey, KeyScheme};
@@ -201,7 +203,7 @@ impl KeyScheme {
         }
     }
 
-    /// Whether some of its keys are pairs.
+    /// Returns whether some keys of the scheme are pairs.
     pub(crate) fn has_pairs(self) -> bool {
         matches!(self, Self::Int32Pair | Self::Rails | Self::DotNet)
     }
@@ -211,7 +213,7 @@ fn text(name: &[u8]) -> Result<&str> {
     std::str::from_utf8(name).map_err(|_| unfit(name, "UTF-8"))
 }
 
-/// In the one spelling that decimal numbers have, so that no two names are one key.
+/// Parses a decimal number in its canonical form, so that no two names have the same key.
 fn number<N: std::str::FromStr + ToString>(name: &[u8]) -> Option<N> {
     let text = std::str::from_utf8(name).ok()?;
     text.parse()
@@ -282,7 +284,7 @@ fn unfit(name: &[u8], wanted: &str) -> leasehold_core::Error {
     )
 }
 
-/// Names as the configuration has them.
+/// The configured mapping from names to keys.
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
     pub(crate) scheme: KeyScheme,
@@ -290,7 +292,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// The key of an exclusive or shared lock.
+    /// Returns the key of an exclusive or shared lock.
     pub(crate) fn lock(&self, key: &LockKey) -> Result<AdvisoryKey> {
         if self.prefix.is_empty() {
             self.scheme.key_of(key.as_bytes())
@@ -299,18 +301,18 @@ impl Names {
         }
     }
 
-    /// The semaphore of this name.
-    pub(crate) fn semaphore(&self, key: &LockKey, of: u32) -> Result<Family> {
+    /// Returns the keys of the semaphore with this name.
+    pub(crate) fn semaphore(&self, key: &LockKey, of: u32) -> Result<PermitKeys> {
         if of > MAX_PERMITS {
             return Err(error::plain(
                 ErrorKind::InvalidInput,
                 "acquire",
                 format!(
-                    "a semaphore has at most {MAX_PERMITS} permits here, and `{key}` should have {of}"
+                    "a semaphore has at most {MAX_PERMITS} permits, and {of} were requested for `{key}`"
                 ),
             ));
         }
-        Ok(Family {
+        Ok(PermitKeys {
             name: self.name(key).into(),
             of,
         })
@@ -321,33 +323,33 @@ impl Names {
     }
 }
 
-/// The permits of one semaphore.
+/// The keys of one semaphore.
 #[derive(Clone, Debug)]
-pub(crate) struct Family {
+pub(crate) struct PermitKeys {
     name: Arc<[u8]>,
     pub(crate) of: u32,
 }
 
-impl Family {
-    /// The lower bits of a count's key: the count itself.
+impl PermitKeys {
+    /// The bits of a count's key that contain the count.
     pub(crate) const COUNT: i64 = (1 << 20) - 1;
 
-    /// The semaphore as a whole: what its waiters wait for.
+    /// Returns the key of the semaphore, for which its waiters wait.
     pub(crate) fn key(&self) -> AdvisoryKey {
         AdvisoryKey::Int64(hash_text_extended(&self.name, SEMAPHORE))
     }
 
-    /// The key of permit `number`, from 1.
+    /// Returns the key of permit `number`, from 1.
     pub(crate) fn permit(&self, number: u32) -> i64 {
         hash_text_extended(&self.name, u64::from(number))
     }
 
-    /// What its holders hold as well: other counts have another one.
+    /// Returns the key of this count, which holders of a permit hold as well.
     pub(crate) fn count(&self) -> i64 {
         self.any_count() | i64::from(self.of)
     }
 
-    /// What the keys of all counts have in common.
+    /// Returns the bits that the keys of all counts have in common.
     pub(crate) fn any_count(&self) -> i64 {
         self.key().bits() & !Self::COUNT
     }
@@ -461,7 +463,10 @@ mod tests {
         let of = |of| names.semaphore(&LockKey::new("gpu").unwrap(), of).unwrap();
         assert_eq!(of(2).any_count(), of(3).any_count());
         assert_eq!(
-            (of(2).count() & Family::COUNT, of(3).count() & Family::COUNT),
+            (
+                of(2).count() & PermitKeys::COUNT,
+                of(3).count() & PermitKeys::COUNT
+            ),
             (2, 3)
         );
         assert_eq!(of(2).permit(1), of(3).permit(1));

@@ -1,24 +1,15 @@
-//! [`PostgresLease`]: one grant.
+//! [`PostgresLease`]: one granted lock or permit.
 
 use std::{fmt, sync::Arc};
 
-use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Released, Result,
-    backend::{KeepAlive, Lease, Request, async_trait, support::ReleaseTracker},
-    session::Claim,
-};
+use leasehold_core::{Deadline, ErrorKind, FencingToken, Released, Result, backend::{KeepAlive, Lease, Request, async_trait, support::ReleaseTracker}, session::Claim};
 
-use crate::{
-    batch::{Done, Job},
-    error::{self, named},
-    keys::AdvisoryKey,
-    session::{PostgresSessions, run},
-};
+use crate::{error::{named, self}, job::{Job, JobResult}, keys::AdvisoryKey, session::{PostgresSessions, run}};
 
 pub(crate) struct PostgresLease {
     claim: Claim<PostgresSessions>,
     request: Request,
-    /// The lock, or the permit.
+    /// The key of the lock, or of the permit.
     key: AdvisoryKey,
     semaphore: Option<AdvisoryKey>,
     token: Option<FencingToken>,
@@ -59,7 +50,11 @@ impl Lease for PostgresLease {
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         if self.release.has_started() {
-            return Err(error::plain(ErrorKind::Lost, "renew", "it was released"));
+            return Err(error::plain(
+                ErrorKind::Lost,
+                "renew",
+                "the lock was released",
+            ));
         }
         self.claim
             .session()
@@ -67,23 +62,23 @@ impl Lease for PostgresLease {
             .await
             .map_err(|error| named(error, "renew"))?;
         if self.claim.is_revoked() {
-            let message = "an operator has broken this lock: it ends at its deadline";
+            let message = "an operator has revoked this lock, so it ends at its deadline";
             return Err(error::plain(ErrorKind::Unsupported, "renew", message));
         }
         Ok(())
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
-        if let Some(outcome) = self.release.start() {
-            return Ok(outcome);
+        if let Some(released) = self.release.begin() {
+            return Ok(released);
         }
-        let job = Job::GiveBack {
-            name: *self.claim.name(),
+        let job = Job::Release {
+            acquisition: *self.claim.name(),
             key: self.key,
             semaphore: self.semaphore,
         };
         let freed = match run(&self.claim, "release", job).await {
-            Ok(Done::GivenBack(was_held)) => Ok(was_held),
+            Ok(JobResult::Released(was_held)) => Ok(was_held),
             Ok(_) => Err(error::protocol("release")),
             Err(error) => Err(error),
         };

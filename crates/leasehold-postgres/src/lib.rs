@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod admin;
 mod backend;
 mod backoff;
 mod batch;
@@ -8,20 +9,19 @@ mod config;
 mod connection;
 mod error;
 mod fencing;
+mod handshake;
 mod hash;
 mod identity;
-mod inspect;
+mod job;
 mod keys;
 mod lease;
-mod queue;
-mod revoke;
+mod pending_lock;
 mod server;
 mod session;
-mod session_conn;
+mod session_connection;
 mod settings;
 mod statement;
 pub mod transaction;
-mod url;
 mod waiters;
 
 pub use leasehold_core::{Error, ErrorKind, Result};

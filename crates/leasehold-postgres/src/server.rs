@@ -1,25 +1,24 @@
-//! [`Server`]: what servers can do, and which will not do.
+//! [`Server`]: the version and the settings of a server, and the servers that are not supported.
 
-/// The server cuts off silent sessions, and looks whether a client is still there, from this
-/// version on.
+/// The first version with `idle_session_timeout` and `client_connection_check_interval`.
 pub(crate) const IDLE_SESSION_TIMEOUT: u32 = 140_000;
-/// `plan_cache_mode`, which the holding sessions need, is there from this version on.
+/// The oldest supported version: the first with `plan_cache_mode`, which sessions with locks need.
 pub(crate) const OLDEST: u32 = 120_000;
 
-/// What the first look at the server tells.
+/// The results of the first checks of a server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Server {
     pub(crate) version: u32,
-    /// Somebody copies the log whom no commit waits for, or of whom the server does not tell us.
+    /// Whether a standby exists for which commits do not wait, or whose state the role may not see.
     pub(crate) asynchronous_standbys: bool,
-    /// It waits for its disk (`fsync`).
+    /// Whether commits wait for the disk (`fsync`).
     pub(crate) syncs: bool,
-    /// It lets us see how far its log is flushed, and write to it.
+    /// Whether the role may read how far the WAL is flushed, and may write to it.
     pub(crate) flushes: bool,
 }
 
 impl Server {
-    /// The least of what is supported.
+    /// The weakest server that is supported.
     pub(crate) const WEAKEST: Self = Self {
         version: OLDEST,
         asynchronous_standbys: true,
@@ -27,20 +26,20 @@ impl Server {
         flushes: false,
     };
 
-    /// Whether a token that it has told is never told again, whatever it suffers.
+    /// Returns whether no token is ever repeated, even after a crash or a fail-over.
     pub(crate) fn makes_tokens_durable(self) -> bool {
-        // One of the standbys may be promoted without the last tokens.
+        // A standby that lacks the last tokens may be promoted.
         self.flushes && self.syncs && !self.asynchronous_standbys
     }
 
-    /// Whether it cuts off a holder that has fallen silent.
+    /// Returns whether the server ends the session of a holder that is silent.
     pub(crate) fn cuts_off_silent_sessions(self) -> bool {
         self.version >= IDLE_SESSION_TIMEOUT
     }
 }
 
-/// Why no server of this version, or database in this encoding, will do.
-pub(crate) fn why_unfit(version: u32, encoding: &str) -> Option<String> {
+/// Returns why a server of this version or a database in this encoding is not supported.
+pub(crate) fn unsupported_reason(version: u32, encoding: &str) -> Option<String> {
     if version < OLDEST {
         return Some(format!(
             "it is version {version}; PostgreSQL 14 and later are supported, 12 and 13 without an expiry"
@@ -48,14 +47,14 @@ pub(crate) fn why_unfit(version: u32, encoding: &str) -> Option<String> {
     }
     (encoding != "UTF8").then(|| {
         format!(
-            "the database's encoding is {encoding}, in which names have other hashes or none; connect to one that was \
-             made with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+            "the encoding of the database is {encoding}, in which names have other hashes or none; connect to a database \
+             created with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
         )
     })
 }
 
 /// Whether a commit may miss one of those who copy the log, given each one's `sync_state`. A role
-/// that may not see it is shown NULL.
+/// that may not see it is session_name NULL.
 pub(crate) fn any_asynchronous(standbys: &[Option<String>]) -> bool {
     !standbys
         .iter()
@@ -69,15 +68,15 @@ mod tests {
     #[test]
     fn unfit_versions_and_encodings_are_refused() {
         assert!(
-            why_unfit(110_022, "UTF8")
+            unsupported_reason(110_022, "UTF8")
                 .is_some_and(|why| why.contains("110022") && why.contains("12 and 13"))
         );
         for version in [120_000, 130_014, 140_000, 170_002] {
-            assert_eq!(why_unfit(version, "UTF8"), None);
+            assert_eq!(unsupported_reason(version, "UTF8"), None);
         }
         for encoding in ["LATIN1", "SQL_ASCII", "EUC_JP"] {
             assert!(
-                why_unfit(150_000, encoding)
+                unsupported_reason(150_000, encoding)
                     .is_some_and(|why| why.contains(encoding) && why.contains("'UTF8'"))
             );
         }

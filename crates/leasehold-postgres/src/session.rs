@@ -1,9 +1,9 @@
-//! Sessions: one holding connection each.
+//! [`PostgresSessions`]: sessions with one connection each, which holds the locks.
 
 use std::{
     fmt,
     sync::{
-        Arc, OnceLock, Weak,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -19,170 +19,136 @@ use leasehold_core::{
 };
 
 use crate::{
-    batch::{BatchExecutor, Done, Job, Name, WaiterMarkers},
-    connection::Link,
+    batch::BatchExecutor,
+    connection::{ConnectionPermit, Connector},
     error::{self, named},
+    job::{AcquisitionKey, Job, JobResult, WaiterMarkers},
     keys::AdvisoryKey,
-    session_conn::SessionConn,
+    session_connection::SessionConnection,
     statement::SILENT_AFTER,
     waiters::WaiterRegistry,
 };
 
-/// Claims per session: every statement costs the server a walk over what its session has.
+/// The maximum number of locks per session. The cost of a statement grows with the number of locks
+/// that its session holds.
 const CAPACITY: usize = 1_000;
-/// One statement is under way at a time on a connection, so whatever is asked meanwhile goes
-/// together in the next.
+/// A connection executes one statement at a time, so all jobs that arrive meanwhile share the next
+/// statement.
 const LIMITS: BatchLimits = BatchLimits {
     alone: 0,
     calls: 1,
     batch: 256,
 };
 
-/// Opens, renews and closes holding connections.
+/// Opens, renews and closes the connections that hold locks.
 #[derive(Debug)]
 pub(crate) struct PostgresSessions {
-    pub(crate) link: Arc<Link>,
+    pub(crate) connector: Arc<Connector>,
     pub(crate) waiters: Arc<WaiterRegistry>,
 }
 
-/// One holding connection.
+/// One session: its connection and the batches that use it.
 pub(crate) struct Handle {
-    carrier: Arc<BatchExecutor>,
-    gather: Arc<Batcher<BatchExecutor>>,
+    executor: Arc<BatchExecutor>,
+    batcher: Arc<Batcher<BatchExecutor>>,
     next: AtomicU64,
-    /// The number of writers that wait in the session, and whether its [`beat`] task runs.
+    /// The number of writers that wait in the session.
     waiting_writers: AtomicUsize,
-    beating: AtomicBool,
+    /// Whether the [`heartbeat`] task of the session runs.
+    has_heartbeat: AtomicBool,
 }
 
-/// The interval of the markers of life of a session in which a writer waits. Readers yield to the
-/// writer for [`SILENT_AFTER`] after the last one.
-const BEAT: Duration = Duration::from_secs(2);
+/// The interval of the heartbeats of a session in which a writer waits. Readers yield to the writer
+/// for [`SILENT_AFTER`] after the last heartbeat.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Counts a writer that begins to wait, and starts the [`beat`] task if it does not run.
+/// Counts a writer that begins to wait, and starts the [`heartbeat`] task if it does not run.
 fn writer_waits(session: &Arc<Session<PostgresSessions>>) {
     let handle = session.handle();
     handle.waiting_writers.fetch_add(1, Ordering::AcqRel);
-    // The server ends a silent session with a shorter TTL by then.
-    if session.ttl().as_duration() > SILENT_AFTER && !handle.beating.swap(true, Ordering::AcqRel) {
-        // Ends with the session, or soon after the last of them.
+    // With a shorter TTL, the server ends a silent session by then.
+    if session.ttl().as_duration() > SILENT_AFTER
+        && !handle.has_heartbeat.swap(true, Ordering::AcqRel)
+    {
+        // The task ends with the session, or soon after the last waiting writer.
         let session = Arc::downgrade(session);
         drop(tokio::spawn(supervised(move || {
-            beat(Weak::clone(&session))
+            heartbeat(Weak::clone(&session))
         })));
     }
 }
 
-/// Sends markers of life until no writer waits in the session.
-async fn beat(session: Weak<Session<PostgresSessions>>) {
+/// Sends heartbeats until no writer waits in the session.
+async fn heartbeat(session: Weak<Session<PostgresSessions>>) {
     loop {
-        tokio::time::sleep(BEAT).await;
+        tokio::time::sleep(HEARTBEAT_INTERVAL).await;
         let Some(session) = session.upgrade().filter(|session| session.is_live()) else {
             return;
         };
         let handle = session.handle();
         if handle.waiting_writers.load(Ordering::Acquire) == 0 {
-            handle.beating.store(false, Ordering::Release);
-            // One may have come at this moment.
+            handle.has_heartbeat.store(false, Ordering::Release);
+            // A writer may have started to wait since the counter was read.
             if handle.waiting_writers.load(Ordering::Acquire) == 0
-                || handle.beating.swap(true, Ordering::AcqRel)
+                || handle.has_heartbeat.swap(true, Ordering::AcqRel)
             {
                 return;
             }
         }
-        // Not a renewal of the session, which would read the server's locks, too.
+        // This is not a renewal of the session, which would also read the locks of the server.
         if let Err(error) = handle
-            .driven("renew", |conn, link| Box::pin(conn.renew(link)))
+            .with_connection("renew", |conn, connector| Box::pin(conn.renew(connector)))
             .await
         {
-            tracing::debug!(target: "leasehold", %error, "readers may overtake the writers that wait here");
+            tracing::debug!(target: "leasehold", %error, "a heartbeat failed: readers may overtake the writers of this session");
         }
-    }
-}
-
-/// Whose connection it is, to be told before the connection is given up: with that the server frees
-/// all that is held. That is the one place that ends a session, besides its renewal.
-#[derive(Clone, Default)]
-pub(crate) struct SessionRef(Arc<OnceLock<Weak<Session<PostgresSessions>>>>);
-
-impl SessionRef {
-    fn set(&self, session: &Arc<Session<PostgresSessions>>) {
-        // Once for each connection.
-        let _: &_ = self.0.get_or_init(|| Arc::downgrade(session));
-    }
-
-    pub(crate) fn end(&self) {
-        if let Some(session) = self.0.get().and_then(Weak::upgrade) {
-            session.end(LossReason::SessionEnded);
-        }
-    }
-}
-
-/// One of the connections that the configuration allows.
-pub(crate) struct Counted(Arc<Link>);
-
-impl Counted {
-    /// One more, unless there are as many as there may be.
-    fn one_more(link: &Arc<Link>) -> Option<Self> {
-        let max = link.config.max_sessions;
-        let more = |holding| (holding < max).then_some(holding + 1);
-        link.holding
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
-            .ok()?;
-        Some(Self(Arc::clone(link)))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.holding.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 impl Handle {
-    /// A name that no other acquisition has.
-    pub(crate) fn name(&self, key: AdvisoryKey) -> Name {
-        Name {
+    /// Returns the identity of a new acquisition of `key`.
+    pub(crate) fn new_acquisition(&self, key: AdvisoryKey) -> AcquisitionKey {
+        AcquisitionKey {
             key,
             number: self.next.fetch_add(1, Ordering::Relaxed),
         }
     }
 
-    /// Does something with the connection in a task of its own: whoever waits for it may be kept
-    /// from asking for more, and would keep all others from the connection.
-    async fn driven<T, F>(&self, operation: &'static str, work: F) -> Result<T>
+    /// Uses the connection in a task of its own. The caller may not be polled for long, and would
+    /// then keep all other tasks from the connection.
+    async fn with_connection<T, F>(&self, operation: &'static str, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: for<'a> FnOnce(&'a mut SessionConn, &'a Link) -> BoxFuture<'a, Result<T>>
+        F: for<'a> FnOnce(&'a mut SessionConnection, &'a Connector) -> BoxFuture<'a, Result<T>>
             + Send
             + 'static,
     {
-        let carrier = Arc::clone(&self.carrier);
-        // A panic is told to whoever waits for it.
+        let executor = Arc::clone(&self.executor);
+        // A panic becomes an error of the caller.
         let task = tokio::spawn(contained(async move {
-            let link = &carrier.link;
-            let mut conn = carrier.conn.lock().await;
-            match tokio::time::timeout(carrier.limit, work(&mut conn, link)).await {
+            let connector = &executor.connector;
+            let mut conn = executor.conn.lock().await;
+            match tokio::time::timeout(executor.limit, work(&mut conn, connector)).await {
                 Ok(done) => done,
-                Err(_elapsed) => Err(conn.give_up(link, operation, carrier.limit)),
+                Err(_elapsed) => Err(conn.give_up(connector, operation, executor.limit)),
             }
         }));
         task.await.map_err(|_| {
             error::plain(
                 ErrorKind::Indeterminate,
                 operation,
-                "the runtime shuts down",
+                "the runtime is shutting down",
             )
         })?
     }
 }
 
-/// Has a job of one claim done, alone or with others of its session.
+/// Runs a job of one claim, alone or in a batch with other jobs of its session.
 pub(crate) async fn run(
     claim: &Claim<PostgresSessions>,
     operation: &'static str,
     job: Job,
-) -> Result<Done> {
+) -> Result<JobResult> {
     run_in(claim.session(), operation, job).await
 }
 
@@ -190,21 +156,21 @@ async fn run_in(
     session: &Session<PostgresSessions>,
     operation: &'static str,
     job: Job,
-) -> Result<Done> {
+) -> Result<JobResult> {
     let handle = session.handle();
-    let ran = handle.gather.run(&handle.carrier, job).await;
+    let ran = handle.batcher.run(&handle.executor, job).await;
     let done = ran.map_err(|error| named(error, operation)).flatten();
     done.map_err(|error| error.with_operation(operation))
 }
 
-/// The markers of a waiter are up for as long as this lives.
+/// A guard that clears the markers of a waiter when it is dropped.
 #[derive(Debug)]
 pub(crate) struct MarkerGuard {
     session: Arc<Session<PostgresSessions>>,
     waiters: Arc<WaiterRegistry>,
-    name: Name,
+    acquisition: AcquisitionKey,
     markers: Option<WaiterMarkers>,
-    of_writer: bool,
+    is_writer: bool,
 }
 
 impl MarkerGuard {
@@ -214,20 +180,20 @@ impl MarkerGuard {
         markers: WaiterMarkers,
     ) -> Self {
         let session = Arc::clone(claim.session());
-        let of_writer = markers.writer.is_some();
-        if of_writer {
+        let is_writer = markers.writer.is_some();
+        if is_writer {
             writer_waits(&session);
         }
         Self {
             session,
             waiters: Arc::clone(waiters),
-            name: *claim.name(),
+            acquisition: *claim.name(),
             markers: Some(markers),
-            of_writer,
+            is_writer,
         }
     }
 
-    /// Somebody else has taken them down, or will.
+    /// Drops the guard without clearing the markers.
     pub(crate) fn disarm(mut self) {
         self.markers = None;
     }
@@ -235,7 +201,7 @@ impl MarkerGuard {
 
 impl Drop for MarkerGuard {
     fn drop(&mut self) {
-        if self.of_writer {
+        if self.is_writer {
             self.session
                 .handle()
                 .waiting_writers
@@ -244,17 +210,20 @@ impl Drop for MarkerGuard {
         let Some(markers) = self.markers.take() else {
             return;
         };
-        self.session.handle().carrier.leave(self.name, markers);
-        // Without a runtime they go with whatever is asked next, or with the session.
+        self.session
+            .handle()
+            .executor
+            .release_markers(self.acquisition, markers);
+        // Without a runtime, the next statement of the session clears them, or its end does.
         if let Ok(runtime) = tokio::runtime::Handle::try_current()
             && self.session.is_live()
         {
             let (session, waiters) = (Arc::clone(&self.session), Arc::clone(&self.waiters));
             drop(runtime.spawn(async move {
-                drop(run_in(&session, "acquire", Job::Tidy).await);
+                drop(run_in(&session, "acquire", Job::Cleanup).await);
                 if markers.writer.is_some() {
-                    // Readers of this process may have waited behind it.
-                    waiters.wake(markers.key);
+                    // Readers of this process may have waited behind this writer.
+                    waiters.notify(markers.key);
                 }
             }));
         }
@@ -264,49 +233,48 @@ impl Drop for MarkerGuard {
 #[async_trait]
 impl SessionDriver for PostgresSessions {
     type Handle = Handle;
-    type Claim = Name;
+    type Claim = AcquisitionKey;
 
     fn capacity(&self) -> usize {
         CAPACITY
     }
 
     fn max_sessions(&self) -> usize {
-        self.link.config.max_sessions
+        self.connector.config.max_sessions
     }
 
     async fn open(&self, time: &SessionClock) -> Result<Opened<Handle>> {
-        let link = &self.link;
-        let counted = Counted::one_more(link).ok_or_else(|| {
-            let max = link.config.max_sessions;
+        let connector = &self.connector;
+        let connection_permit = ConnectionPermit::acquire(connector).ok_or_else(|| {
+            let max = connector.config.max_sessions;
             error::plain(
                 ErrorKind::Unavailable,
                 "acquire",
                 format!(
-                    "{max} connections hold locks already, each up to {CAPACITY}; hold fewer locks at a time, or raise \
-                     `max-sessions`"
+                    "all {max} connections for locks are in use, with up to {CAPACITY} locks each; hold fewer locks at \
+                     a time, or raise `max-sessions`"
                 ),
             )
         })?;
         let sent = time.now();
         let (ttl, label) = (time.ttl(), time.label().to_owned());
-        let holding = link
-            .on_driver_thread(
-                "acquire",
-                |link| async move { link.open(ttl, &label).await },
-            )
+        let opened = connector
+            .on_driver_thread("acquire", |connector| async move {
+                connector.open(ttl, &label).await
+            })
             .await?;
-        let conn = SessionConn::new(holding, counted, &self.waiters);
+        let conn = SessionConnection::new(opened, connection_permit, &self.waiters);
         let handle = Handle {
-            carrier: BatchExecutor::new(
-                link,
+            executor: BatchExecutor::new(
+                connector,
                 conn,
-                link.patience(time.ttl()),
+                connector.response_timeout(time.ttl()),
                 time.ttl().as_duration(),
             ),
-            gather: Arc::new(Batcher::new(LIMITS)),
+            batcher: Arc::new(Batcher::new(LIMITS)),
             next: AtomicU64::new(0),
             waiting_writers: AtomicUsize::new(0),
-            beating: AtomicBool::new(false),
+            has_heartbeat: AtomicBool::new(false),
         };
         Ok(Opened {
             handle,
@@ -315,34 +283,41 @@ impl SessionDriver for PostgresSessions {
     }
 
     fn started(&self, session: &Arc<Session<Self>>) {
-        session.handle().carrier.owner.set(session);
+        let weak = Arc::downgrade(session);
+        session.handle().executor.end_session.set(move || {
+            if let Some(session) = weak.upgrade() {
+                session.end(LossReason::SessionEnded);
+            }
+        });
     }
 
     async fn renew(&self, handle: &Handle, time: &SessionClock) -> Result<Deadline> {
         let sent = time.now();
         handle
-            .driven("renew", |conn, link| Box::pin(conn.renew(link)))
+            .with_connection("renew", |conn, connector| Box::pin(conn.renew(connector)))
             .await?;
         Ok(time.deadline_from(sent))
     }
 
-    async fn list_owned(&self, handle: &Handle) -> Result<Owned<Name>> {
+    async fn list_owned(&self, handle: &Handle) -> Result<Owned<AcquisitionKey>> {
         handle
-            .driven("reconcile", |conn, link| Box::pin(conn.reconcile(link)))
+            .with_connection("reconcile", |conn, connector| {
+                Box::pin(conn.reconcile(connector))
+            })
             .await
     }
 
-    async fn delete_orphans(&self, handle: &Handle, orphans: Vec<Name>) -> Result<()> {
+    async fn delete_orphans(&self, handle: &Handle, orphans: Vec<AcquisitionKey>) -> Result<()> {
         handle
-            .driven("reconcile", move |conn, link| {
-                Box::pin(async move { conn.give_back(link, &orphans).await })
+            .with_connection("reconcile", move |conn, connector| {
+                Box::pin(async move { conn.release(connector, &orphans).await })
             })
             .await
     }
 
     async fn close(&self, handle: &Handle) -> Result<()> {
         handle
-            .driven("close", |conn, link| Box::pin(conn.close(link)))
+            .with_connection("close", |conn, connector| Box::pin(conn.close(connector)))
             .await
     }
 }
@@ -350,7 +325,7 @@ impl SessionDriver for PostgresSessions {
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handle")
-            .field("carrier", &self.carrier)
+            .field("executor", &self.executor)
             .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! What the sessions that hold locks are set to.
+//! The settings of sessions that hold locks.
 
 use std::time::Duration;
 
@@ -6,25 +6,28 @@ use leasehold_core::Ttl;
 
 use crate::server::IDLE_SESSION_TIMEOUT;
 
-/// The server ends transactions that last from this version on, single statements too.
+/// The first version with `transaction_timeout`, which also ends single statements.
 const TRANSACTION_TIMEOUT: u32 = 170_000;
 
-/// Names and values, which are words and numbers: they stand in SQL as they are.
+/// Names and values. They are words and numbers, so they need no quoting in SQL.
 pub(crate) type Settings = Vec<(&'static str, String)>;
 
 /// The number of unanswered probes after which a silent connection ends.
 const PROBES: u64 = 3;
 
-/// What a session that holds locks must be set to: what the role has set must not end our
-/// statements, nor leave our commits to chance.
-pub(crate) fn needed(version: u32, ttl: Ttl, patience: Duration) -> Settings {
+/// Returns the settings that a session with locks must have. The settings of the role must neither
+/// end its statements nor make its commits asynchronous.
+pub(crate) fn needed(version: u32, ttl: Ttl, response_timeout: Duration) -> Settings {
     let mut needed = vec![
         ("statement_timeout", ttl.as_millis().to_string()),
-        ("lock_timeout", patience.as_millis().max(1).to_string()),
+        (
+            "lock_timeout",
+            response_timeout.as_millis().max(1).to_string(),
+        ),
         ("synchronous_commit", "on".into()),
         ("default_transaction_read_only", "off".into()),
         ("search_path", "pg_catalog".into()),
-        // The statements are the same for ever: planned once.
+        // The statements never change, so they are planned once.
         ("plan_cache_mode", "force_generic_plan".into()),
         ("jit", "off".into()),
     ];
@@ -37,9 +40,9 @@ pub(crate) fn needed(version: u32, ttl: Ttl, patience: Duration) -> Settings {
     needed
 }
 
-/// What makes either side notice sooner that the other is gone.
+/// Returns the settings with which each side detects sooner that the other is gone.
 ///
-/// The server must not end a silent connection before the TTL. If its system has no
+/// The server must not end a silent connection before the TTL. On a system without
 /// `tcp_user_timeout`, the number and the interval of the probes decide when it does.
 pub(crate) fn wanted(version: u32, ttl: Ttl) -> Settings {
     let millis = ttl.as_millis();
@@ -64,7 +67,7 @@ mod tests {
     use super::*;
     use crate::server::OLDEST;
 
-    /// A holder that is cut off is valid for up to a TTL.
+    /// A holder that is cut off stays valid for up to a TTL.
     #[test]
     fn unanswered_probes_end_no_connection_before_the_ttl() {
         for millis in [

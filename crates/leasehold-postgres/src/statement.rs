@@ -1,23 +1,26 @@
-//! The SQL of the holding sessions.
+//! The SQL of sessions that hold locks.
 //!
-//! A gathered statement has one row per operation, in order: `CASE` evaluates only the branch that
-//! is asked for, and a row is done before the next begins. So a token is drawn after its lock was
-//! granted, and only then.
+//! A batch is one statement with one row per operation, in order. `CASE` evaluates only the branch
+//! of the row's operation, and a row is complete before the next one starts. Therefore a token is
+//! drawn only after its lock was granted.
 //!
-//! Who takes or gives back one key alone, the usual case, or takes the one it waited for, has
-//! statements of their own: to unpack arrays and to gather results costs the server as much as the
-//! lock itself (measured: 1.3 to 1.7 times as many pairs without).
+//! Single operations on a 64-bit key, the usual case, have statements of their own. Unpacking
+//! arrays and aggregating results costs the server as much as the lock itself (measured: 1.3 to 1.7
+//! times as many acquire-release pairs with these statements).
 //!
-//! The tokens are durable before the server answers. `nextval` itself makes its transaction wait
-//! for the disk only when it logs, which is once in 32 values; in between it relies on a record
-//! that another transaction may not have flushed yet. So after the last token was drawn the log's
-//! end is compared with what is flushed, and if anything is missing an empty message goes into the
-//! log within the transaction: its commit then flushes everything before it. Some managed services
-//! refuse these functions; there the tokens are not flushed, and the capabilities say *best
-//! effort*.
+//! Tokens are durable before the server answers. `nextval` alone makes its transaction wait for the
+//! disk only when it writes to the WAL, which is once in 32 values. In between it depends on a
+//! record that another transaction may not have flushed yet. Therefore the statement compares the
+//! end of the WAL with the flushed position after the last token was drawn. If a part is not
+//! flushed, it emits an empty message into the WAL within the transaction, whose commit then
+//! flushes everything before it. Some managed services refuse these functions. There tokens are not
+//! flushed, and the capabilities report *best effort*.
 //!
-//! Every statement has an effect only on the backend of its session, and its column of the pid says
-//! so; see [`Identity`].
+//! Every statement has an effect only on the backend of its session, and its column with the pid
+//! proves which backend answered; see [`Identity`].
+//!
+//! The columns of a batch are `o`, the operation; `k`, the key; `w`, the marker of waiters; and
+//! `x`, the key beside it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,146 +28,152 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use crate::{identity::Identity, keys::AdvisoryKey};
 
-/// The channel of the wake-ups.
+/// The channel of the notifications.
 pub(crate) const CHANNEL: &str = "leasehold";
 
-/// What a row does.
+/// The operation of a row, and its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
-    /// Takes it exclusively: a token, or 0.
+    /// Acquires exclusively. Returns a token, or 0 if refused.
     Exclusive,
-    /// Gives it back: -1, -2 if a waiter was told, or 0 if it was not held.
+    /// Releases. Returns -1, -2 if a waiter was notified, or 0 if the lock was not held.
     Unlock,
-    /// Takes it shared, unless a writer waits: a token, or 0.
+    /// Acquires shared, unless a writer waits. Returns a token, or 0 if refused.
     Shared,
-    /// Gives it back, as `Unlock`.
+    /// Releases a shared lock. Returns as `Unlock`.
     UnlockShared,
-    /// As `Exclusive`; once granted, takes the markers of the waiting writer away.
+    /// As `Exclusive`. When granted, clears the two markers of the waiting writer.
     ExclusiveOfWaiter,
-    /// As `Shared`; once granted, takes the waiter's sign away.
+    /// As `Shared`. When granted, clears the marker of the waiter.
     SharedOfWaiter,
-    /// As `Exclusive`, unless somebody else waits.
-    ExclusiveCourteous,
-    /// As `Shared`, unless somebody else waits.
-    SharedCourteous,
-    /// One more reader of those in this session, unless a writer waits: -1, or 0.
+    /// As `Exclusive`, unless another session waits.
+    ExclusiveYielding,
+    /// As `Shared`, unless another session waits.
+    SharedYielding,
+    /// Adds a reader to a shared lock of this session, unless a writer waits. Returns -1, or 0 if
+    /// refused.
     Join,
-    /// Puts a sign up: -1, or 0 if somebody looks for it just now.
-    Sign,
-    /// Takes a sign down.
-    Unsign,
-    /// Takes a waiting writer's sign down, and tells the readers that waited behind it.
-    UnsignWriter,
-    /// Gives a permit back, as `Unlock`, and tells those who wait for its semaphore.
+    /// Sets a marker. Returns -1, or 0 if another session is checking for it.
+    SetMarker,
+    /// Clears a marker.
+    ClearMarker,
+    /// Clears the marker of a waiting writer, and notifies the readers that waited behind it.
+    ClearWriterMarker,
+    /// Releases a permit, as `Unlock`, and notifies the waiters for its semaphore.
     UnlockPermit,
 }
 
 impl Op {
-    /// Whether it is for readers, who heed writers that wait.
+    /// Returns whether the operation acquires for a reader, which yields to waiting writers.
     pub(crate) fn reads(self) -> bool {
         matches!(
             self,
-            Self::Shared | Self::SharedOfWaiter | Self::SharedCourteous | Self::Join
+            Self::Shared | Self::SharedOfWaiter | Self::SharedYielding | Self::Join
         )
     }
 
-    /// Whether a token may be drawn.
-    pub(crate) fn takes(self) -> bool {
+    /// Returns whether the operation may draw a token.
+    pub(crate) fn acquires(self) -> bool {
         use Op::{
-            Exclusive, ExclusiveCourteous, ExclusiveOfWaiter, Join, Shared, SharedCourteous,
-            SharedOfWaiter, Sign, Unlock, UnlockPermit, UnlockShared, Unsign, UnsignWriter,
+            ClearMarker, ClearWriterMarker, Exclusive, ExclusiveOfWaiter, ExclusiveYielding, Join,
+            SetMarker, Shared, SharedOfWaiter, SharedYielding, Unlock, UnlockPermit, UnlockShared,
         };
         match self {
-            Exclusive | Shared | ExclusiveOfWaiter | SharedOfWaiter | ExclusiveCourteous
-            | SharedCourteous => true,
-            Unlock | UnlockShared | UnlockPermit | Join | Sign | Unsign | UnsignWriter => false,
+            Exclusive | Shared | ExclusiveOfWaiter | SharedOfWaiter | ExclusiveYielding
+            | SharedYielding => true,
+            Unlock | UnlockShared | UnlockPermit | Join | SetMarker | ClearMarker
+            | ClearWriterMarker => false,
         }
     }
 }
 
-/// One row: what it does, to which key, and the keys beside it.
+/// One row: an operation, its key, and the keys beside it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
     pub(crate) op: Op,
     pub(crate) key: AdvisoryKey,
-    /// The waiters' sign.
+    /// The marker of waiters.
     pub(crate) waits: i64,
-    /// The waiting writers' sign; of a permit, its semaphore.
+    /// The marker of waiting writers, or the key of the semaphore of a permit.
     pub(crate) beside: i64,
 }
 
-/// Where a row's pair begins in the numbering of operations.
+/// The offset of operations on pairs in the numbering of operations.
 const PAIRS: i16 = 100;
 
 impl Row {
+    /// Returns the number of the operation in SQL.
     pub(crate) fn code(&self) -> i16 {
         self.op as i16 + if self.key.is_pair() { PAIRS } else { 0 }
     }
 }
 
-/// The texts of one session. What they return as the pid is the session's
+/// The statements of one session. The column with the pid is the session's
 /// [answer](crate::identity::Answerer).
 #[derive(Clone, Debug)]
 pub(crate) struct Statements {
-    /// A key of 64 bits alone, as [`Op::Exclusive`]: `$1` the key, `$2` whether the token must
-    /// reach a standby. The result, the pid, and whether it was flushed.
-    pub(crate) take: SqlStr,
-    /// The same as [`Op::ExclusiveCourteous`]: `$3` the waiters' sign.
-    pub(crate) take_courteously: SqlStr,
-    /// The same as [`Op::ExclusiveOfWaiter`]: `$3` the waiters' sign, `$4` the waiting writers'.
-    pub(crate) take_waited_for: SqlStr,
-    /// A key of 64 bits alone, as [`Op::Unlock`]: `$1` the key, `$2` the waiters' sign. The result,
-    /// and the pid.
-    pub(crate) give_back: SqlStr,
-    /// What a release says to waiters, of what is free already: `$1` the waiters' markers, `$2`
-    /// what they are told. The number, and the pid.
-    pub(crate) tell: SqlStr,
-    /// `$1` operations, `$2` keys, `$3` waiters' markers, `$4` keys beside, `$5` whether the tokens
-    /// must reach a standby, `$6` how a commit that notifies waits: one row of results, pid, and
-    /// whether it was flushed. For rows without readers.
+    /// Executes [`Op::Exclusive`] on a 64-bit key. `$1` is the key, `$2` whether the token must
+    /// reach a standby. Returns the result, the pid, and whether the token was flushed.
+    pub(crate) acquire: SqlStr,
+    /// Executes [`Op::ExclusiveYielding`] in the same way. `$3` is the marker of waiters.
+    pub(crate) acquire_yielding: SqlStr,
+    /// Executes [`Op::ExclusiveOfWaiter`] in the same way. `$3` is the marker of waiters, `$4` that
+    /// of waiting writers.
+    pub(crate) acquire_of_waiter: SqlStr,
+    /// Executes [`Op::Unlock`] on a 64-bit key. `$1` is the key, `$2` the marker of waiters.
+    /// Returns the result and the pid.
+    pub(crate) release: SqlStr,
+    /// Notifies the waiters for keys that are free already. `$1` are the markers of waiters, `$2`
+    /// the payloads. Returns the number of rows and the pid.
+    pub(crate) notify: SqlStr,
+    /// Executes rows without readers. `$1` are the operations, `$2` the keys, `$3` the markers of
+    /// waiters, `$4` the keys beside, `$5` whether tokens must reach a standby, `$6` the
+    /// `synchronous_commit` of a commit that notifies. Returns the array of results, the pid, and
+    /// whether the tokens were flushed.
     pub(crate) batch: SqlStr,
-    /// The same for all rows; `$7` the database. The look for writers that wait costs the server as
-    /// much as all the rest, because it is set up at each execution, taken or not.
+    /// Executes all rows in the same way. `$7` is the database. The check for waiting writers costs
+    /// the server as much as all the rest, because it is set up at each execution, used or not.
     pub(crate) batch_with_readers: SqlStr,
-    /// The same if a row is of a reader that waits. It also checks whether the waiting writers are
-    /// silent, which costs the server a fifth more (measured).
+    /// Executes rows of which one belongs to a waiting reader. It also checks whether waiting
+    /// writers are silent, which costs the server a fifth more (measured).
     pub(crate) batch_with_waiting_readers: SqlStr,
-    /// `$1` permits to try, `$2` the count's key, `$3` what the keys of all counts have in common,
-    /// `$4` whether the count's key is still to be taken, `$5` the database: which of `$1` was
-    /// granted, from 1; 0 if none; -1 if the count's key could not be taken; or `-2 - n` if
-    /// somebody has permits with a count of n. And the pid.
+    /// Acquires a permit. `$1` are the keys of the permits, `$2` the key of the count, `$3` the
+    /// bits that the keys of all counts have in common, `$4` whether the key of the count must be
+    /// acquired, `$5` the database. Returns the index in `$1` of the granted permit, from 1; 0 if
+    /// none was granted; -1 if the key of the count could not be acquired; `-2 - n` if permits with
+    /// a count of n are held. And the pid.
     pub(crate) permit: SqlStr,
-    /// Nothing, which the server takes for a sign of life. And the pid.
+    /// Restarts the idle time-out of the session. Returns 0 and the pid.
     pub(crate) renew: SqlStr,
-    /// What this session has, and which of `$1` others have, in the database `$2`: `classid`,
-    /// `objid`, `objsubid`, whether exclusively, and whether it is this session. And the pid, in at
-    /// least one row.
+    /// Reads the locks of this session, and the markers in `$1` that other sessions hold, in the
+    /// database `$2`. Returns `classid`, `objid`, `objsubid`, whether the lock is exclusive,
+    /// whether it belongs to this session, and the pid. There is at least one row.
     pub(crate) owned: SqlStr,
-    /// Gives back what it names: `$1` keys, `$2` which are pairs, `$3` which are exclusive. Whether
-    /// all were held, and the pid.
+    /// Releases locks. `$1` are the keys, `$2` says which are pairs, `$3` which are exclusive.
+    /// Returns whether all were held, and the pid.
     pub(crate) unlock: SqlStr,
 }
 
-/// What the texts depend on.
+/// The properties of a server on which the statements depend.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dialect<'a> {
-    /// Quoted; without it every grant counts as 1.
+    /// The quoted name of the sequence. Without it, every grant returns 1.
     pub(crate) sequence: Option<&'a str>,
-    /// Whether the server lets us see and write its log.
+    /// Whether the role may read and write the WAL.
     pub(crate) flushes: bool,
     /// Whether keys may be pairs.
     pub(crate) pairs: bool,
 }
 
-/// What `bool` says of the sign in column `sign`: held by nobody but this session.
-fn nobody(sign: &str) -> String {
+/// Returns the SQL condition that no other session holds the marker in the column `marker`.
+fn is_free_of_others(marker: &str) -> String {
     format!(
-        "(CASE WHEN pg_try_advisory_lock({sign}) THEN pg_advisory_unlock({sign}) ELSE false END)"
+        "(CASE WHEN pg_try_advisory_lock({marker}) THEN pg_advisory_unlock({marker}) ELSE false END)"
     )
 }
 
-/// Registration readers no longer yield to a waiting writer whose session was silent for this long.
-/// It is stopped or cut off, and the server ends its session only after the TTL.
+/// The time after which waiting readers no longer yield to a waiting writer whose session is
+/// silent. The writer is stopped or cut off, and the server ends its session only after the TTL.
 pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(10);
 
 /// Returns the condition that the session of `l.pid` is not known to be silent. A role sees its own
@@ -177,41 +186,42 @@ fn not_silent() -> String {
     )
 }
 
-/// As [`nobody`], but others who look at the same time do not count; and of the others only `whom`.
-fn no_writer(sign: &str, whom: &str) -> String {
+/// Returns the SQL condition that no other session for which `whom` holds has set the marker.
+/// Unlike in [`is_free_of_others`], sessions that check the marker at the same time do not count.
+fn no_writer(marker: &str, whom: &str) -> String {
     format!(
-        "(CASE WHEN pg_try_advisory_lock({sign}) THEN pg_advisory_unlock({sign}) \
+        "(CASE WHEN pg_try_advisory_lock({marker}) THEN pg_advisory_unlock({marker}) \
          ELSE NOT EXISTS (SELECT FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
          AND l.mode = 'ShareLock' AND l.pid <> pg_backend_pid() \
          AND l.database::int8 = $7 \
-         AND l.classid::int8 = (({sign} >> 32) & 4294967295) AND l.objid::int8 = ({sign} & 4294967295) \
+         AND l.classid::int8 = (({marker} >> 32) & 4294967295) AND l.objid::int8 = ({marker} & 4294967295) \
          AND {whom}) END)"
     )
 }
 
-/// Takes it unless somebody else waits.
+/// Returns `take`, on condition that no other session waits.
 fn yielding(take: &str) -> String {
-    format!("{} AND {take}", nobody("w"))
+    format!("{} AND {take}", is_free_of_others("w"))
 }
 
-/// What follows a grant, or does not.
+/// Returns the SQL of a token after a grant, and of 0 otherwise.
 fn granted(granted: &str, token: &str) -> String {
     format!("CASE WHEN {granted} THEN {token} ELSE 0 END")
 }
 
-/// Gives back, and tells the waiters if there are any; `commit` is how a commit that notifies
-/// waits.
-fn unlock(unlocked: &str, told: &str, commit: &str) -> String {
+/// Returns the SQL that releases and notifies the waiters, if there are any. `commit` is the
+/// `synchronous_commit` of a commit that notifies.
+fn unlock(unlocked: &str, payload: &str, commit: &str) -> String {
     format!(
         "CASE WHEN {unlocked} THEN CASE WHEN {} THEN -1 \
-         WHEN set_config('synchronous_commit', {commit}, true) IS NOT NULL AND pg_notify('{CHANNEL}', {told})::text IS NOT NULL \
+         WHEN set_config('synchronous_commit', {commit}, true) IS NOT NULL AND pg_notify('{CHANNEL}', {payload})::text IS NOT NULL \
          THEN -2 END ELSE 0 END",
-        nobody("w")
+        is_free_of_others("w")
     )
 }
 
-/// Whether what was drawn for `drawn` had to be flushed, and was; `standby` says that it must reach
-/// a standby.
+/// Returns the SQL that flushes the tokens that were drawn if `drawn`. `standby` says whether they
+/// must reach a standby.
 fn flushed(drawn: &str, standby: &str) -> String {
     format!(
         "CASE WHEN {drawn} AND ({standby} OR pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()) \
@@ -219,37 +229,37 @@ fn flushed(drawn: &str, standby: &str) -> String {
     )
 }
 
-/// Evaluates the first, then the second.
+/// Returns the SQL that evaluates `first`, then `then`.
 fn first_then(first: &str, then: &str) -> String {
     format!("CASE WHEN {first} IS NOT NULL THEN {then} END")
 }
 
-/// Takes the waiter's sign down, then `then`.
-fn without_sign(then: &str) -> String {
+/// Returns the SQL that clears the marker of a waiter, then evaluates `then`.
+fn without_marker(then: &str) -> String {
     first_then("pg_advisory_unlock_shared(w)", then)
 }
 
-/// Takes both markers of a waiting writer down, then `then`.
-fn without_signs(then: &str) -> String {
-    first_then("pg_advisory_unlock_shared(x)", &without_sign(then))
+/// Returns the SQL that clears both markers of a waiting writer, then evaluates `then`.
+fn without_markers(then: &str) -> String {
+    first_then("pg_advisory_unlock_shared(x)", &without_marker(then))
 }
 
-/// `WHEN` after `WHEN` of `CASE o`.
+/// The branches of `CASE o`.
 #[derive(Default)]
 struct Operations {
     others: String,
     readers: String,
-    /// The codes of the latter.
+    /// The codes of the operations of readers.
     reading: Vec<String>,
 }
 
-/// Adds what each operation does to keys of one space; those of readers, once it is known that no
-/// writer waits.
+/// Adds the branches for the keys of one space. The branches of readers assume that no writer
+/// waits.
 fn branches(operations: &mut Operations, from: i16, key: &str, space: char, token: &str) {
-    let unlock = |unlocked: &str, told: &str| unlock(unlocked, told, "$6");
+    let unlock = |unlocked: &str, payload: &str| unlock(unlocked, payload, "$6");
     let exclusive = format!("pg_try_advisory_lock({key})");
     let shared = format!("pg_try_advisory_lock_shared({key})");
-    let told = format!("'{space}' || k");
+    let payload = format!("'{space}' || k");
     let mut branch = |op: Op, then: String| {
         let code = op as i16 + from;
         let branches = if op.reads() {
@@ -265,31 +275,34 @@ fn branches(operations: &mut Operations, from: i16, key: &str, space: char, toke
     branch(Op::Exclusive, granted(&exclusive, token));
     branch(
         Op::Unlock,
-        unlock(&format!("pg_advisory_unlock({key})"), &told),
+        unlock(&format!("pg_advisory_unlock({key})"), &payload),
     );
     branch(Op::Shared, granted(&shared, token));
     branch(
         Op::UnlockShared,
-        unlock(&format!("pg_advisory_unlock_shared({key})"), &told),
+        unlock(&format!("pg_advisory_unlock_shared({key})"), &payload),
     );
     branch(
-        Op::UnsignWriter,
-        unlock("pg_advisory_unlock_shared(x)", &told),
+        Op::ClearWriterMarker,
+        unlock("pg_advisory_unlock_shared(x)", &payload),
     );
     branch(
         Op::ExclusiveOfWaiter,
-        granted(&exclusive, &without_signs(token)),
+        granted(&exclusive, &without_markers(token)),
     );
-    branch(Op::SharedOfWaiter, granted(&shared, &without_sign(token)));
-    branch(
-        Op::ExclusiveCourteous,
-        granted(&yielding(&exclusive), token),
-    );
-    branch(Op::SharedCourteous, granted(&yielding(&shared), token));
+    branch(Op::SharedOfWaiter, granted(&shared, &without_marker(token)));
+    branch(Op::ExclusiveYielding, granted(&yielding(&exclusive), token));
+    branch(Op::SharedYielding, granted(&yielding(&shared), token));
     branch(Op::Join, "-1".into());
     if space == 'b' {
-        branch(Op::Sign, granted("pg_try_advisory_lock_shared(k)", "-1"));
-        branch(Op::Unsign, granted("pg_advisory_unlock_shared(k)", "-1"));
+        branch(
+            Op::SetMarker,
+            granted("pg_try_advisory_lock_shared(k)", "-1"),
+        );
+        branch(
+            Op::ClearMarker,
+            granted("pg_advisory_unlock_shared(k)", "-1"),
+        );
         branch(
             Op::UnlockPermit,
             unlock("pg_advisory_unlock(k)", "'b' || x"),
@@ -297,9 +310,11 @@ fn branches(operations: &mut Operations, from: i16, key: &str, space: char, toke
     }
 }
 
-/// The count's key first, then the look for other counts: of two that come with different counts at
-/// the same time, at least one sees the other. The permits are tried one after the other until one
-/// is granted.
+/// Returns the SQL that acquires a permit.
+///
+/// It acquires the key of the count before it checks for other counts. Of two attempts with
+/// different counts at the same time, at least one sees the other. It then tries the permits in
+/// order until one is granted.
 fn permit(here: &str, answer: &str) -> String {
     format!(
         "SELECT CASE WHEN r IN (-1) OR r > 0 OR NOT $4 THEN r \
@@ -317,8 +332,10 @@ fn permit(here: &str, answer: &str) -> String {
     )
 }
 
-/// A mark counts only if who set it may end this session. Nothing here reads the catalogue before
-/// there is a mark: where the lock table is full, that fails.
+/// Returns the SQL that reads the locks of the session and revocation markers.
+///
+/// A marker counts only if the role that set it may end this session. The catalogue is read only if
+/// there is a marker, because reading it fails if the lock table is full.
 fn owned(answer: &str) -> String {
     format!(
         "SELECT classid::int8, objid::int8, objsubid, mode = 'ExclusiveLock', l.pid = pg_backend_pid(), {answer} \
@@ -344,6 +361,7 @@ pub(crate) fn may_end(by: &str, whose: &str, is_super: &str) -> String {
     )
 }
 
+/// Returns the SQL that releases locks.
 fn unlock_all(here: &str, answer: &str) -> String {
     format!(
         "SELECT bool_and(u), {answer} FROM (SELECT CASE \
@@ -363,7 +381,7 @@ impl Statements {
         } = dialect;
         let (here, answer) = (identity.is_here(), identity.answer());
         let token = match sequence {
-            // As a literal of type `regclass`: looked up once, when the statement is prepared.
+            // A literal of type `regclass`: looked up once, when the statement is prepared.
             Some(sequence) => format!("nextval('{}')", sequence.replace('\'', "''")),
             None => String::from("1"),
         };
@@ -396,15 +414,15 @@ impl Statements {
             _ => String::from(standby),
         };
         let of_batch = flushed("bool_or(r > 0)", "$5");
-        // The rows are not pulled up into the aggregates, because their functions are volatile; and
-        // what stands beside the aggregates is evaluated when the last row is done.
+        // The planner does not pull the rows up into the aggregates, because their functions are
+        // volatile. Columns beside the aggregates are evaluated after the last row.
         let batch = |operations: &str| {
             format!(
                 "SELECT array_agg(r), {answer}, {of_batch} FROM (SELECT ({operations})::int8 AS r \
                  FROM unnest($1::int2[], $2::int8[], $3::int8[], $4::int8[]) AS j(o, k, w, x) WHERE {here}) AS s"
             )
         };
-        // As there: what draws a token is a row of its own, done before anything is said about it.
+        // The token is drawn in a row of its own, which is complete before the other columns.
         let take = |given: &str, take: &str, token: &str| {
             format!(
                 "SELECT r, {answer}, {} FROM (SELECT ({})::int8 AS r FROM (SELECT {given}) AS j) AS s",
@@ -413,7 +431,7 @@ impl Statements {
             )
         };
         let exclusive = "pg_try_advisory_lock(k)";
-        let give_back = format!(
+        let release = format!(
             "SELECT ({})::int8, {answer} FROM (SELECT $1::int8 AS k, $2::int8 AS w) AS j",
             unlock(
                 &format!("{here} AND pg_advisory_unlock(k)"),
@@ -421,26 +439,26 @@ impl Statements {
                 "'off'"
             )
         );
-        let tell = format!(
+        let notify = format!(
             "SELECT count(r), {answer} FROM (SELECT ({})::int8 AS r \
              FROM unnest($1::int8[], $2::text[]) AS j(w, t) WHERE {here}) AS s",
             unlock("true", "t", "'off'")
         );
         let text = |sql: String| AssertSqlSafe(Arc::<str>::from(sql)).into_sql_str();
         Self {
-            take: text(take("$1::int8 AS k", exclusive, &token)),
-            take_courteously: text(take(
+            acquire: text(take("$1::int8 AS k", exclusive, &token)),
+            acquire_yielding: text(take(
                 "$1::int8 AS k, $3::int8 AS w",
                 &yielding(exclusive),
                 &token,
             )),
-            take_waited_for: text(take(
+            acquire_of_waiter: text(take(
                 "$1::int8 AS k, $3::int8 AS w, $4::int8 AS x",
                 exclusive,
-                &without_signs(&token),
+                &without_markers(&token),
             )),
-            give_back: text(give_back),
-            tell: text(tell),
+            release: text(release),
+            notify: text(notify),
             batch: text(batch(&others)),
             batch_with_readers: text(batch(&all("true"))),
             batch_with_waiting_readers: text(batch(&all(&not_silent()))),

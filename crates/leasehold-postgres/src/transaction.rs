@@ -1,30 +1,32 @@
-//! Locks inside of a transaction of your own: `pg_advisory_xact_lock` with the keys of the leases.
+//! Locks inside your own transactions: `pg_advisory_xact_lock` with the keys of the leases.
 //!
-//! Prefer them where all that the lock protects is in this database and fits into one transaction:
-//! the lock and the writes then end in one instant. There is no lease that could expire in between,
-//! so no fencing token is needed. A lease is right where the work is longer than a transaction
-//! should be, or touches anything else.
+//! Prefer them if everything that the lock protects is in this database and fits into one
+//! transaction. The lock then ends together with the writes. No lease can expire in between, so no
+//! fencing token is needed. Use a lease if the work takes longer than a transaction should, or
+//! affects anything else.
 //!
-//! They exclude the leases of the same key and are excluded by them. A lease that waits for a
-//! transaction learns of its end by its own look, at each
-//! [`fallback_poll_interval`](crate::PostgresConfig::fallback_poll_interval); a transaction that
-//! waits for a lease is in the server's own queue, at the cost of one connection and one snapshot.
+//! These locks and the leases of the same key exclude each other. A lease that waits for a
+//! transaction notices its end by polling, at each
+//! [`fallback_poll_interval`](crate::PostgresConfig::fallback_poll_interval). A transaction that
+//! waits for a lease is in the queue of the server, and occupies one connection and one snapshot.
 //!
-//! Two transactions that each wait for what the other has locked are in a deadlock, also where one
-//! of the two waits for a row. After its `deadlock_timeout` the server ends one of the waits with
-//! an error, [`ErrorKind::Unavailable`]: roll that transaction back, so that the other can go on,
-//! and run it again. Who take their locks in the same order have none. The server sees no deadlock
-//! of which a lease is a part: use [`lock_timeout`] where you hold one.
+//! Two transactions that each wait for a lock or a row of the other are in a deadlock. After its
+//! `deadlock_timeout`, the server ends one of the waits with [`ErrorKind::Unavailable`]. Roll that
+//! transaction back, so that the other can continue, and run it again. Transactions that lock in
+//! the same order have no deadlocks. The server cannot detect a deadlock that involves a lease: use
+//! [`lock_timeout`] while you hold one.
 //!
 //! ```no_run
 //! use leasehold_postgres::{AdvisoryKey, KeyScheme, sqlx::PgPool, transaction};
 //!
 //! # async fn example(pool: PgPool) -> Result<(), Box<dyn std::error::Error>> {
-//! let item = KeyScheme::Hash.key_of(b"item/42")?; // as `mutex("item/42")`; with a prefix: b"shop:item/42"
+//! // The key of `mutex("item/42")`. With a prefix: b"shop:item/42".
+//! let item = KeyScheme::Hash.key_of(b"item/42")?;
 //! let mut sale = pool.begin().await?;
 //! transaction::lock(&mut sale, item).await?;
-//! leasehold_postgres::sqlx::query("UPDATE stock SET left = left - 1 WHERE item = 42").execute(&mut *sale).await?;
-//! sale.commit().await?; // frees the lock with the write
+//! let update = "UPDATE stock SET left = left - 1 WHERE item = 42";
+//! leasehold_postgres::sqlx::query(update).execute(&mut *sale).await?;
+//! sale.commit().await?; // releases the lock with the write
 //! # Ok(()) }
 //! ```
 
@@ -38,50 +40,52 @@ use crate::{
     keys::AdvisoryKey,
 };
 
-/// Locks exclusively until the end of the transaction; waits for as long as it takes, or the role's
+/// Locks exclusively until the end of the transaction. Waits without a limit, except for the role's
 /// `lock_timeout`.
 ///
 /// # Errors
 /// [`ErrorKind::Unavailable`] after the role's `lock_timeout`, or if the server ended the wait to
-/// resolve a deadlock, and as the server fails. The transaction is then aborted, as after any
-/// error: it can only be rolled back and run again.
+/// resolve a deadlock. Other kinds report other errors of the server. After any error the
+/// transaction is aborted: roll it back and run it again.
 ///
 /// # Cancel safety
-/// Dropped while it waits, the server goes on waiting until the transaction is dropped too, and its
-/// connection closed or used.
+/// Not safe. If the future is dropped, the server continues to wait until the transaction is
+/// dropped as well and its connection is closed or used.
 pub async fn lock(transaction: &mut PgTransaction<'_>, key: AdvisoryKey) -> Result<()> {
     wait(transaction, key, false).await
 }
 
-/// As [`lock`], shared with others who lock shared.
+/// Locks shared until the end of the transaction. Waits as [`lock`] does.
 ///
 /// # Errors
-/// As [`lock`].
+/// Those of [`lock`].
 ///
 /// # Cancel safety
-/// As [`lock`].
+/// Not safe, as [`lock`].
 pub async fn lock_shared(transaction: &mut PgTransaction<'_>, key: AdvisoryKey) -> Result<()> {
     wait(transaction, key, true).await
 }
 
-/// Locks exclusively until the end of the transaction if it can be done at once; whether it was.
+/// Locks exclusively until the end of the transaction, if the lock is free. Returns whether it was
+/// acquired.
 ///
 /// # Errors
-/// As the server fails.
+/// Those of the server.
 ///
 /// # Cancel safety
-/// Dropped half-way, the lock may be held until the end of the transaction.
+/// Not safe. If the future is dropped, the lock may be held until the end of the transaction.
 pub async fn try_lock(transaction: &mut PgTransaction<'_>, key: AdvisoryKey) -> Result<bool> {
     attempt(transaction, key, false).await
 }
 
-/// As [`try_lock`], shared with others who lock shared.
+/// Locks shared until the end of the transaction, if no other session holds the lock exclusively.
+/// Returns whether it was acquired.
 ///
 /// # Errors
-/// As [`try_lock`].
+/// Those of [`try_lock`].
 ///
 /// # Cancel safety
-/// As [`try_lock`].
+/// Not safe, as [`try_lock`].
 pub async fn try_lock_shared(
     transaction: &mut PgTransaction<'_>,
     key: AdvisoryKey,
@@ -89,23 +93,25 @@ pub async fn try_lock_shared(
     attempt(transaction, key, true).await
 }
 
-/// As [`lock`], but waits for at most `timeout`. Returns whether it was locked. The transaction
-/// goes on in either case: it waits behind a savepoint. The role's `lock_timeout` holds again
-/// afterwards.
+/// Locks exclusively until the end of the transaction, and waits for at most `timeout`. Returns
+/// whether the lock was acquired.
+///
+/// The transaction stays usable in either case, because the wait is behind a savepoint. Afterwards
+/// the role's `lock_timeout` applies again.
 ///
 /// # Errors
-/// [`ErrorKind::Unavailable`] as for [`lock`], and as the server fails.
+/// Those of [`lock`], except for the time-out.
 ///
 /// # Cancel safety
-/// As [`lock`].
+/// Not safe, as [`lock`].
 pub async fn lock_timeout(
     transaction: &mut PgTransaction<'_>,
     key: AdvisoryKey,
     timeout: Duration,
 ) -> Result<bool> {
-    // 0 would mean no limit, and the server takes whole milliseconds up to 31 bits.
+    // 0 would mean no limit. The server accepts whole milliseconds of up to 31 bits.
     let millis = timeout.as_millis().clamp(1, i32::MAX as u128).to_string();
-    let failed = |error| error::of_driver(error, "acquire", SERVER);
+    let failed = |error| error::from_driver(error, "acquire", SERVER);
     let mut behind = transaction.begin().await.map_err(failed)?;
     let before: String = sqlx::query_scalar("SELECT current_setting('lock_timeout')")
         .fetch_one(&mut *behind)
@@ -123,7 +129,7 @@ pub async fn lock_timeout(
             Ok(true)
         }
         Err(error) if has_code(&error, LOCK_NOT_AVAILABLE) => {
-            // Which sets the time-out back too.
+            // The rollback also restores the time-out.
             behind.rollback().await.map_err(failed)?;
             Ok(false)
         }
@@ -131,7 +137,7 @@ pub async fn lock_timeout(
     }
 }
 
-/// What the errors call it: only its owner knows where the connection leads.
+/// The name of the server in errors. Its address is unknown here.
 const SERVER: &str = "the server";
 
 async fn set_lock_timeout(connection: &mut PgConnection, timeout: &str) -> Result<(), sqlx::Error> {
@@ -145,10 +151,10 @@ async fn set_lock_timeout(connection: &mut PgConnection, timeout: &str) -> Resul
 async fn wait(transaction: &mut PgTransaction<'_>, key: AdvisoryKey, shared: bool) -> Result<()> {
     match run(transaction, statement(key, shared), key).await {
         Err(error) if has_code(&error, LOCK_NOT_AVAILABLE) => {
-            let message = "the role's lock_timeout was over before the lock was free";
+            let message = "the role's lock_timeout passed before the lock was free";
             Err(error::plain(ErrorKind::Unavailable, "acquire", message).with_source(error))
         }
-        waited => waited.map_err(|error| error::of_driver(error, "acquire", SERVER)),
+        waited => waited.map_err(|error| error::from_driver(error, "acquire", SERVER)),
     }
 }
 
@@ -199,5 +205,5 @@ async fn attempt(connection: &mut PgConnection, key: AdvisoryKey, shared: bool) 
     query
         .fetch_one(connection)
         .await
-        .map_err(|error| error::of_driver(error, "acquire", SERVER))
+        .map_err(|error| error::from_driver(error, "acquire", SERVER))
 }

@@ -1,4 +1,5 @@
-//! [`WaiterRegistry`]: who waits in this process, and the one connection on which the server tells of releases.
+//! [`WaiterRegistry`]: the waiters of this process, and the one connection on which the server sends
+//! notifications of releases.
 
 use std::{
     collections::HashMap,
@@ -25,113 +26,115 @@ use tokio::{
 
 use crate::{
     backoff::Backoff,
-    connection::Link,
+    connection::Connector,
     error,
     identity::{Answerer, Identity},
     keys::AdvisoryKey,
     statement::CHANNEL,
 };
 
-/// How long the connection is kept after its last waiter: the next one then need not wait for it.
-const KEEP_WARM: Duration = Duration::from_secs(30);
-/// A connection on which nothing was heard for so long is asked whether it still hears: of one that
-/// was cut silently nothing else would tell.
-const PING_EVERY: Duration = Duration::from_secs(5);
+/// How long the connection is kept after its last waiter, so that the next waiter finds it open.
+const KEEP_LISTENING: Duration = Duration::from_secs(30);
+/// The time without a notification after which the connection is checked. Nothing else detects a
+/// connection that was cut silently.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// All who wait in one backend.
+/// The waiters of one backend.
 pub(crate) struct WaiterRegistry {
-    link: Arc<Link>,
+    connector: Arc<Connector>,
     state: Mutex<State>,
-    /// How many keys are waited for.
+    /// The number of keys with waiters.
     keys: AtomicUsize,
-    warmed: Notify,
-    /// The task should look whether it is still needed.
-    look: Arc<Notify>,
+    state_changed: Notify,
+    /// Makes the task check whether it is still needed.
+    check: Arc<Notify>,
 }
 
 #[derive(Default)]
 struct State {
-    by_key: HashMap<AdvisoryKey, Arc<Waited>>,
+    by_key: HashMap<AdvisoryKey, Arc<KeyWaiters>>,
+    /// Whether the task runs.
     running: bool,
-    warm: bool,
+    /// Whether the connection is listening.
+    listening: bool,
     closed: bool,
-    /// Why the connection could not be had last time.
+    /// The error of the last attempt to connect.
     failure: Option<Error>,
 }
 
-/// What some wait for.
-struct Waited {
-    users: AtomicUsize,
-    /// How often it was told: who reads before and after an attempt knows whether it missed
-    /// something.
+/// The waiters for one key.
+struct KeyWaiters {
+    count: AtomicUsize,
+    /// The number of notifications. A waiter compares it before and after an attempt, so that it
+    /// misses none.
     generation: AtomicU64,
-    told: Notify,
+    notify: Notify,
 }
 
-/// A waiter, for as long as it waits.
+/// The registration of one waiter, which ends when it is dropped.
 pub(crate) struct Registration {
     waiters: Arc<WaiterRegistry>,
     key: AdvisoryKey,
-    waited: Arc<Waited>,
+    of_key: Arc<KeyWaiters>,
 }
 
 impl WaiterRegistry {
-    pub(crate) fn new(link: &Arc<Link>) -> Arc<Self> {
+    pub(crate) fn new(connector: &Arc<Connector>) -> Arc<Self> {
         let (state, keys) = (Mutex::default(), AtomicUsize::new(0));
         Arc::new(Self {
-            link: Arc::clone(link),
+            connector: Arc::clone(connector),
             state,
             keys,
-            warmed: Notify::new(),
-            look: Arc::default(),
+            state_changed: Notify::new(),
+            check: Arc::default(),
         })
     }
 
-    /// Waits for this key from now on.
-    pub(crate) fn on(self: &Arc<Self>, key: AdvisoryKey) -> Registration {
+    /// Registers a waiter for `key`.
+    pub(crate) fn register(self: &Arc<Self>, key: AdvisoryKey) -> Registration {
         let mut state = self.lock();
-        let waited = state.by_key.entry(key).or_insert_with(|| {
-            Arc::new(Waited {
-                users: AtomicUsize::new(0),
+        let of_key = state.by_key.entry(key).or_insert_with(|| {
+            Arc::new(KeyWaiters {
+                count: AtomicUsize::new(0),
                 generation: AtomicU64::new(0),
-                told: Notify::new(),
+                notify: Notify::new(),
             })
         });
-        waited.users.fetch_add(1, Ordering::AcqRel);
-        let waited = Arc::clone(waited);
+        of_key.count.fetch_add(1, Ordering::AcqRel);
+        let of_key = Arc::clone(of_key);
         self.keys.store(state.by_key.len(), Ordering::SeqCst);
         drop(state);
         Registration {
             waiters: Arc::clone(self),
             key,
-            waited,
+            of_key,
         }
     }
 
-    /// WaiterRegistry those who wait for it here.
-    pub(crate) fn wake(&self, key: AdvisoryKey) {
-        // Most of what is given back nobody waits for.
-        if !self.anybody_waits() {
+    /// Notifies the waiters of this process for `key`.
+    pub(crate) fn notify(&self, key: AdvisoryKey) {
+        // Most released locks have no waiter.
+        if !self.has_waiters() {
             return;
         }
-        let waited = self.lock().by_key.get(&key).cloned();
-        if let Some(waited) = waited {
-            waited.tell();
+        let of_key = self.lock().by_key.get(&key).cloned();
+        if let Some(of_key) = of_key {
+            of_key.notify();
         }
     }
 
-    /// Makes sure that the server's messages come: what is told after this has returned waiters.
-    pub(crate) async fn warm(self: &Arc<Self>, patience: Duration) -> Result<(), Error> {
-        if self.lock().warm {
+    /// Waits until the connection is listening. Every later notification reaches its waiters.
+    pub(crate) async fn listen(self: &Arc<Self>, limit: Duration) -> Result<(), Error> {
+        if self.lock().listening {
             return Ok(());
         }
-        let warmed = async {
+        let listening = async {
             loop {
-                let mut warmed = std::pin::pin!(self.warmed.notified());
-                warmed.as_mut().enable();
+                let mut changed = std::pin::pin!(self.state_changed.notified());
+                changed.as_mut().enable();
                 {
                     let mut state = self.lock();
-                    if state.warm {
+                    if state.listening {
                         return Ok(());
                     }
                     if state.closed {
@@ -143,87 +146,89 @@ impl WaiterRegistry {
                     }
                     if !std::mem::replace(&mut state.running, true) {
                         state.failure = None;
-                        // Ends when nobody waits any more, or with the backend.
+                        // The task ends when no waiter is left, or with the backend.
                         let waiters = Arc::downgrade(self);
-                        drop(tokio::spawn(supervised(move || {
-                            listen(Weak::clone(&waiters))
-                        })));
+                        drop(tokio::spawn(supervised(move || run(Weak::clone(&waiters)))));
                     } else if let Some(failure) = &state.failure {
                         return Err(failure.clone());
                     }
                 }
-                warmed.await;
+                changed.await;
             }
         };
-        match timeout(patience, warmed).await {
-            Ok(warmed) => warmed,
-            Err(_elapsed) => Err(self
-                .link
-                .timed_out(ErrorKind::Unavailable, "acquire", patience)),
+        match timeout(limit, listening).await {
+            Ok(listening) => listening,
+            Err(_elapsed) => {
+                Err(self
+                    .connector
+                    .timed_out(ErrorKind::Unavailable, "acquire", limit))
+            }
         }
     }
 
-    /// Ends the connection.
+    /// Closes the connection.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
-        self.look.notify_one();
+        self.check.notify_one();
     }
 
-    fn wake_all(&self) {
+    fn notify_all(&self) {
         let all: Vec<_> = self.lock().by_key.values().cloned().collect();
-        all.iter().for_each(|waited| waited.tell());
+        all.iter().for_each(|of_key| of_key.notify());
     }
 
-    /// Whether the task should go on; if not, it is no longer running.
+    /// Returns whether the task should continue. If not, it counts as ended.
     fn is_needed(&self, idle: bool) -> bool {
         let mut state = self.lock();
         if state.closed || idle && state.by_key.is_empty() {
-            (state.running, state.warm) = (false, false);
+            (state.running, state.listening) = (false, false);
             return false;
         }
         true
     }
 
-    fn anybody_waits(&self) -> bool {
+    fn has_waiters(&self) -> bool {
         self.keys.load(Ordering::SeqCst) > 0
     }
 
-    fn became(&self, failure: Option<Error>) {
+    /// Records that the connection is listening, or why it is not.
+    fn set_listening(&self, failure: Option<Error>) {
         {
             let mut state = self.lock();
-            state.warm = failure.is_none();
+            state.listening = failure.is_none();
             state.failure = failure;
         }
-        self.warmed.notify_waiters();
+        self.state_changed.notify_waiters();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waited {
-    fn tell(&self) {
+impl KeyWaiters {
+    fn notify(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        self.told.notify_waiters();
+        self.notify.notify_waiters();
     }
 }
 
 impl Registration {
+    /// Returns the number of notifications for the key so far.
     pub(crate) fn generation(&self) -> u64 {
-        self.waited.generation.load(Ordering::Acquire)
+        self.of_key.generation.load(Ordering::Acquire)
     }
 
-    /// Completes when it was told since `before`.
-    pub(crate) async fn told_since(&self, before: u64) {
+    /// Waits for a notification after the generation `before`.
+    pub(crate) async fn notified_since(&self, before: u64) {
         loop {
-            let mut told = std::pin::pin!(self.waited.told.notified());
-            told.as_mut().enable();
+            let mut notified = std::pin::pin!(self.of_key.notify.notified());
+            notified.as_mut().enable();
             if self.generation() != before {
                 return;
             }
-            told.await;
+            notified.await;
         }
     }
 }
@@ -231,7 +236,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         let mut state = self.waiters.lock();
-        if self.waited.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.of_key.count.fetch_sub(1, Ordering::AcqRel) == 1 {
             state.by_key.remove(&self.key);
             self.waiters
                 .keys
@@ -242,7 +247,7 @@ impl Drop for Registration {
 
 impl Drop for WaiterRegistry {
     fn drop(&mut self) {
-        self.look.notify_one();
+        self.check.notify_one();
     }
 }
 
@@ -254,8 +259,8 @@ impl fmt::Debug for WaiterRegistry {
     }
 }
 
-/// Listens for as long as somebody waits, and a little longer.
-async fn listen(waiters: Weak<WaiterRegistry>) {
+/// Listens while there are waiters, and for [`KEEP_LISTENING`] after the last one.
+async fn run(waiters: Weak<WaiterRegistry>) {
     let (mut backoff, mut warned) = (Backoff::new(), false);
     loop {
         let Some(waiters) = waiters.upgrade() else {
@@ -265,20 +270,23 @@ async fn listen(waiters: Weak<WaiterRegistry>) {
             return;
         }
         match waiters
-            .link
-            .on_driver_thread("acquire", |link| async move { connect(&link).await })
+            .connector
+            .on_driver_thread(
+                "acquire",
+                |connector| async move { connect(&connector).await },
+            )
             .await
         {
             Ok((listener, identity)) => {
                 warned = false;
-                waiters.became(None);
-                // Whatever was told before is missed.
-                waiters.wake_all();
+                waiters.set_listening(None);
+                // Earlier notifications were missed.
+                waiters.notify_all();
                 let (weak, begun) = (Arc::downgrade(&waiters), Instant::now());
                 drop(waiters);
-                // A panic is one of the ways in which the connection breaks.
+                // A panic counts as a broken connection.
                 if matches!(
-                    contained(async { Ok(hear(&weak, listener, &identity).await) }).await,
+                    contained(async { Ok(receive(&weak, listener, &identity).await) }).await,
                     Ok(false)
                 ) {
                     return;
@@ -289,14 +297,14 @@ async fn listen(waiters: Weak<WaiterRegistry>) {
                 let Some(waiters) = weak.upgrade() else {
                     return;
                 };
-                waiters.lock().warm = false;
-                waiters.wake_all();
+                waiters.lock().listening = false;
+                waiters.notify_all();
             }
             Err(error) => {
-                waiters.became(Some(error.clone()));
-                // Once for each outage, which may last for ever.
+                waiters.set_listening(Some(error.clone()));
+                // One warning for each outage, which may last long.
                 if !std::mem::replace(&mut warned, true) {
-                    tracing::warn!(target: "leasehold", %error, "no notifications: waiters look by themselves for now");
+                    tracing::warn!(target: "leasehold", %error, "notifications are unavailable: waiters poll");
                 }
                 if !waiters.is_needed(true) {
                     return;
@@ -307,21 +315,21 @@ async fn listen(waiters: Weak<WaiterRegistry>) {
     }
 }
 
-async fn connect(link: &Link) -> Result<(PgListener, Identity), Error> {
-    let failed = |error| link.failed(error, "acquire");
+async fn connect(connector: &Connector) -> Result<(PgListener, Identity), Error> {
+    let failed = |error| connector.map_error(error, "acquire");
     let identity = Identity::random();
     let connected = async {
         let pool = PgPoolOptions::new()
             .max_connections(1)
-            .acquire_timeout(link.config.connect_timeout)
+            .acquire_timeout(connector.config.connect_timeout)
             .idle_timeout(None)
             .max_lifetime(None)
             .test_before_acquire(false)
-            .connect_lazy_with(link.options_of("leasehold listens").await?);
+            .connect_lazy_with(connector.options_of("leasehold listens").await?);
         let mut listener = PgListener::connect_with(&pool).await.map_err(failed)?;
         listener.eager_reconnect(false);
-        link.claim(&mut listener, &identity, "acquire").await?;
-        // A role's own time-outs must not end it.
+        connector.claim(&mut listener, &identity, "acquire").await?;
+        // The time-outs of the role must not end the connection.
         let settings = AssertSqlSafe(format!(
             "SELECT set_config(n, v, false) FROM (VALUES ('idle_session_timeout', '0'), ('tcp_keepalives_idle', '10'), \
              ('tcp_keepalives_interval', '10'), ('tcp_user_timeout', '30000')) AS s(n, v) WHERE {}",
@@ -331,67 +339,67 @@ async fn connect(link: &Link) -> Result<(PgListener, Identity), Error> {
         listener.listen(CHANNEL).await.map_err(failed)?;
         Ok(listener)
     };
-    match timeout(link.config.connect_timeout, connected).await {
+    match timeout(connector.config.connect_timeout, connected).await {
         Ok(connected) => connected.map(|listener| (listener, identity)),
-        Err(_elapsed) => Err(link.not_connected("acquire")),
+        Err(_elapsed) => Err(connector.not_connected("acquire")),
     }
 }
 
-/// Passes on what the server tells. `false` if nobody waits any more; `true` if the connection
-/// broke.
-async fn hear(
+/// Passes on the notifications of the server. Returns `false` if no waiter is left, and `true` if
+/// the connection broke.
+async fn receive(
     waiters: &Weak<WaiterRegistry>,
     mut listener: PgListener,
     identity: &Identity,
 ) -> bool {
-    let Some((look, link)) = waiters
+    let Some((check, connector)) = waiters
         .upgrade()
-        .map(|waiters| (Arc::clone(&waiters.look), Arc::clone(&waiters.link)))
+        .map(|waiters| (Arc::clone(&waiters.check), Arc::clone(&waiters.connector)))
     else {
         return false;
     };
-    let mut ticks = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+    let mut ticks = interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut waited, mut silent) = (Instant::now(), true);
+    let (mut last_waiter, mut silent) = (Instant::now(), true);
     loop {
         let event = tokio::select! {
-            heard = listener.try_recv() => Event::Heard(heard),
-            () = look.notified() => Event::Look,
+            received = listener.try_recv() => Event::Received(received),
+            () = check.notified() => Event::Check,
             _ = ticks.tick() => Event::Tick,
         };
         let Some(waiters) = waiters.upgrade() else {
             return false;
         };
         match event {
-            Event::Heard(Ok(Some(told))) => {
+            Event::Received(Ok(Some(notification))) => {
                 silent = false;
-                if let Some(key) = AdvisoryKey::of_payload(told.payload()) {
-                    waiters.wake(key);
+                if let Some(key) = AdvisoryKey::of_payload(notification.payload()) {
+                    waiters.notify(key);
                 }
             }
-            Event::Heard(Ok(None)) => return true,
-            Event::Heard(Err(error)) => {
-                tracing::debug!(target: "leasehold", %error, "the connection for wake-ups ended");
+            Event::Received(Ok(None)) => return true,
+            Event::Received(Err(error)) => {
+                tracing::debug!(target: "leasehold", %error, "the connection for notifications ended");
                 return true;
             }
-            Event::Look => {
+            Event::Check => {
                 if !waiters.is_needed(false) {
                     return false;
                 }
             }
             Event::Tick => {
-                if waiters.anybody_waits() {
-                    waited = Instant::now();
+                if waiters.has_waiters() {
+                    last_waiter = Instant::now();
                 }
-                if !waiters.is_needed(waited.elapsed() >= KEEP_WARM) {
+                if !waiters.is_needed(last_waiter.elapsed() >= KEEP_LISTENING) {
                     return false;
                 }
-                // Nobody is kept from dropping it meanwhile.
+                // The registry may be dropped meanwhile.
                 drop(waiters);
                 if std::mem::replace(&mut silent, true)
-                    && !answers(&mut listener, identity, link.config.timeout).await
+                    && !is_alive(&mut listener, identity, connector.config.timeout).await
                 {
-                    tracing::debug!(target: "leasehold", "the connection for wake-ups is deaf");
+                    tracing::debug!(target: "leasehold", "the connection for notifications does not answer");
                     return true;
                 }
             }
@@ -399,18 +407,19 @@ async fn hear(
     }
 }
 
+/// An event of the listening connection.
 enum Event {
-    Heard(Result<Option<PgNotification>, sqlx::Error>),
-    Look,
+    Received(Result<Option<PgNotification>, sqlx::Error>),
+    Check,
     Tick,
 }
 
-/// Whether the backend that listens answers on this connection, whatever it says. What it tells
-/// meanwhile is heard afterwards.
-async fn answers(listener: &mut PgListener, identity: &Identity, patience: Duration) -> bool {
+/// Returns whether the backend that listens still answers on this connection. Notifications that
+/// arrive meanwhile are received afterwards.
+async fn is_alive(listener: &mut PgListener, identity: &Identity, limit: Duration) -> bool {
     let asked =
         sqlx::raw_sql(AssertSqlSafe(format!("SELECT {}", identity.answer()))).fetch_one(listener);
-    match timeout(patience, asked).await {
+    match timeout(limit, asked).await {
         Ok(Ok(row)) => row
             .try_get(0)
             .is_ok_and(|answer| matches!(Answerer::of(answer), Answerer::Ours(_))),
@@ -427,7 +436,7 @@ mod tests {
     use super::*;
     use crate::config::PostgresConfig;
 
-    /// So many events have come: the task has gone on after each.
+    /// Waits for so many events, after each of which the task has continued.
     async fn until(events: &AtomicUsize, many: usize) {
         let come = async {
             while events.load(Ordering::Relaxed) < many {
@@ -441,17 +450,17 @@ mod tests {
 
     #[tokio::test]
     async fn listening_goes_on_after_a_panic() {
-        // Nothing listens there.
+        // No server listens there.
         let options = PgConnectOptions::new_without_pgpass()
             .host("127.0.0.1")
             .port(1);
         let waiters = WaiterRegistry::new(&Arc::new(
-            Link::new(&options, PostgresConfig::default()).unwrap(),
+            Connector::new(&options, PostgresConfig::default()).unwrap(),
         ));
         let (panics, events) = PanickingSubscriber::new(None);
         let _subscribed = tracing::subscriber::set_default(panics);
-        let _waiting = waiters.on(AdvisoryKey::Int64(1));
-        waiters.warm(Duration::from_secs(60)).await.unwrap_err();
+        let _registration = waiters.register(AdvisoryKey::Int64(1));
+        waiters.listen(Duration::from_secs(60)).await.unwrap_err();
         until(&events, 2).await;
     }
 }

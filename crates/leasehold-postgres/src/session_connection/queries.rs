@@ -1,4 +1,4 @@
-//! What is said to the server.
+//! The statements that a session sends.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,35 +14,39 @@ use sqlx::{
 use tokio::time::timeout;
 
 use crate::{
-    batch::{Answer, Done, Job, Name, Take},
-    connection::Link,
+    connection::Connector,
     error::{self, Limit},
     identity::Answerer,
-    keys::{AdvisoryKey, Family},
-    session_conn::{Batch, Failure, Held, SessionConn, What},
+    job::{AcquireJob, AcquisitionKey, Answer, Job, JobResult},
+    keys::{AdvisoryKey, PermitKeys},
+    session_connection::{Failure, HeldLock, RowPurpose, SessionConnection, StatementBatch},
     statement::{Op, Row},
 };
 
-/// How often it is tried to tell waiters: the first may be cancelled by somebody.
-const TELLINGS: usize = 2;
+/// The number of attempts to notify waiters. An administrator may cancel the first one.
+const NOTIFY_ATTEMPTS: usize = 2;
 
-/// A lock that the server says this session has.
+/// An advisory lock that the server shows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Owned {
     key: AdvisoryKey,
     exclusive: bool,
-    /// By this session.
+    /// Whether this session holds it.
     ours: bool,
 }
 
-impl SessionConn {
-    /// One result for each row.
-    pub(super) async fn ask(&mut self, link: &Link, rows: &[Row]) -> Result<Vec<i64>, Failure> {
+impl SessionConnection {
+    /// Sends the rows. Returns one result for each row.
+    pub(super) async fn ask(
+        &mut self,
+        connector: &Connector,
+        rows: &[Row],
+    ) -> Result<Vec<i64>, Failure> {
         if let [row] = rows
             && let Some(query) = self.alone(row)
         {
             let row = self
-                .fetch(link, "acquire", async |connection| {
+                .fetch(connector, "acquire", async |connection| {
                     query.fetch_one(connection).await
                 })
                 .await?;
@@ -52,11 +56,11 @@ impl SessionConn {
         let keys: Vec<i64> = rows.iter().map(|row| row.key.bits()).collect();
         let waits: Vec<i64> = rows.iter().map(|row| row.waits).collect();
         let beside: Vec<i64> = rows.iter().map(|row| row.beside).collect();
-        // Nobody's token depends on a commit that only tells waiters.
-        let takes = rows.iter().any(|row| row.op.takes());
+        // No token depends on a commit that only notifies waiters.
+        let acquires = rows.iter().any(|row| row.op.acquires());
         let reads = rows.iter().any(|row| row.op.reads());
         let statements = &self.statements;
-        // Who waits comes with its sign.
+        // The row of a waiter has its marker.
         let text = match (
             reads,
             rows.iter().any(|row| row.op.reads() && row.waits != 0),
@@ -71,33 +75,33 @@ impl SessionConn {
             .bind(waits)
             .bind(beside)
             .bind(self.synchronous)
-            .bind(if takes { "on" } else { "off" });
+            .bind(if acquires { "on" } else { "off" });
         if reads {
             query = query.bind(self.database);
         }
         let row = self
-            .fetch(link, "acquire", async |connection| {
+            .fetch(connector, "acquire", async |connection| {
                 query.fetch_one(connection).await
             })
             .await?;
         self.read(&row)
     }
 
-    /// The statement of the usual rows, where one is alone.
+    /// Returns the statement of a single row, if its operation has one.
     fn alone(&self, row: &Row) -> Option<Query<'static, Postgres, PgArguments>> {
         let AdvisoryKey::Int64(key) = row.key else {
             return None;
         };
         let statements = &self.statements;
-        let (text, taken) = match row.op {
-            Op::Exclusive => (&statements.take, true),
-            Op::ExclusiveCourteous => (&statements.take_courteously, true),
-            Op::ExclusiveOfWaiter => (&statements.take_waited_for, true),
-            Op::Unlock => (&statements.give_back, false),
+        let (text, acquires) = match row.op {
+            Op::Exclusive => (&statements.acquire, true),
+            Op::ExclusiveYielding => (&statements.acquire_yielding, true),
+            Op::ExclusiveOfWaiter => (&statements.acquire_of_waiter, true),
+            Op::Unlock => (&statements.release, false),
             _ => return None,
         };
         let mut query = sqlx::query(text.clone()).bind(key);
-        if taken {
+        if acquires {
             query = query.bind(self.synchronous);
         }
         if row.op != Op::Exclusive {
@@ -109,7 +113,7 @@ impl SessionConn {
         Some(query)
     }
 
-    /// The first column, if the second says that our backend answers.
+    /// Reads the first column, if the second proves that the claimed backend answered.
     fn read<T>(&mut self, row: &PgRow) -> Result<T, Failure>
     where
         T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
@@ -119,7 +123,8 @@ impl SessionConn {
             .map_err(|_| Failure::Over(self.lose(error::protocol("acquire"))))
     }
 
-    /// Whatever another backend answers, the locks may be anybody's: the session is over.
+    /// Ends the session if another backend answered, because its locks may then belong to any
+    /// client.
     fn check_answerer(&mut self, answer: Result<i32, sqlx::Error>) -> Result<(), Failure> {
         let why = match answer.map(Answerer::of) {
             Ok(Answerer::Ours(pid)) if pid == self.pid => return Ok(()),
@@ -138,81 +143,97 @@ impl SessionConn {
         Err(Failure::Over(self.lose(why)))
     }
 
-    /// Waits for an answer. On a fault that the connection does not survive, it is gone; who is not
-    /// answered for as long as the session may live [gives it up](Self::give_up).
+    /// Sends a statement and waits for its answer. Gives the connection up after an error that it
+    /// does not survive. Without an answer, the caller [gives it up](Self::give_up) when the
+    /// session ends.
     async fn fetch<T>(
         &mut self,
-        link: &Link,
+        connector: &Connector,
         operation: &'static str,
         ask: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Failure> {
         let Some(connection) = &mut self.connection else {
             return Err(Failure::Over(error::over(operation)));
         };
-        // After a panic nobody knows what the connection stands at.
+        // After a panic the state of the connection is unknown.
         let asked = contained(async { Ok(ask(connection).await) }).await;
         match asked
             .map_err(|panic| Failure::Over(self.lose(error::over(operation).with_source(panic))))?
         {
             Ok(answer) => Ok(answer),
             Err(error) if !error::is_over(&error) => {
-                Err(Failure::Statement(link.failed(error, operation)))
+                Err(Failure::Statement(connector.map_error(error, operation)))
             }
             Err(error) => {
-                let why = error::over(operation).with_source(link.failed(error, operation));
+                let why = error::over(operation).with_source(connector.map_error(error, operation));
                 Err(Failure::Over(self.lose(why)))
             }
         }
     }
 
-    /// No answer came within `ttl`, and none is waited for any more.
-    pub(crate) fn give_up(&mut self, link: &Link, operation: &'static str, ttl: Duration) -> Error {
+    /// Gives the connection up because no answer came within `ttl`. Returns the error.
+    pub(crate) fn give_up(
+        &mut self,
+        connector: &Connector,
+        operation: &'static str,
+        ttl: Duration,
+    ) -> Error {
         self.lose(error::timed_out(
             ErrorKind::Lost,
             operation,
-            &link.endpoint(),
+            &connector.endpoint(),
             Limit::Ttl(ttl),
         ))
     }
 
-    /// Gives the connection up, and with it all that it has. Those who hold are told before the
-    /// server can free it.
+    /// Gives the connection up. Its leases are lost before the server can free the locks.
     pub(super) fn lose(&mut self, why: Error) -> Error {
-        self.owner.end();
-        (self.connection, self.counted) = (None, None);
+        self.end_session.call();
+        (self.connection, self.connection_permit) = (None, None);
         self.held.clear();
         self.markers.clear();
         why
     }
 
-    /// Tries the permits of a family.
-    pub(super) async fn permit(&mut self, link: &Link, take: &Take, family: &Family) -> Answer {
-        // Everybody begins elsewhere: those that are taken need not be walked over.
-        let start =
-            (take.name.number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 % family.of.max(1);
-        let order = (start..family.of)
+    /// Tries the permits of a semaphore.
+    pub(super) async fn permit(
+        &mut self,
+        connector: &Connector,
+        acquire: &AcquireJob,
+        permit_keys: &PermitKeys,
+    ) -> Answer {
+        // Each acquisition starts at another permit, so that it passes over few permits that are
+        // held.
+        let start = (acquire
+            .acquisition
+            .number
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            >> 32) as u32
+            % permit_keys.of.max(1);
+        let order = (start..permit_keys.of)
             .chain(0..start)
-            .map(|number| family.permit(number + 1));
+            .map(|number| permit_keys.permit(number + 1));
         let candidates: Vec<i64> = order
             .filter(|key| !self.held.contains_key(&AdvisoryKey::Int64(*key)))
             .collect();
-        let count = family.count();
+        let count = permit_keys.count();
         let query = sqlx::query(self.statements.permit.clone())
             .bind(&candidates)
             .bind(count)
-            .bind(family.any_count())
-            .bind(!self.markers.is_up(count))
+            .bind(permit_keys.any_count())
+            .bind(!self.markers.is_set(count))
             .bind(self.database);
         let asked = self
-            .fetch(link, "acquire", async |connection| {
+            .fetch(connector, "acquire", async |connection| {
                 query.fetch_one(connection).await
             })
             .await;
         let result: i64 = match asked.and_then(|row| self.read(&row)) {
             Ok(result) => result,
             Err(failure) => {
-                let (Ok(error) | Err(error)) =
-                    self.recover(link, &[], vec![family.key()], failure).await;
+                let (Ok(error) | Err(error)) = self
+                    .recover(connector, &[], vec![permit_keys.key()], failure)
+                    .await;
                 return Err(error);
             }
         };
@@ -224,15 +245,15 @@ impl SessionConn {
             let key = AdvisoryKey::Int64(key);
             self.held.insert(
                 key,
-                Held::Permit {
-                    name: take.name,
+                HeldLock::Permit {
+                    acquisition: acquire.acquisition,
                     count,
                 },
             );
-            // The statement has put it up, if it was not.
-            self.markers.add(count, take.name);
-            self.needs_no_more(take.name, take.markers);
-            return Ok(Done::Granted { key, token: None });
+            // The statement has set this marker, if it was not set.
+            self.markers.add(count, acquire.acquisition);
+            self.drop_markers(acquire.acquisition, acquire.markers);
+            return Ok(JobResult::Granted { key, token: None });
         }
         if result <= -2 {
             let other = -2 - result;
@@ -240,21 +261,21 @@ impl SessionConn {
                 ErrorKind::Conflict,
                 "acquire",
                 format!(
-                    "this semaphore is in use with {other} permits and was asked for with {}; say the same number everywhere",
-                    family.of
+                    "this semaphore is in use with {other} permits and was requested with {}; use the same number everywhere",
+                    permit_keys.of
                 ),
             ));
         }
-        Ok(Done::Refused {
-            signed: self.are_up_for(take.name, take.markers),
+        Ok(JobResult::Refused {
+            marked: self.has_markers(acquire.acquisition, acquire.markers),
         })
     }
 
-    /// Says something, so that the server does not take the session for silent.
-    pub(crate) async fn renew(&mut self, link: &Link) -> Result<()> {
+    /// Sends a statement, so that the session does not count as idle.
+    pub(crate) async fn renew(&mut self, connector: &Connector) -> Result<()> {
         let query = sqlx::query(self.statements.renew.clone());
         let asked = self
-            .fetch(link, "renew", async |connection| {
+            .fetch(connector, "renew", async |connection| {
                 query.fetch_one(connection).await
             })
             .await;
@@ -264,12 +285,16 @@ impl SessionConn {
         }
     }
 
-    async fn owned(&mut self, link: &Link, marks: Vec<i64>) -> Result<Vec<Owned>, Failure> {
+    async fn owned(
+        &mut self,
+        connector: &Connector,
+        marks: Vec<i64>,
+    ) -> Result<Vec<Owned>, Failure> {
         let query = sqlx::query(self.statements.owned.clone())
             .bind(marks)
             .bind(self.database);
         let rows = self
-            .fetch(link, "reconcile", async |connection| {
+            .fetch(connector, "reconcile", async |connection| {
                 query.fetch_all(connection).await
             })
             .await?;
@@ -290,22 +315,26 @@ impl SessionConn {
         };
         let read = |row| {
             owned(row)
-                .map_err(|error| Failure::Statement(link.failed(error, "reconcile")))
+                .map_err(|error| Failure::Statement(connector.map_error(error, "reconcile")))
                 .transpose()
         };
         rows.iter().filter_map(read).collect()
     }
 
-    /// What the server and the table have: whose locks they are. What only the server has is
-    /// removed, and what only the table has is forgotten. Marks of gentle breaks are taken note of.
-    pub(crate) async fn reconcile(&mut self, link: &Link) -> Result<claims::Owned<Name>> {
+    /// Compares the locks of the server with the table. Releases locks that only the server has,
+    /// and forgets locks that only the table has. Notes revocation markers. Returns the
+    /// acquisitions that hold a lock.
+    pub(crate) async fn reconcile(
+        &mut self,
+        connector: &Connector,
+    ) -> Result<claims::Owned<AcquisitionKey>> {
         let marks: HashMap<i64, AdvisoryKey> = self
             .held
             .keys()
-            .map(|key| (key.breaks(self.pid), *key))
+            .map(|key| (key.revocation_marker(self.pid), *key))
             .collect();
         let owned = self
-            .clean(link, marks.keys().copied().collect(), Vec::new())
+            .clean(connector, marks.keys().copied().collect(), Vec::new())
             .await?;
         let ours: HashSet<AdvisoryKey> = owned
             .iter()
@@ -313,66 +342,70 @@ impl SessionConn {
             .map(|owned| owned.key)
             .collect();
         self.held.retain(|key, _| ours.contains(key));
-        let mut batch = Batch::default();
+        let mut batch = StatementBatch::default();
         for mark in owned
             .iter()
             .filter(|owned| !owned.ours)
             .map(|owned| owned.key.bits())
         {
             if let Some(key) = marks.get(&mark)
-                && self.broken.insert(*key, mark).is_none()
+                && self.revoked.insert(*key, mark).is_none()
             {
-                // So that who breaks sees that it was noted.
-                self.markers.add(mark, Name::of_mark(*key));
-                batch.add_sign(Op::Sign, mark, *key, What::PutUp(mark));
+                // The revoking session sees by this marker that the holder has noted the
+                // revocation.
+                self.markers.add(mark, AcquisitionKey::of_revocation(*key));
+                batch.add_marker(Op::SetMarker, mark, *key, RowPurpose::SetMarker(mark));
             }
         }
-        self.run(link, batch, &mut []).await;
-        let names = |held: &Held| match held {
-            Held::Exclusive(name) | Held::Permit { name, .. } => vec![*name],
-            Held::Shared { names, .. } => names.clone(),
+        self.run(connector, batch, &mut []).await;
+        let names = |held: &HeldLock| match held {
+            HeldLock::Exclusive(acquisition) | HeldLock::Permit { acquisition, .. } => {
+                vec![*acquisition]
+            }
+            HeldLock::Shared { readers, .. } => readers.clone(),
         };
-        let broken = self
+        let revoked = self
             .held
             .iter()
-            .filter(|(key, _)| self.broken.contains_key(key));
+            .filter(|(key, _)| self.revoked.contains_key(key));
         Ok(claims::Owned {
             claims: self.held.values().flat_map(names).collect(),
-            revoked: broken.flat_map(|(_, held)| names(held)).collect(),
+            revoked: revoked.flat_map(|(_, held)| names(held)).collect(),
         })
     }
 
-    /// Removes what only the server has, and tells who waits for that or for one `of` these; what
-    /// it had before, and which of these marks others have.
+    /// Releases locks that only the server has, and notifies the waiters for them and for the keys
+    /// `of`. Returns what the server had before, including those of `marks` that other sessions
+    /// hold.
     pub(super) async fn clean(
         &mut self,
-        link: &Link,
+        connector: &Connector,
         marks: Vec<i64>,
         of: Vec<AdvisoryKey>,
     ) -> Result<Vec<Owned>> {
         let mut freed = of;
-        let mut cleaned = self.try_clean(link, marks.clone(), &mut freed).await;
+        let mut cleaned = self.try_clean(connector, marks.clone(), &mut freed).await;
         if let Err(Failure::Statement(error)) = &cleaned {
-            // One that somebody cancelled, say.
-            tracing::debug!(target: "leasehold", %error, "asking again");
-            cleaned = self.try_clean(link, marks, &mut freed).await;
+            // An administrator may have cancelled it, for example.
+            tracing::debug!(target: "leasehold", %error, "reading the locks failed; trying again");
+            cleaned = self.try_clean(connector, marks, &mut freed).await;
         }
         let owned = cleaned.map_err(|failure| match failure {
             Failure::Over(error) => error,
-            // Nobody knows what it has.
+            // It is unknown which locks the session holds.
             Failure::Statement(error) => self.lose(error::over("reconcile").with_source(error)),
         })?;
-        self.tell(link, freed).await?;
+        self.notify_waiters(connector, freed).await?;
         Ok(owned)
     }
 
     async fn try_clean(
         &mut self,
-        link: &Link,
+        connector: &Connector,
         marks: Vec<i64>,
         freed: &mut Vec<AdvisoryKey>,
     ) -> Result<Vec<Owned>, Failure> {
-        let owned = self.owned(link, marks).await?;
+        let owned = self.owned(connector, marks).await?;
         let unknown: Vec<Owned> = owned
             .iter()
             .copied()
@@ -381,7 +414,7 @@ impl SessionConn {
         if unknown.is_empty() {
             return Ok(owned);
         }
-        tracing::debug!(target: "leasehold", ?unknown, "removing what nobody here owns");
+        tracing::debug!(target: "leasehold", ?unknown, "releasing locks without an owner");
         freed.extend(unknown.iter().map(|owned| owned.key));
         let keys: Vec<i64> = unknown.iter().map(|owned| owned.key.bits()).collect();
         let pairs: Vec<bool> = unknown.iter().map(|owned| owned.key.is_pair()).collect();
@@ -391,7 +424,7 @@ impl SessionConn {
             .bind(pairs)
             .bind(exclusive);
         let row = self
-            .fetch(link, "reconcile", async |connection| {
+            .fetch(connector, "reconcile", async |connection| {
                 query.fetch_one(connection).await
             })
             .await?;
@@ -399,49 +432,57 @@ impl SessionConn {
         Ok(owned)
     }
 
-    /// Tells who waits for these, here and elsewhere, as a release does. Whoever cannot be told
-    /// looks by himself later.
-    async fn tell(&mut self, link: &Link, freed: Vec<AdvisoryKey>) -> Result<()> {
+    /// Notifies the waiters for these keys, here and in other processes, as a release does. A
+    /// waiter that cannot be notified polls.
+    async fn notify_waiters(
+        &mut self,
+        connector: &Connector,
+        freed: Vec<AdvisoryKey>,
+    ) -> Result<()> {
         if freed.is_empty() {
             return Ok(());
         }
-        let markers: Vec<i64> = freed.iter().map(|key| key.waits()).collect();
+        let markers: Vec<i64> = freed.iter().map(|key| key.waiter_marker()).collect();
         let payloads: Vec<String> = freed.iter().map(|key| key.payload()).collect();
-        freed.iter().for_each(|key| self.waiters.wake(*key));
-        for _ in 0..TELLINGS {
-            let query = sqlx::query(self.statements.tell.clone())
+        freed.iter().for_each(|key| self.waiters.notify(*key));
+        for _ in 0..NOTIFY_ATTEMPTS {
+            let query = sqlx::query(self.statements.notify.clone())
                 .bind(&markers)
                 .bind(&payloads);
-            let told = self
-                .fetch(link, "reconcile", async |connection| {
+            let notified = self
+                .fetch(connector, "reconcile", async |connection| {
                     query.fetch_one(connection).await
                 })
                 .await;
-            match told.and_then(|row| self.read::<i64>(&row)) {
+            match notified.and_then(|row| self.read::<i64>(&row)) {
                 Ok(_) => break,
                 Err(Failure::Over(error)) => return Err(error),
                 Err(Failure::Statement(error)) => {
-                    tracing::debug!(target: "leasehold", %error, "waiters were not told");
+                    tracing::debug!(target: "leasehold", %error, "could not notify the waiters");
                 }
             }
         }
         Ok(())
     }
 
+    /// Returns whether the table has this lock.
     fn knows(&self, owned: Owned) -> bool {
         match (self.held.get(&owned.key), owned.key) {
-            (Some(Held::Shared { .. }), _) => !owned.exclusive,
+            (Some(HeldLock::Shared { .. }), _) => !owned.exclusive,
             (Some(_), _) => owned.exclusive,
-            (None, AdvisoryKey::Int64(sign)) => !owned.exclusive && self.markers.is_up(sign),
+            (None, AdvisoryKey::Int64(marker)) => !owned.exclusive && self.markers.is_set(marker),
             (None, AdvisoryKey::Int32Pair(..)) => false,
         }
     }
 
-    /// What holds the lock of this name, if anything does.
-    fn key_held_by(&self, name: Name) -> Option<AdvisoryKey> {
-        let has = |held: &Held| match held {
-            Held::Exclusive(held) | Held::Permit { name: held, .. } => *held == name,
-            Held::Shared { names, .. } => names.contains(&name),
+    /// Returns the key that this acquisition holds.
+    fn key_held_by(&self, acquisition: AcquisitionKey) -> Option<AdvisoryKey> {
+        let has = |held: &HeldLock| match held {
+            HeldLock::Exclusive(held)
+            | HeldLock::Permit {
+                acquisition: held, ..
+            } => *held == acquisition,
+            HeldLock::Shared { readers, .. } => readers.contains(&acquisition),
         };
         self.held
             .iter()
@@ -449,37 +490,43 @@ impl SessionConn {
             .map(|(key, _)| *key)
     }
 
-    /// Gives back what these hold.
-    pub(crate) async fn give_back(&mut self, link: &Link, names: &[Name]) -> Result<()> {
-        let give_back = |name: &Name| {
-            let key = self.key_held_by(*name)?;
-            let semaphore = (key != name.key).then_some(name.key);
-            Some(Job::GiveBack {
-                name: *name,
+    /// Releases the locks of these acquisitions.
+    pub(crate) async fn release(
+        &mut self,
+        connector: &Connector,
+        names: &[AcquisitionKey],
+    ) -> Result<()> {
+        let release = |acquisition: &AcquisitionKey| {
+            let key = self.key_held_by(*acquisition)?;
+            let semaphore = (key != acquisition.key).then_some(acquisition.key);
+            Some(Job::Release {
+                acquisition: *acquisition,
                 key,
                 semaphore,
             })
         };
-        let jobs: Vec<Job> = names.iter().filter_map(give_back).collect();
-        self.execute(link, Vec::new(), &jobs)
+        let jobs: Vec<Job> = names.iter().filter_map(release).collect();
+        self.execute(connector, Vec::new(), &jobs)
             .await
             .into_iter()
             .try_for_each(|answer| answer.map(drop))
     }
 
-    /// Ends the session.
-    pub(crate) async fn close(&mut self, link: &Link) -> Result<()> {
+    /// Closes the connection.
+    pub(crate) async fn close(&mut self, connector: &Connector) -> Result<()> {
         let Some(connection) = self.connection.take() else {
             return Ok(());
         };
-        let _counted_until_closed = self.counted.take();
+        let _permit_until_closed = self.connection_permit.take();
         self.held.clear();
         self.markers.clear();
-        match timeout(link.config.timeout, connection.close()).await {
-            Ok(closed) => closed.map_err(|error| link.failed(error, "close")),
-            Err(_elapsed) => {
-                Err(link.timed_out(ErrorKind::Indeterminate, "close", link.config.timeout))
-            }
+        match timeout(connector.config.timeout, connection.close()).await {
+            Ok(closed) => closed.map_err(|error| connector.map_error(error, "close")),
+            Err(_elapsed) => Err(connector.timed_out(
+                ErrorKind::Indeterminate,
+                "close",
+                connector.config.timeout,
+            )),
         }
     }
 }

@@ -1,4 +1,6 @@
-//! [`PostgresConfig`].
+//! [`PostgresConfig`]: the options of the backend. [`ParsedUrl`]: a URL with options.
+
+mod url;
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,6 +8,8 @@ use leasehold_core::{CredentialsProvider, Error, ErrorKind, Result};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::{error, keys::KeyScheme};
+
+pub(crate) use self::url::{ParsedUrl, is_local};
 
 /// Options of the backend.
 ///
@@ -20,27 +24,29 @@ use crate::{error, keys::KeyScheme};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PostgresConfig {
-    /// Put before every name. Empty by default.
+    /// The prefix of every lock name. Empty by default.
     pub prefix: Arc<[u8]>,
-    /// How names become advisory keys. [`KeyScheme::Hash`] by default.
+    /// The mapping from names to advisory keys. [`KeyScheme::Hash`] by default.
     pub keys: KeyScheme,
     /// Whether grants carry fencing tokens, which need a sequence. On by default.
     pub fencing: bool,
-    /// The sequence that the tokens are drawn from, as `schema.name`; created if it is missing and
-    /// the role may. All who share locks must name the same. `public.leasehold_tokens` by default.
+    /// The sequence of the fencing tokens, as `schema.name`. The first acquisition creates it if it
+    /// is missing and the role has the right. All programs that share locks must use the same
+    /// sequence. `public.leasehold_tokens` by default.
     pub sequence: Arc<str>,
-    /// How long the server may take to answer; at most a quarter of the TTL where one is known. 2 s
-    /// by default.
+    /// The maximum time for an answer of the server; at most a quarter of the TTL if locks depend
+    /// on the answer. 2 s by default.
     pub timeout: Duration,
-    /// How long a connection may take to come about. 2 s by default.
+    /// The maximum time for opening a connection. 2 s by default.
     pub connect_timeout: Duration,
-    /// How often a waiter looks by itself, at most an eighth of the TTL: nobody tells it when a
-    /// holder dies, or when a holder that is another program releases. 1 s by default.
+    /// How often a waiter retries without a notification; at most an eighth of the TTL. There is no
+    /// notification when a holder dies, or when another program releases. 1 s by default.
     pub fallback_poll_interval: Duration,
-    /// The most connections that hold locks; each carries up to about 1 000 claims. 16 by default.
+    /// The maximum number of connections that hold locks. Each holds up to about 1 000 locks. 16 by
+    /// default.
     pub max_sessions: usize,
-    /// Supplies the user and the password of each new connection. `None` by default, which uses
-    /// those of the URL or of the options.
+    /// The source of the user and the password of each new connection. `None` by default, which
+    /// uses those of the URL or of the driver's options.
     pub credentials: Option<Arc<dyn CredentialsProvider>>,
 }
 
@@ -61,49 +67,55 @@ impl Default for PostgresConfig {
 }
 
 impl PostgresConfig {
-    /// Puts this before every name.
+    /// Creates the default configuration.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the prefix of every lock name.
     #[must_use]
     pub fn with_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
         self.prefix = prefix.as_ref().into();
         self
     }
 
-    /// Makes keys of names in this way.
+    /// Sets the mapping from names to advisory keys.
     #[must_use]
     pub fn with_keys(mut self, keys: KeyScheme) -> Self {
         self.keys = keys;
         self
     }
 
-    /// Draws fencing tokens, or none.
+    /// Enables or disables fencing tokens.
     #[must_use]
     pub fn with_fencing(mut self, fencing: bool) -> Self {
         self.fencing = fencing;
         self
     }
 
-    /// Draws the tokens from this sequence, `schema.name`.
+    /// Sets the sequence of the fencing tokens, as `schema.name`.
     #[must_use]
     pub fn with_sequence(mut self, sequence: impl Into<Arc<str>>) -> Self {
         self.sequence = sequence.into();
         self
     }
 
-    /// Waits this long for an answer.
+    /// Sets the maximum time for an answer of the server.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Waits this long for a connection.
+    /// Sets the maximum time for opening a connection.
     #[must_use]
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Looks this often while waiting; see
+    /// Sets how often a waiter retries without a notification; see
     /// [`fallback_poll_interval`](Self::fallback_poll_interval).
     #[must_use]
     pub fn with_fallback_poll_interval(mut self, interval: Duration) -> Self {
@@ -111,7 +123,7 @@ impl PostgresConfig {
         self
     }
 
-    /// Opens at most this many connections that hold locks.
+    /// Sets the maximum number of connections that hold locks.
     #[must_use]
     pub fn with_max_sessions(mut self, max: usize) -> Self {
         self.max_sessions = max;
@@ -131,9 +143,9 @@ impl PostgresConfig {
     /// use leasehold_core::Credentials;
     /// use leasehold_postgres::PostgresConfig;
     ///
-    /// // Fixed ones; implement `CredentialsProvider` for those that change.
+    /// // Fixed credentials. Implement `CredentialsProvider` for credentials that change.
     /// let credentials = Credentials::new("secret").with_username("shop");
-    /// let config = PostgresConfig::default().with_credentials(Arc::new(credentials));
+    /// let config = PostgresConfig::new().with_credentials(Arc::new(credentials));
     /// # drop(config);
     /// ```
     #[must_use]
@@ -142,7 +154,16 @@ impl PostgresConfig {
         self
     }
 
-    /// The sequence's schema and name.
+    /// Returns the quoted name of the sequence, or `None` if tokens are off.
+    pub(crate) fn quoted_sequence(&self) -> Result<Option<String>> {
+        if !self.fencing {
+            return Ok(None);
+        }
+        let (schema, name) = self.sequence_parts()?;
+        Ok(Some(format!("\"{schema}\".\"{name}\"")))
+    }
+
+    /// Returns the schema and the name of the sequence.
     pub(crate) fn sequence_parts(&self) -> Result<(&str, &str)> {
         let plain = |part: &str| {
             !part.is_empty()
@@ -156,7 +177,7 @@ impl PostgresConfig {
     }
 }
 
-/// Refuses TLS that was asked for and cannot be had.
+/// Fails if the options need TLS and the crate was built without it.
 pub(crate) fn check_tls(options: &PgConnectOptions) -> Result<()> {
     #[cfg(feature = "tls")]
     choose_crypto_provider();
@@ -172,30 +193,16 @@ pub(crate) fn check_tls(options: &PgConnectOptions) -> Result<()> {
     Ok(())
 }
 
-/// The driver takes the process's crypto provider for `verify-ca`, and panics if there is none and
-/// several to choose from.
+/// Installs a crypto provider for the process if there is none. For `verify-ca` the driver uses the
+/// provider of the process, and panics if none is installed and several are compiled in.
 #[cfg(feature = "tls")]
 fn choose_crypto_provider() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Fails only if another thread has just chosen one, which is as good.
+        // Fails only if another thread has just installed one.
         drop(rustls::crypto::ring::default_provider().install_default());
     }
 }
 
 fn invalid(message: impl Into<String>) -> Error {
     error::plain(ErrorKind::InvalidInput, "connect", message)
-}
-
-#[cfg(all(test, not(feature = "tls")))]
-mod tests {
-    use super::*;
-    use crate::url::ParsedUrl;
-
-    #[test]
-    fn tls_without_the_feature_names_the_feature() {
-        let location = ParsedUrl::parse("postgres://h/?sslmode=require").unwrap();
-        let error = check_tls(&location.options).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.to_string().contains("feature `tls`"), "{error}");
-    }
 }

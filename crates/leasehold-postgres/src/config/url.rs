@@ -1,4 +1,4 @@
-//! The URL.
+//! [`ParsedUrl`]: a URL with the options of the driver and of the backend.
 
 use std::{env, fmt, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     keys::KeyScheme,
 };
 
-/// The parts of a URL.
+/// A URL, parsed into the options of the driver and of the backend.
 pub(crate) struct ParsedUrl {
     pub(crate) options: PgConnectOptions,
     pub(crate) config: PostgresConfig,
@@ -20,16 +20,16 @@ pub(crate) struct ParsedUrl {
 
 impl fmt::Debug for ParsedUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The options have a password.
+        // The options contain a password.
         f.debug_struct("ParsedUrl")
             .field("config", &self.config)
             .finish_non_exhaustive()
     }
 }
 
-/// Options of libpq that the driver lacks, with the values that ask for nothing that it lacks, and
-/// the reason why it refuses others.
-const LACKING: [(&str, &[&str], &str); 34] = [
+/// The options of libpq that the driver does not support, with the values that are accepted because
+/// they have no effect, and the reason why others are refused.
+const UNSUPPORTED_OPTIONS: [(&str, &[&str], &str); 34] = [
     (
         "channel_binding",
         &["disable", "prefer"],
@@ -130,7 +130,7 @@ impl ParsedUrl {
         }
         let config = config(&mut url)?;
         let options = options(&mut url)?;
-        accept_what_asks_for_nothing(&mut url)?;
+        check_unsupported_options(&mut url)?;
         url.finish().map_err(ours)?;
         Ok(Self { options, config })
     }
@@ -210,8 +210,8 @@ fn config(url: &mut BackendUrl) -> Result<PostgresConfig> {
     Ok(config)
 }
 
-/// What the driver reads. It gets all of it as options, since it does not read every address that
-/// may stand in a URL.
+/// Returns the options of the driver. It gets all of them as options, because it does not parse
+/// every address that may stand in a URL.
 fn options(url: &mut BackendUrl) -> Result<PgConnectOptions> {
     let (host, port) = match url.hosts() {
         [] => (None, None),
@@ -273,7 +273,7 @@ fn options(url: &mut BackendUrl) -> Result<PgConnectOptions> {
     tls.apply_to(options)
 }
 
-/// Returns the TLS settings of the URL and the environment.
+/// The TLS settings of the URL and the environment.
 struct Tls {
     mode: Option<PgSslMode>,
     root: Option<String>,
@@ -283,7 +283,7 @@ struct Tls {
 
 impl Tls {
     fn take(url: &mut BackendUrl) -> Result<Self> {
-        // As JDBC writes it, which libpq reads as well.
+        // The spelling of JDBC, which libpq accepts as well.
         let old = match take(url, "ssl")?.as_deref() {
             None => None,
             Some("true") => Some(PgSslMode::Require),
@@ -296,12 +296,12 @@ impl Tls {
             Some(mode) => Some(ssl_mode("the option `sslmode`", &mode)?),
             None => old,
         };
-        // The driver takes a value that it does not know for the default, which protects nothing.
+        // The driver replaces an unknown value by the default, which verifies nothing.
         let mode = match (mode, env::var("PGSSLMODE")) {
             (None, Ok(mode)) => Some(ssl_mode("the environment variable PGSSLMODE", &mode)?),
             (mode, _) => mode,
         };
-        // As in libpq, an empty one is none.
+        // As in libpq, an empty value means none.
         let root = take(url, "sslrootcert")?
             .or_else(|| env::var("PGSSLROOTCERT").ok())
             .filter(|root| !root.is_empty());
@@ -338,7 +338,7 @@ impl Tls {
         if matches!(mode, PgSslMode::Disable | PgSslMode::Allow) {
             return Ok(options);
         }
-        // The driver trusts the system's authorities in any case.
+        // The driver always trusts the authorities of the system.
         if system {
             options = options.ssl_root_cert_from_pem(Vec::new());
         } else if let Some(root) = root.filter(|_| verifies(mode)) {
@@ -354,7 +354,7 @@ impl Tls {
     }
 }
 
-/// Whether the server has to prove who it is.
+/// Returns whether the mode verifies the identity of the server.
 fn verifies(mode: PgSslMode) -> bool {
     matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull)
 }
@@ -392,15 +392,15 @@ fn ssl_mode(of: &str, mode: &str) -> Result<PgSslMode> {
     })
 }
 
-/// Takes what the driver lacks out of the URL, if it asks for nothing.
-fn accept_what_asks_for_nothing(url: &mut BackendUrl) -> Result<()> {
-    // The connections have names of their own, by which sessions are known.
+/// Removes the options that the driver does not support, and refuses those that would have an
+/// effect.
+fn check_unsupported_options(url: &mut BackendUrl) -> Result<()> {
+    // The connections have names of their own, by which sessions are recognized.
     for option in ["application_name", "fallback_application_name"] {
         take(url, option)?;
     }
-    for (option, nothing, why) in LACKING {
-        // Asked of a copy: the error of an unknown option lists what was asked for, and that list
-        // is long enough.
+    for (option, nothing, why) in UNSUPPORTED_OPTIONS {
+        // From a copy, so that the error about an unknown option does not list these options.
         if take(&mut url.clone(), option)?.is_none() {
             continue;
         }
@@ -417,7 +417,7 @@ fn accept_what_asks_for_nothing(url: &mut BackendUrl) -> Result<()> {
     Ok(())
 }
 
-/// What the URL says before the `?`, or an option says.
+/// Returns a value that stands before the `?` or in an option.
 fn once(
     url: &mut BackendUrl,
     option: &'static str,
@@ -426,7 +426,7 @@ fn once(
     let before = before.filter(|value| !value.is_empty());
     match (take(url, option)?, before) {
         (Some(_), Some(_)) => Err(invalid(format!(
-            "the option `{option}` says what the URL says before the `?`; give it once"
+            "the option `{option}` repeats what stands before the `?`; give it once"
         ))),
         (value, before) => Ok(value.or(before)),
     }
@@ -468,8 +468,17 @@ fn invalid(message: impl Into<String>) -> Error {
 mod tests {
     use super::*;
 
+    #[cfg(not(feature = "tls"))]
     #[test]
-    fn a_url_says_everything() {
+    fn tls_without_the_feature_names_the_feature() {
+        let parsed = ParsedUrl::parse("postgres://h/?sslmode=require").unwrap();
+        let error = crate::config::check_tls(&parsed.options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("feature `tls`"), "{error}");
+    }
+
+    #[test]
+    fn url_sets_every_option() {
         let url = "postgres://al%40ice:p%23ss@h:7000/shop?prefix=shop%3A&keys=rails&fencing=off&timeout=300ms&sslmode=disable\
                    &fallback-poll-interval=3s&sequence=locks.tokens&max-sessions=3&connect-timeout=1s";
         let ParsedUrl { options, config } = ParsedUrl::parse(url).unwrap();
@@ -580,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_verified_is_what_libpq_verifies() {
+    fn tls_modes_verify_as_in_libpq() {
         // Any file will do.
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
         for (url, mode) in [
@@ -617,7 +626,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_the_password_is_not() {
+    fn url_errors_name_the_problem_but_no_password() {
         for (url, named) in [
             ("postgres://u:secret@h/?prefx=a", "did you mean `prefix`"),
             ("postgres://u:secret@h/?odd=a", "prefix, keys"),
