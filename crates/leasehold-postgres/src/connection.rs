@@ -1,12 +1,29 @@
 //! [`Connector`]: opens connections to one server.
 
-use std::{fmt, sync::{Arc, atomic::{AtomicBool, AtomicUsize, Ordering}}, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use leasehold_core::{Error, ErrorKind, Result, Ttl, backend::support::on_driver_thread};
-use sqlx::{AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor, Postgres, Row, Type, postgres::{PgConnectOptions, PgRow}};
+use sqlx::{
+    AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor,
+    Postgres, Row, Type,
+    postgres::{PgConnectOptions, PgRow},
+};
 use tokio::time::timeout;
 
-use crate::{config::{PostgresConfig, self}, error::{Limit, self}, identity::{Answerer, Identity}, keys::Names, server::Server};
+use crate::{
+    config::{self, PostgresConfig},
+    error::{self, Limit},
+    identity::{Answerer, Identity},
+    keys::Names,
+    server::Server,
+};
 
 /// The address of a server and the options of its connections. `Debug` shows no password.
 pub(crate) struct Connector {

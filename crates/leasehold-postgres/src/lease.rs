@@ -2,9 +2,18 @@
 
 use std::{fmt, sync::Arc};
 
-use leasehold_core::{Deadline, ErrorKind, FencingToken, Released, Result, backend::{KeepAlive, Lease, Request, async_trait, support::ReleaseTracker}, session::Claim};
+use leasehold_core::{
+    Deadline, ErrorKind, FencingToken, Released, Result,
+    backend::{KeepAlive, Lease, Request, async_trait, support::ReleaseTracker},
+    session::Claim,
+};
 
-use crate::{error::{named, self}, job::{Job, JobResult}, keys::AdvisoryKey, session::{PostgresSessions, run}};
+use crate::{
+    error::{self, named},
+    job::{Job, JobResult},
+    keys::AdvisoryKey,
+    session::{PostgresSessions, run},
+};
 
 pub(crate) struct PostgresLease {
     claim: Claim<PostgresSessions>,
@@ -69,7 +78,7 @@ impl Lease for PostgresLease {
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
-        if let Some(released) = self.release.begin() {
+        if let Some(released) = self.release.start() {
             return Ok(released);
         }
         let job = Job::Release {
