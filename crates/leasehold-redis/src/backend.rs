@@ -1,4 +1,4 @@
-//! [`RedisBackend`].
+//! [`RedisBackend`]: the entry point of the crate.
 
 use std::{
     fmt,
@@ -18,40 +18,39 @@ use leasehold_core::{
 use redis::{Client, Cmd, Value};
 
 use crate::{
+    admin,
     cleanup::{self, CleanupQueue},
     commands::{self, Operation, TOKEN_LIMIT},
-    config::{NotificationMode, RedisConfig},
-    connection::Link,
-    error::{self, BACKEND, Effect},
-    handshake, inspect,
+    config::{NotificationMode, ParsedUrl, RedisConfig},
+    connection_manager::ConnectionManager,
+    error::{self, BACKEND, SideEffect},
+    handshake,
     keys::{Keys, Kind},
     lease::RedisLease,
-    reply::{Answer, Refusal, ServerInfo},
-    revoke, scripts,
-    url::ParsedUrl,
-    value::Holder,
-    vote,
+    quorum::vote,
+    reply::{AcquireReply, ObservedHolder, Refusal},
+    scripts,
+    value::LockValue,
     waiters::Generation,
 };
 
-/// Below this, drift and network leave nothing to work with.
+/// The shortest TTL. A shorter one leaves no time beside clock drift and network latency.
 const MIN_TTL: u64 = 10;
-/// How long to wait at most for a holder that has no end (another program's), unless it is woken.
-const NET: Duration = Duration::from_secs(30);
-/// How long closing waits at most for the server to be reached, where something may have been left
-/// there.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
-/// How often waiters ask where nothing can wake them.
+/// The longest wait for a holder whose lock never expires (another program's), without a notification.
+const MAX_WAIT: Duration = Duration::from_secs(30);
+/// The longest time for which closing waits for the cleanup of attempts of unknown outcome.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The interval of attempts without notifications.
 const POLL: Duration = Duration::from_millis(50);
-/// How often a waiter asks at least, and so renews its registration. That is well within the 5 s
-/// that a registration lives (LIFE in waiters.lua), so that a request that is lost or late costs no
-/// waiter its place. A process that waits for 1 000 locks sends 500 requests a second.
+/// The longest interval of attempts of a waiter, which renew its registration. It is well below the 5 s
+/// for which a registration lives (LIFE in waiters.lua), so that a lost or late request costs no waiter
+/// its place. A process that waits for 1 000 locks sends 500 requests per second.
 const REFRESH: Duration = Duration::from_secs(2);
 
-/// Locks on one Redis or Valkey server.
+/// Leases on one Redis or Valkey server.
 ///
-/// All operations share one multiplexed connection, which is replaced when it fails. See the
-/// [crate](crate) for what is guaranteed.
+/// All operations share one multiplexed connection, which is replaced when it fails. The
+/// [crate documentation](crate) lists the guarantees.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), leasehold_redis::Error> {
@@ -61,8 +60,8 @@ const REFRESH: Duration = Duration::from_secs(2);
 /// # Ok(()) }
 /// ```
 pub struct RedisBackend {
-    link: Arc<Link>,
-    orphans: Arc<CleanupQueue>,
+    manager: Arc<ConnectionManager>,
+    cleanup_queue: Arc<CleanupQueue>,
     capabilities: Capabilities,
 }
 
@@ -70,74 +69,77 @@ impl RedisBackend {
     /// Connects to the server at `url`; the [crate](crate) lists the URL's options.
     ///
     /// # Errors
-    /// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it.
+    /// - [`ErrorKind::InvalidInput`] if the URL is invalid. The message names the problem.
     /// - [`ErrorKind::Unavailable`] if the server cannot be reached, [`ErrorKind::Denied`] if it
     ///   refuses the user or the password, or shows a wrong certificate.
     /// - [`ErrorKind::Unsupported`] for a server before 6.2, a read-only replica, or TLS without
     ///   the feature `tls`.
     ///
     /// # Cancel safety
-    /// Safe: nothing is left behind.
+    /// Safe. A cancelled call leaves nothing on the server.
     pub async fn connect(url: &str) -> Result<Arc<Self>> {
         let ParsedUrl { client, config } = ParsedUrl::parse(url)?;
         Self::from_client(&client, config).await
     }
 
-    /// Connects as `client` does. Its RESP version does not matter: RESP3 is used where the server
-    /// has it.
+    /// Connects with the settings of `client`. Its RESP version does not matter: RESP3 is used if
+    /// the server has it.
     ///
-    /// The connection is a new one: a connection that others use could be closed or blocked by
-    /// them.
+    /// The connection is a new one, because other users could close or block a shared one.
     ///
     /// # Errors
-    /// As [`connect`](Self::connect), except for the URL.
+    /// Those of [`connect`](Self::connect), except for an invalid URL.
     ///
     /// # Cancel safety
-    /// Safe: nothing is left behind.
+    /// Safe. A cancelled call leaves nothing on the server.
     pub async fn from_client(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
         check_runtime()?;
         let backend = Self::unconnected(client, config)?;
-        let live = backend.link.live().await?;
+        let conn = backend.manager.connection().await?;
         Ok(Arc::new(Self {
-            capabilities: capabilities(backend.link.endpoint.clone(), live.pushes, live.restart),
+            capabilities: capabilities(backend.manager.endpoint.clone(), conn.pushes, conn.restart),
             ..backend
         }))
     }
 
-    /// Returns what any server at `url` does, without connecting to it. For a
+    /// Returns the capabilities that every server at `url` has, without connecting to it. For use with a
     /// [`LazyBackend`](leasehold_core::backend::LazyBackend).
     ///
     /// # Errors
-    /// As [`connect`](Self::connect) for the URL.
+    /// [`ErrorKind::InvalidInput`] if the URL is invalid.
     pub fn provisional_capabilities(url: &str) -> Result<Capabilities> {
         let ParsedUrl { client, config } = ParsedUrl::parse(url)?;
         Ok(Self::weakest(&client, config)?.capabilities)
     }
 
-    /// Not connected, and with the capabilities of the weakest server.
+    /// Returns a backend that is not connected, with the capabilities of the weakest server.
     pub(crate) fn weakest(client: &Client, config: RedisConfig) -> Result<Self> {
         let backend = Self::unconnected(client, config)?;
-        let capabilities = capabilities(backend.link.endpoint.clone(), false, Restart::FreesAtOnce);
+        let capabilities = capabilities(
+            backend.manager.endpoint.clone(),
+            false,
+            Restart::FreesAtOnce,
+        );
         Ok(Self {
             capabilities,
             ..backend
         })
     }
 
-    /// As [`from_client`](Self::from_client), but a server that cannot be used now, for whatever
-    /// reason, may be cured later.
+    /// Connects as [`from_client`](Self::from_client), but accepts a server that cannot be used now,
+    /// because it may become usable later.
     pub(crate) async fn from_client_if_usable(
         client: &Client,
         config: RedisConfig,
     ) -> Result<Arc<Self>> {
         check_runtime()?;
         let backend = Self::unconnected(client, config)?;
-        match backend.link.live().await {
-            Ok(live) => Ok(Arc::new(Self {
+        match backend.manager.connection().await {
+            Ok(conn) => Ok(Arc::new(Self {
                 capabilities: capabilities(
-                    backend.link.endpoint.clone(),
-                    live.pushes,
-                    live.restart,
+                    backend.manager.endpoint.clone(),
+                    conn.pushes,
+                    conn.restart,
                 ),
                 ..backend
             })),
@@ -146,23 +148,23 @@ impl RedisBackend {
         }
     }
 
-    /// Not yet connected, and so with the capabilities of most servers.
+    /// Returns a backend that is not connected, with the capabilities of most servers.
     fn unconnected(client: &Client, config: RedisConfig) -> Result<Self> {
         let client = config.apply_to(&handshake::with_resp3(client)?)?;
         config.name()?;
         let endpoint = endpoint_of(&client);
         let pushes = config.notifications == NotificationMode::Pushed;
-        let link = Link::new(client, config, endpoint);
-        let capabilities = capabilities(link.endpoint.clone(), pushes, Restart::AsPersisted);
+        let manager = ConnectionManager::new(client, config, endpoint);
+        let capabilities = capabilities(manager.endpoint.clone(), pushes, Restart::AsPersisted);
         Ok(Self {
-            link,
-            orphans: Arc::default(),
+            manager,
+            cleanup_queue: Arc::default(),
             capabilities,
         })
     }
 
-    pub(crate) fn link(&self) -> &Arc<Link> {
-        &self.link
+    pub(crate) fn manager(&self) -> &Arc<ConnectionManager> {
+        &self.manager
     }
 
     /// Makes one attempt. `requirements`: for a quorum. `registered`: an earlier attempt of this
@@ -173,7 +175,7 @@ impl RedisBackend {
         requirements: Option<&VoteRequirements>,
         registered: bool,
     ) -> Result<Attempt> {
-        let prefix = &self.link.config.prefix;
+        let prefix = &self.manager.config.prefix;
         Keys::check(prefix, request.key()).map_err(in_acquire)?;
         self.capabilities
             .check(request.mode(), request.ttl())
@@ -196,25 +198,28 @@ impl RedisBackend {
         let mut again = false;
         // An idle connection without pushes is found closed only when it is used.
         if answer.as_ref().is_err_and(error::broke)
-            && Box::pin(cleanup::undone(&self.link, &request)).await
+            && Box::pin(cleanup::undone(&self.manager, &request)).await
         {
             (before, sent, again) = (self.generation(request.mode(), &keys), request.now(), true);
             answer = Box::pin(self.ask(&request, requirements, &keys, registered, again)).await;
         }
-        let answer = answer.and_then(|answer| Answer::read(&answer, request.mode()));
+        let answer = answer.and_then(|answer| AcquireReply::read(&answer, request.mode()));
         match answer {
-            Ok(Answer::RefusedBriefly) => Ok(Attempt::Contended(Contention::default())),
-            Ok(Answer::Granted(token)) => Ok(Attempt::Granted(Arc::new(RedisLease::new(
-                &self.link, request, token, sent,
+            Ok(AcquireReply::RefusedNoInfo) => Ok(Attempt::Contended(Contention::default())),
+            Ok(AcquireReply::Granted(token)) => Ok(Attempt::Granted(Arc::new(RedisLease::new(
+                &self.manager,
+                request,
+                token,
+                sent,
             )))),
-            Ok(Answer::Refused(refusal, left, found)) => {
+            Ok(AcquireReply::Refused(refusal, left, found)) => {
                 let mut contention = self.contention(&request, &keys, before, refusal, left);
                 if request.is_waiting() {
                     self.put_off(&mut contention, &request, found);
                 }
                 Ok(Attempt::Contended(contention))
             }
-            Ok(Answer::Mismatch { theirs }) => Err(error::plain(
+            Ok(AcquireReply::Mismatch { theirs }) => Err(error::plain(
                 ErrorKind::Conflict,
                 "acquire",
                 format!(
@@ -225,14 +230,14 @@ impl RedisBackend {
             )),
             Err(error) => {
                 if error::may_have_taken(&error) || again && request.is_waiting() {
-                    self.orphans.add(&self.link, &request);
+                    self.cleanup_queue.add(&self.manager, &request);
                 }
                 Err(error)
             }
         }
     }
 
-    /// `again`: the first asking may have registered it as a waiter.
+    /// Sends one attempt. `again` means that an earlier sending may have registered a waiter.
     async fn ask(
         &self,
         request: &Request,
@@ -245,7 +250,7 @@ impl RedisBackend {
         match (requirements, request.mode()) {
             (Some(requirements), Mode::Exclusive | Mode::Shared) => {
                 Box::pin(vote::acquire(
-                    &self.link,
+                    &self.manager,
                     request,
                     requirements,
                     keys,
@@ -254,8 +259,7 @@ impl RedisBackend {
                 .await
             }
             (_, Mode::Exclusive) => self.exclusive(request, keys, registered).await,
-            // Boxed, here and elsewhere, is what would make the usual way's future larger than
-            // malloc has at hand.
+            // Boxed, so that rare cases do not enlarge the usual future.
             (_, Mode::Shared) => Box::pin(self.shared(request, keys, registered)).await,
             (_, Mode::Permit { of }) => {
                 Box::pin(self.permit(request, keys, registered, of.get())).await
@@ -265,7 +269,7 @@ impl RedisBackend {
         }
     }
 
-    /// Nil: refused, and nobody asked about when to try again.
+    /// Makes one exclusive attempt. Nil means refused, without the time of the next attempt.
     async fn exclusive(
         &self,
         request: &Request,
@@ -273,12 +277,12 @@ impl RedisBackend {
         registered: bool,
     ) -> Result<Value> {
         match self
-            .link
+            .manager
             .operate(Operation::Acquire { registered }, request)
             .await?
         {
-            // Refused by a way that neither arms the wake-up, registers, nor says why: who waits
-            // asks once more.
+            // Refused by an encoding that neither arms a notification nor registers: a waiter tries
+            // again by script.
             Value::Nil if request.is_waiting() || request.yields_to_waiters() => {
                 Box::pin(self.acquire_by_script(
                     request,
@@ -287,7 +291,7 @@ impl RedisBackend {
                 ))
                 .await
             }
-            // Granted, but the counter is gone.
+            // Granted, but the token counter was lost.
             Value::Okay => Box::pin(self.draw_token(request, keys)).await,
             answer => Ok(answer),
         }
@@ -299,30 +303,30 @@ impl RedisBackend {
         keys: &Keys<'_>,
         flags: &str,
     ) -> Result<Value> {
-        let live = self.link.live_in_order("acquire").await?;
+        let conn = self.manager.connection_flushed("acquire").await?;
         let arguments = |cmd: &mut Cmd| commands::acquire_arguments(cmd, keys, request, flags);
         let answer = self
-            .link
+            .manager
             .run_on(
-                &live,
+                &conn,
                 &scripts::ACQUIRE,
                 "acquire",
-                Effect::Writes,
+                SideEffect::Writes,
                 arguments,
             )
             .await?;
         if let Value::BulkString(_) = answer {
-            live.warm(keys.slot());
+            conn.mark_seeded(keys.slot());
         }
         Ok(answer)
     }
 
-    /// The lock is ours, and has no token yet.
+    /// Draws the token of a lock that is held and has no token yet.
     async fn draw_token(&self, request: &Request, keys: &Keys<'_>) -> Result<Value> {
         self.acquire_by_script(request, keys, "t")
             .await
             .map_err(|error| match error.kind() {
-                // The script gives the lock back.
+                // The script releases the lock.
                 ErrorKind::UnexpectedResponse => error,
                 _ => error::plain(
                     ErrorKind::Indeterminate,
@@ -334,8 +338,8 @@ impl RedisBackend {
     }
 
     async fn shared(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
-        let holder = Holder::of(request);
-        let live = self.link.live_in_order("acquire").await?;
+        let holder = LockValue::of(request);
+        let conn = self.manager.connection_flushed("acquire").await?;
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
             cmd.arg(holder.parts())
@@ -343,14 +347,14 @@ impl RedisBackend {
                 .arg(keys.token());
             cmd.arg(commands::flags(request, registered))
                 .arg(keys.base())
-                .arg(live.run_id());
+                .arg(conn.run_id());
         };
-        self.link
+        self.manager
             .run_on(
-                &live,
+                &conn,
                 &scripts::ACQUIRE_SHARED,
                 "acquire",
-                Effect::Writes,
+                SideEffect::Writes,
                 arguments,
             )
             .await
@@ -363,7 +367,7 @@ impl RedisBackend {
         registered: bool,
         of: u32,
     ) -> Result<Value> {
-        let holder = Holder::of(request);
+        let holder = LockValue::of(request);
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(1)
                 .arg(keys.derived(Kind::Permits))
@@ -373,19 +377,19 @@ impl RedisBackend {
                 .arg(commands::flags(request, registered))
                 .arg(of);
         };
-        let live = self.link.live_in_order("acquire").await?;
-        self.link
+        let conn = self.manager.connection_flushed("acquire").await?;
+        self.manager
             .run_on(
-                &live,
+                &conn,
                 &scripts::ACQUIRE_PERMIT,
                 "acquire",
-                Effect::Writes,
+                SideEffect::Writes,
                 arguments,
             )
             .await
     }
 
-    /// Waits, after a first attempt that ended so.
+    /// Waits, after a first attempt with this result.
     async fn wait(
         &self,
         request: Request,
@@ -429,23 +433,25 @@ impl RedisBackend {
 
     /// Strikes a waiter off: now, or as soon as the server can be reached.
     async fn withdraw_waiter(&self, request: &Request) {
-        let withdrawn = match self.link.live_now() {
-            Some(live) => cleanup::stop_waiting(&self.link, &live, request, Holder::of(request))
-                .await
-                .is_ok(),
+        let withdrawn = match self.manager.current_connection() {
+            Some(conn) => {
+                cleanup::stop_waiting(&self.manager, &conn, request, LockValue::of(request))
+                    .await
+                    .is_ok()
+            }
             None => false,
         };
         if !withdrawn {
-            self.orphans.add(&self.link, request);
+            self.cleanup_queue.add(&self.manager, request);
         }
     }
 
     fn generation(&self, mode: Mode, keys: &Keys<'_>) -> Generation {
-        let registry = &self.link.registry;
+        let waiters = &self.manager.waiters;
         match mode {
-            Mode::Shared => registry.generation([keys.lock(), keys.derived(Kind::Writers)]),
-            Mode::Permit { .. } => registry.generation([keys.derived(Kind::Permits)]),
-            _ => registry.generation([keys.lock()]),
+            Mode::Shared => waiters.generation([keys.lock(), keys.derived(Kind::Writers)]),
+            Mode::Permit { .. } => waiters.generation([keys.derived(Kind::Permits)]),
+            _ => waiters.generation([keys.lock()]),
         }
     }
 
@@ -459,34 +465,41 @@ impl RedisBackend {
     ) -> Contention {
         // Without a connection there is one that just broke, and the generation has moved: the
         // wake-up comes at once.
-        let pushes = self.link.config.notifications == NotificationMode::Pushed
-            && self.link.live_now().is_none_or(|live| live.pushes);
-        let registry = &self.link.registry;
+        let pushes = self.manager.config.notifications == NotificationMode::Pushed
+            && self
+                .manager
+                .current_connection()
+                .is_none_or(|conn| conn.pushes);
+        let waiters = &self.manager.waiters;
         let wake = pushes.then(|| match request.mode() {
-            Mode::Shared => registry.arm([keys.lock(), keys.derived(Kind::Writers)], before),
-            Mode::Permit { .. } => registry.arm([keys.derived(Kind::Permits)], before),
-            _ => registry.arm([keys.lock()], before),
+            Mode::Shared => waiters.register([keys.lock(), keys.derived(Kind::Writers)], before),
+            Mode::Permit { .. } => waiters.register([keys.derived(Kind::Permits)], before),
+            _ => waiters.register([keys.lock()], before),
         });
         // Whoever asks again to stay registered does so as one that was woken: it keeps its place
         // in a quorum, too.
-        let refresh = self.link.config.fallback_poll_interval.unwrap_or(REFRESH);
+        let refresh = self
+            .manager
+            .config
+            .fallback_poll_interval
+            .unwrap_or(REFRESH);
         let wake = wake.map(|wake| {
-            let (link, waiter) = (Arc::clone(&self.link), request.waiter());
+            let (manager, waiter) = (Arc::clone(&self.manager), request.waiter());
             let refreshed = async move {
                 if tokio::time::timeout(refresh, wake).await.is_ok() {
-                    link.notification_backoff.notified(waiter);
+                    manager.notification_backoff.notified(waiter);
                 }
             };
             Box::pin(refreshed) as BoxFuture<'static, ()>
         });
         // Spread, so that those who wait for one deadline do not ask in the same instant.
         let spread = Duration::from_micros((request.owner().as_u128() % 4_000) as u64);
-        let left = u64::try_from(left).map_or(NET, Duration::from_millis);
+        let left = u64::try_from(left).map_or(MAX_WAIT, Duration::from_millis);
         let mut retry_after = match refusal {
             // A member of a set expires without a push: that time is not a net, it is the signal.
             Refusal::Offered | Refusal::Writers => left,
             Refusal::Held if request.mode().is_permit() => left,
-            Refusal::Held => self.link.config.fallback_poll_interval.unwrap_or(left),
+            Refusal::Held => self.manager.config.fallback_poll_interval.unwrap_or(left),
         } + spread;
         if !pushes {
             retry_after = retry_after.min(POLL / 2 + spread * 8);
@@ -499,9 +512,9 @@ impl RedisBackend {
     }
 
     /// Lets a wake-up wait if those before it were needless.
-    fn put_off(&self, contention: &mut Contention, request: &Request, found: ServerInfo) {
+    fn put_off(&self, contention: &mut Contention, request: &Request, found: ObservedHolder) {
         let pause = self
-            .link
+            .manager
             .notification_backoff
             .refused(request.waiter(), found);
         if pause.is_zero() {
@@ -542,16 +555,16 @@ impl LockBackend for RedisBackend {
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
-        inspect::inspect(&self.link, key).await
+        admin::inspect(&self.manager, key).await
     }
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
-        revoke::revoke(&self.link, holder, revocation).await
+        admin::revoke(&self.manager, holder, revocation).await
     }
 
     async fn ping(&self) -> Result<Pong> {
-        let live = self.link.live_in_order("ping").await?;
-        match live.send(&redis::cmd("PING")).await {
+        let conn = self.manager.connection_flushed("ping").await?;
+        match conn.send(&redis::cmd("PING")).await {
             Ok(_) => Ok(Pong::new()),
             // It has answered. A user whom nobody allowed PING may still lock.
             Err(error)
@@ -559,14 +572,16 @@ impl LockBackend for RedisBackend {
             {
                 Ok(Pong::new())
             }
-            Err(error) => Err(self.link.failed(&live, error, "ping", Effect::None)),
+            Err(error) => Err(self
+                .manager
+                .map_error(&conn, error, "ping", SideEffect::None)),
         }
     }
 
     async fn close(&self) -> Result<()> {
         // What it may have left at the server is removed before the connection goes.
-        drop(tokio::time::timeout(CLOSE_PATIENCE, self.orphans.removed()).await);
-        self.link.close();
+        drop(tokio::time::timeout(CLOSE_TIMEOUT, self.cleanup_queue.removed()).await);
+        self.manager.close();
         Ok(())
     }
 }
@@ -627,15 +642,15 @@ fn bracketed(host: &str) -> String {
 
 impl fmt::Display for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.link.endpoint)
+        f.write_str(&self.manager.endpoint)
     }
 }
 
 impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisBackend")
-            .field("link", &self.link)
-            .field("config", &self.link.config)
+            .field("manager", &self.manager)
+            .field("config", &self.manager.config)
             .finish_non_exhaustive()
     }
 }

@@ -1,28 +1,95 @@
-//! One pipeline that carries many operations.
+//! Batches: under load, exclusive operations of many tasks share one pipeline.
 
 use std::{
     sync::Arc,
     task::{Context, Poll, Waker},
 };
 
-use leasehold_core::{Result, backend::Request};
+use leasehold_core::{
+    Result,
+    backend::{BoxFuture, Request},
+    session::BatchExecutor,
+};
 use redis::{Cmd, Pipeline, RedisError, Value};
 
 use crate::{
-    batcher::Job,
-    commands::{Operation, Way},
-    conn::{Conn, Sent, by_hash, is_no_script},
-    connection::Link,
-    error::Effect,
+    commands::{Encoding, Operation},
+    connection::{Connection, Sent, by_hash, is_no_script},
+    connection_manager::ConnectionManager,
+    error::SideEffect,
     keys::Keys,
     scripts,
-    value::Holder,
+    value::LockValue,
 };
+
+/// An operation on an exclusive lock.
+pub(crate) struct Job {
+    pub(crate) operation: Operation,
+    pub(crate) request: Request,
+}
+
+impl BatchExecutor for ConnectionManager {
+    type Job = Job;
+    /// For an acquisition see [`Encoding::read`](crate::commands::Encoding::read).
+    type Answer = Result<Value>;
+
+    /// Queues the jobs on the connection before it returns, if there is a connection. So they keep
+    /// their order there.
+    fn execute(self: Arc<Self>, jobs: Vec<Job>) -> BoxFuture<'static, Vec<Result<Value>>> {
+        if let Some(conn) = self.current_connection() {
+            let batch = Batch::send(&self, &conn, jobs);
+            return Box::pin(async move { batch.finish(&self, &conn).await });
+        }
+        Box::pin(async move {
+            match self.connection().await {
+                Ok(conn) => Batch::send(&self, &conn, jobs).finish(&self, &conn).await,
+                Err(error) => jobs
+                    .iter()
+                    .map(|job| Err(error.clone().with_operation(job.operation.name())))
+                    .collect(),
+            }
+        })
+    }
+}
+
+impl ConnectionManager {
+    /// Runs one operation, alone or with others. The first poll queues it, if there is a
+    /// connection, and whatever starts later comes after it.
+    pub(crate) async fn operate(
+        self: &Arc<Self>,
+        operation: Operation,
+        request: &Request,
+    ) -> Result<Value> {
+        let name = operation.name();
+        if self.current_connection().is_none() {
+            // All that want a connection share one attempt, rather than one for each batch.
+            Box::pin(self.connection())
+                .await
+                .map_err(|error| error.with_operation(name))?;
+        }
+        let ran = self
+            .batcher
+            .run(
+                self,
+                Job {
+                    operation,
+                    request: request.clone(),
+                },
+            )
+            .await;
+        ran.map_err(|error| {
+            error
+                .with_backend(crate::error::BACKEND)
+                .with_operation(name)
+        })
+        .flatten()
+    }
+}
 
 /// A pipeline that is in the connection's queue.
 pub(crate) struct Batch {
     jobs: Vec<Job>,
-    /// The jobs that are released by one script, by their index. It comes first: whoever asks for
+    /// The jobs that are released by one script, by their index. It comes first: a request for
     /// one of these locks in the same pipeline finds it free.
     ///
     /// Measured: the CPU time of redis-server (7.0, main thread) for one acquisition and one
@@ -30,8 +97,8 @@ pub(crate) struct Batch {
     /// (2.35–2.65 against 3.48–3.96 in five interleaved rounds of raw commands).
     releases: Vec<usize>,
     /// Each other job, by its index, has commands of its own: the server may serve others between
-    /// them, and one that fails leaves the others alone.
-    others: Vec<(usize, Way)>,
+    /// them, and one that fails does not affect the rest.
+    others: Vec<(usize, Encoding)>,
     sent: Sent,
     /// The answers, if they were there at once.
     ready: Option<Result<Vec<Value>, RedisError>>,
@@ -39,14 +106,18 @@ pub(crate) struct Batch {
 
 impl Batch {
     /// Queues the jobs on the connection.
-    pub(crate) fn send(link: &Link, live: &Arc<Conn>, jobs: Vec<Job>) -> Self {
-        let prefix = &link.config.prefix;
+    pub(crate) fn send(
+        manager: &ConnectionManager,
+        conn: &Arc<Connection>,
+        jobs: Vec<Job>,
+    ) -> Self {
+        let prefix = &manager.config.prefix;
         let (mut releases, mut others) = (Vec::new(), Vec::with_capacity(jobs.len()));
         for (index, Job { operation, request }) in jobs.iter().enumerate() {
-            if *operation == Operation::Release && jobs.len() > 1 && live.takes_many() {
+            if *operation == Operation::Release && jobs.len() > 1 && conn.supports_multi_key() {
                 releases.push(index);
             } else {
-                others.push((index, Way::of(*operation, live, prefix, request)));
+                others.push((index, Encoding::of(*operation, conn, prefix, request)));
             }
         }
         let mut pipeline = Pipeline::with_capacity(1 + 2 * others.len());
@@ -55,11 +126,11 @@ impl Batch {
             let arguments = |cmd: &mut Cmd| release_arguments(cmd, prefix, &requests);
             pipeline.add_command(by_hash(&scripts::RELEASE_MANY, &arguments));
         }
-        for (index, way) in &others {
+        for (index, encoding) in &others {
             let Job { operation, request } = &jobs[*index];
-            way.write(&mut pipeline, *operation, prefix, request);
+            encoding.write(&mut pipeline, *operation, prefix, request);
         }
-        let mut sent = live.send_owned(pipeline);
+        let mut sent = conn.send_owned(pipeline);
         // The first poll queues the pipeline; later ones bring the waker.
         let ready = match sent.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(answers) => Some(answers),
@@ -75,7 +146,11 @@ impl Batch {
     }
 
     /// Waits for the answers and returns one for each job, in the order of the jobs.
-    pub(crate) async fn finish(self, link: &Link, live: &Conn) -> Vec<Result<Value>> {
+    pub(crate) async fn finish(
+        self,
+        manager: &ConnectionManager,
+        conn: &Connection,
+    ) -> Vec<Result<Value>> {
         let Self {
             jobs,
             releases,
@@ -91,30 +166,35 @@ impl Batch {
             Ok(answers) => answers.into_iter(),
             Err(error) => {
                 let failed = |job: &Job| {
-                    link.failed(live, error.clone(), job.operation.name(), Effect::Writes)
+                    manager.map_error(
+                        conn,
+                        error.clone(),
+                        job.operation.name(),
+                        SideEffect::Writes,
+                    )
                 };
                 return jobs.iter().map(|job| Err(failed(job))).collect();
             }
         };
         // `None`: it did not run, because the server does not know the script.
         let mut answers: Vec<Option<Result<Value>>> = jobs.iter().map(|_| None).collect();
-        // What the server answers with an error it has not done.
+        // An operation that the server answers with an error had no effect.
         let failed = |index: usize, error| {
-            link.failed(live, error, jobs[index].operation.name(), Effect::None)
+            manager.map_error(conn, error, jobs[index].operation.name(), SideEffect::None)
         };
         if !releases.is_empty() {
-            match released(live, &releases, replies.next()) {
+            match released(conn, &releases, replies.next()) {
                 Ok(each) => {
                     for (index, answer) in releases.into_iter().zip(each) {
                         answers[index] =
                             Some(answer.extract_error().map_err(|error| failed(index, error)));
                     }
                 }
-                Err(error) => Box::pin(not_released(live, error)).await,
+                Err(error) => Box::pin(not_released(conn, error)).await,
             }
         }
-        for (index, way) in others {
-            answers[index] = match way.read(live, &mut replies) {
+        for (index, encoding) in others {
+            answers[index] = match encoding.read(conn, &mut replies) {
                 Err(error) if is_no_script(&error) => None,
                 answer => Some(answer.map_err(|error| failed(index, error))),
             };
@@ -125,9 +205,10 @@ impl Batch {
                 Some(answer) => answer,
                 None => {
                     let arguments =
-                        |cmd: &mut Cmd| operation.arguments(cmd, &link.config.prefix, request);
+                        |cmd: &mut Cmd| operation.arguments(cmd, &manager.config.prefix, request);
                     let (script, name) = (operation.script(), operation.name());
-                    Box::pin(link.run_on(live, script, name, Effect::Writes, arguments)).await
+                    Box::pin(manager.run_on(conn, script, name, SideEffect::Writes, arguments))
+                        .await
                 }
             });
         }
@@ -137,7 +218,7 @@ impl Batch {
 
 /// Returns what the script for many releases says of each, or its error if it did not run.
 fn released(
-    live: &Conn,
+    conn: &Connection,
     releases: &[usize],
     reply: Option<Value>,
 ) -> Result<Vec<Value>, Option<RedisError>> {
@@ -148,7 +229,7 @@ fn released(
         other => {
             let error = other.map(Value::extract_error).and_then(Result::err);
             if !error.as_ref().is_some_and(is_no_script) {
-                live.take_one_at_a_time();
+                conn.disable_multi_key();
             }
             Err(error)
         }
@@ -156,13 +237,13 @@ fn released(
 }
 
 /// Prepares the next batch, after many releases did not run. They go one by one now.
-async fn not_released(live: &Conn, error: Option<RedisError>) {
+async fn not_released(conn: &Connection, error: Option<RedisError>) {
     tracing::debug!(?error, "many releases go one by one");
     if error.as_ref().is_some_and(is_no_script) {
-        // Whoever releases alone has the script sent in full.
+        // A single release sends its script in full.
         let mut load = redis::cmd("SCRIPT");
         load.arg("LOAD").arg(scripts::RELEASE_MANY.source);
-        drop(live.send(&load).await);
+        drop(conn.send(&load).await);
     }
 }
 
@@ -172,6 +253,6 @@ fn release_arguments(cmd: &mut Cmd, prefix: &[u8], releases: &[&Request]) {
         cmd.arg(Keys::new(prefix, request.key()).lock());
     }
     for request in releases {
-        cmd.arg(Holder::of(request).parts());
+        cmd.arg(LockValue::of(request).parts());
     }
 }

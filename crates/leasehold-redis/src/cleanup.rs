@@ -1,4 +1,4 @@
-//! What an attempt of unknown outcome may have left is removed, by its owner.
+//! [`CleanupQueue`]: removes what attempts of unknown outcome may have left on the server.
 
 use std::{
     collections::VecDeque,
@@ -19,64 +19,65 @@ use redis::Pipeline;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    conn::Conn,
-    connection::Link,
-    error::Effect,
+    connection::Connection,
+    connection_manager::ConnectionManager,
+    error::SideEffect,
     keys::{Keys, Kind},
     lease,
-    value::Holder,
+    value::LockValue,
 };
 
-/// Between tries while the server cannot be reached, doubled up to [`LONGEST_PAUSE`].
+/// The first delay between attempts while the server cannot be reached. It doubles up to
+/// [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How long beyond two TTLs to go on trying. A server that was stopped answers what it had received
-/// before when it goes on, and only then does a grant's TTL begin.
+/// How long to try beyond two TTLs. A server that was stopped executes what it has received when it
+/// continues, and only then does the TTL of a grant start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Attempts whose outcome is unknown, and waiters that could not be struck off.
+/// A queue of attempts whose outcome is unknown, and of waiters that could not be deregistered.
 #[derive(Default)]
 pub(crate) struct CleanupQueue {
-    list: Mutex<Orphaned>,
-    /// The work is over.
+    list: Mutex<CleanupState>,
+    /// Notifies when the queue is empty.
     idle: Notify,
 }
 
 #[derive(Default)]
-struct Orphaned {
-    /// Each has its turn: one that fails goes to the end.
-    queue: VecDeque<Orphan>,
+struct CleanupState {
+    /// A cleanup that fails goes to the end of the queue.
+    queue: VecDeque<CleanupTask>,
     working: bool,
 }
 
-struct Orphan {
+struct CleanupTask {
     request: Request,
-    /// From then on it is left to expire.
-    give_up_at: Instant,
+    /// The time from which the lock is left to expire.
+    expires_at: Instant,
 }
 
 impl CleanupQueue {
     /// Removes what this request may have left, in the background.
-    pub(crate) fn add(self: &Arc<Self>, link: &Arc<Link>, request: &Request) {
-        let give_up_at = Instant::now() + request.ttl().as_duration() * 2 + PATIENCE;
+    pub(crate) fn add(self: &Arc<Self>, manager: &Arc<ConnectionManager>, request: &Request) {
+        let expires_at = Instant::now() + request.ttl().as_duration() * 2 + PATIENCE;
         let mut list = self.lock();
-        list.queue.push_back(Orphan {
+        list.queue.push_back(CleanupTask {
             request: request.clone(),
-            give_up_at,
+            expires_at,
         });
         if !std::mem::replace(&mut list.working, true) {
-            let (orphans, link) = (Arc::clone(self), Arc::clone(link));
+            let (cleanup_queue, manager) = (Arc::clone(self), Arc::clone(manager));
             drop(tokio::spawn(supervised(move || {
-                work(Arc::clone(&orphans), Arc::clone(&link))
+                work(Arc::clone(&cleanup_queue), Arc::clone(&manager))
             })));
         }
     }
 
-    /// Completes when there is nothing to remove.
+    /// Waits until the queue is empty.
     pub(crate) async fn removed(&self) {
         loop {
             let mut idle = pin!(self.idle.notified());
-            // Before the look, so that no end in between is missed.
+            // Enabled before the check, so that no notification in between is missed.
             idle.as_mut().enable();
             if !self.lock().working {
                 return;
@@ -85,8 +86,8 @@ impl CleanupQueue {
         }
     }
 
-    /// The next one; without any, the work is over.
-    fn next(&self) -> Option<Orphan> {
+    /// Returns the next cleanup. The worker ends if there is none.
+    fn next(&self) -> Option<CleanupTask> {
         let mut list = self.lock();
         let next = list.queue.pop_front();
         list.working = next.is_some();
@@ -96,39 +97,39 @@ impl CleanupQueue {
         next
     }
 
-    /// It failed so. Its turn comes again, unless its time is over.
-    fn failed(&self, orphan: Orphan, error: &Error) {
+    /// Queues a cleanup that failed again, unless its time has passed.
+    fn failed(&self, task: CleanupTask, error: &Error) {
         let now = Instant::now();
         let mut list = self.lock();
-        list.queue.push_back(orphan);
-        list.queue.retain(|orphan| {
-            let goes_on = now < orphan.give_up_at;
+        list.queue.push_back(task);
+        list.queue.retain(|task| {
+            let goes_on = now < task.expires_at;
             if !goes_on {
-                orphan.give_up(error);
+                task.give_up(error);
             }
             goes_on
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Orphaned> {
-        // Nothing panics while it is held.
+    fn lock(&self) -> MutexGuard<'_, CleanupState> {
+        // No code panics while it holds the lock.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Orphan {
+impl CleanupTask {
     fn give_up(&self, error: &Error) {
         tracing::warn!(key = %self.request.key(), %error, "could not undo an attempt; it expires within its TTL");
     }
 }
 
-async fn work(orphans: Arc<CleanupQueue>, link: Arc<Link>) {
+async fn work(cleanup_queue: Arc<CleanupQueue>, manager: Arc<ConnectionManager>) {
     let mut pause = FIRST_PAUSE;
-    while let Some(orphan) = orphans.next() {
-        let Orphan { request, .. } = &orphan;
+    while let Some(task) = cleanup_queue.next() {
+        let CleanupTask { request, .. } = &task;
         let undone = contained(async {
-            let live = link.live().await?;
-            undo(&link, &live, request).await
+            let conn = manager.connection().await?;
+            undo(&manager, &conn, request).await
         });
         match undone.await {
             Ok(()) => {
@@ -136,37 +137,37 @@ async fn work(orphans: Arc<CleanupQueue>, link: Arc<Link>) {
                 pause = FIRST_PAUSE;
             }
             Err(error) if error.is_retryable() => {
-                orphans.failed(orphan, &error);
+                cleanup_queue.failed(task, &error);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
-            Err(error) => orphan.give_up(&error),
+            Err(error) => task.give_up(&error),
         }
     }
 }
 
-/// Releases what an attempt may have taken whose connection broke, so that the attempt can be
-/// repeated. Returns `false` if the release failed, too.
-pub(crate) async fn undone(link: &Link, request: &Request) -> bool {
-    match link.live().await {
-        Ok(live) => lease::release(link, &live, request).await.is_ok(),
+/// Releases what an attempt may have acquired on a connection that broke, so that the attempt can
+/// be repeated. Returns `false` if the release failed as well.
+pub(crate) async fn undone(manager: &ConnectionManager, request: &Request) -> bool {
+    match manager.connection().await {
+        Ok(conn) => lease::release(manager, &conn, request).await.is_ok(),
         Err(_) => false,
     }
 }
 
-async fn undo(link: &Link, live: &Conn, request: &Request) -> Result<()> {
-    lease::release(link, live, request).await?;
-    stop_waiting(link, live, request, Holder::of(request)).await
+async fn undo(manager: &ConnectionManager, conn: &Connection, request: &Request) -> Result<()> {
+    lease::release(manager, conn, request).await?;
+    stop_waiting(manager, conn, request, LockValue::of(request)).await
 }
 
 /// Removes the registration of a waiter.
 pub(crate) async fn stop_waiting(
-    link: &Link,
-    live: &Conn,
+    manager: &ConnectionManager,
+    conn: &Connection,
     request: &Request,
-    holder: Holder<'_>,
+    holder: LockValue<'_>,
 ) -> Result<()> {
-    let keys = Keys::new(&link.config.prefix, request.key());
+    let keys = Keys::new(&manager.config.prefix, request.key());
     let mut pipeline = Pipeline::with_capacity(2);
     for kind in Kind::registrations(request.mode()) {
         pipeline
@@ -174,13 +175,13 @@ pub(crate) async fn stop_waiting(
             .arg(keys.derived(*kind))
             .arg(holder.parts());
     }
-    let answers = live.send_all(&pipeline).await;
+    let answers = conn.send_all(&pipeline).await;
     let answers = answers.and_then(|answers| {
         answers
             .into_iter()
             .try_for_each(|answer| answer.extract_error().map(drop))
     });
-    answers.map_err(|error| link.failed(live, error, "stop waiting", Effect::Writes))
+    answers.map_err(|error| manager.map_error(conn, error, "stop waiting", SideEffect::Writes))
 }
 
 impl fmt::Debug for CleanupQueue {
@@ -197,26 +198,26 @@ mod tests {
     use super::*;
     use crate::config::RedisConfig;
 
-    /// Nothing listens there: a connection is refused at once.
-    fn nowhere() -> Arc<Link> {
-        Link::new(
+    /// Returns a server that does not exist: a connection is refused at once.
+    fn nowhere() -> Arc<ConnectionManager> {
+        ConnectionManager::new(
             Client::open("redis+unix:///nowhere").unwrap(),
             RedisConfig::new(),
             String::from("nowhere"),
         )
     }
 
-    fn keys(orphans: &CleanupQueue) -> Vec<String> {
-        orphans
+    fn keys(cleanup_queue: &CleanupQueue) -> Vec<String> {
+        cleanup_queue
             .lock()
             .queue
             .iter()
-            .map(|orphan| orphan.request.key().to_string())
+            .map(|task| task.request.key().to_string())
             .collect()
     }
 
-    /// The driver panics when it connects, for want of a runtime with input and output.
-    fn panicking() -> (tokio::runtime::Runtime, Arc<Link>) {
+    /// Returns a runtime on which the driver panics when it connects, because it has no I/O.
+    fn panicking() -> (tokio::runtime::Runtime, Arc<ConnectionManager>) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
@@ -225,16 +226,16 @@ mod tests {
         let client = Client::open("redis://127.0.0.1:1").unwrap();
         (
             runtime,
-            Link::new(client, RedisConfig::new(), String::from("nowhere")),
+            ConnectionManager::new(client, RedisConfig::new(), String::from("nowhere")),
         )
     }
 
     #[test]
-    fn a_panic_while_connecting_is_told_to_all_who_ask() {
-        let (runtime, link) = panicking();
+    fn panic_while_connecting_reaches_every_caller() {
+        let (runtime, manager) = panicking();
         runtime.block_on(async {
             for _ in 0..3 {
-                let (one, other) = tokio::join!(link.live(), link.live());
+                let (one, other) = tokio::join!(manager.connection(), manager.connection());
                 for asked in [one, other] {
                     let error = asked.map(drop).unwrap_err();
                     assert!(error.to_string().contains("panicked"), "{error}");
@@ -245,32 +246,32 @@ mod tests {
 
     #[test]
     fn cleanup_is_retried_although_the_driver_panics() {
-        let (runtime, link) = panicking();
+        let (runtime, manager) = panicking();
         runtime.block_on(async {
-            let orphans = Arc::new(CleanupQueue::default());
+            let cleanup_queue = Arc::new(CleanupQueue::default());
             for name in ["one", "other"] {
-                orphans.add(&link, &Request::new(LockKey::new(name).unwrap()));
+                cleanup_queue.add(&manager, &Request::new(LockKey::new(name).unwrap()));
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                assert_eq!(keys(&orphans), [name]);
-                // Ends when their time is over.
-                orphans.removed().await;
-                assert!(keys(&orphans).is_empty());
+                assert_eq!(keys(&cleanup_queue), [name]);
+                // The worker ends when their time has passed.
+                cleanup_queue.removed().await;
+                assert!(keys(&cleanup_queue).is_empty());
             }
         });
     }
 
     #[tokio::test(start_paused = true)]
     async fn each_cleanup_is_retried_for_two_ttls_and_a_minute() {
-        let (orphans, link) = (Arc::new(CleanupQueue::default()), nowhere());
+        let (cleanup_queue, manager) = (Arc::new(CleanupQueue::default()), nowhere());
         let add = |name: &str, secs| {
             let request =
                 Request::new(LockKey::new(name).unwrap()).with_ttl(Ttl::from_secs(secs).unwrap());
-            orphans.add(&link, &request);
+            cleanup_queue.add(&manager, &request);
         };
         let started = Instant::now();
         // More than a pause away from the moments that matter.
         let until = |secs| tokio::time::sleep_until(started + Duration::from_secs(secs));
-        let waits = |name: &str| keys(&orphans).iter().any(|key| key == name);
+        let waits = |name: &str| keys(&cleanup_queue).iter().any(|key| key == name);
         add("early", 10);
         add("long", 100);
         until(50).await;
@@ -279,23 +280,23 @@ mod tests {
         assert!(
             waits("early") && waits("late") && waits("long"),
             "{:?}",
-            keys(&orphans)
+            keys(&cleanup_queue)
         );
         until(83).await;
         assert!(
             !waits("early") && waits("late") && waits("long"),
             "{:?}",
-            keys(&orphans)
+            keys(&cleanup_queue)
         );
         until(128).await;
-        assert!(waits("late") && waits("long"), "{:?}", keys(&orphans));
+        assert!(waits("late") && waits("long"), "{:?}", keys(&cleanup_queue));
         until(133).await;
-        assert_eq!(keys(&orphans), ["long"]);
+        assert_eq!(keys(&cleanup_queue), ["long"]);
         until(263).await;
-        assert!(keys(&orphans).is_empty() && !orphans.lock().working);
-        // And the next is worked on.
+        assert!(keys(&cleanup_queue).is_empty() && !cleanup_queue.lock().working);
+        // The next cleanup starts a worker again.
         add("again", 10);
         until(300).await;
-        assert_eq!(keys(&orphans), ["again"]);
+        assert_eq!(keys(&cleanup_queue), ["again"]);
     }
 }

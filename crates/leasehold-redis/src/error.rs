@@ -1,4 +1,4 @@
-//! The driver's errors as Leasehold's.
+//! The mapping from the driver's errors to Leasehold's.
 
 use std::{error::Error as _, time::Duration};
 
@@ -8,9 +8,9 @@ use redis::{ErrorKind as Driver, RedisError, ServerErrorKind as Server};
 /// The backend's name in errors and capabilities.
 pub(crate) const BACKEND: &str = "redis";
 
-/// What a lost answer leaves open.
+/// The effect that an operation may have had if its answer is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
+pub(crate) enum SideEffect {
     /// The operation changes something: without an answer it may have happened.
     Writes,
     /// It changes nothing.
@@ -20,14 +20,14 @@ pub(crate) enum Effect {
 /// How the messages begin that say that a connection broke while an answer was awaited.
 const BROKE: &str = "the connection broke";
 
-/// An error of this backend without a cause.
+/// Returns an error of this backend without a source.
 pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
     Error::new(kind, message.into())
         .with_backend(BACKEND)
         .with_operation(operation)
 }
 
-/// An answer that the script never gives.
+/// Returns the error of a reply that the script never gives.
 pub(crate) fn protocol(operation: &'static str) -> Error {
     plain(
         ErrorKind::UnexpectedResponse,
@@ -37,30 +37,34 @@ pub(crate) fn protocol(operation: &'static str) -> Error {
 }
 
 /// Maps an error of a command that was handed to the connection.
-pub(crate) fn of_command(error: RedisError, operation: &'static str, effect: Effect) -> Error {
+pub(crate) fn from_command(
+    error: RedisError,
+    operation: &'static str,
+    effect: SideEffect,
+) -> Error {
     let lost = match effect {
-        Effect::Writes => ErrorKind::Indeterminate,
-        Effect::None => ErrorKind::Unavailable,
+        SideEffect::Writes => ErrorKind::Indeterminate,
+        SideEffect::None => ErrorKind::Unavailable,
     };
     let (kind, message) = match error.kind() {
         Driver::Io => (lost, format!("{BROKE} before the answer came ({error})")),
         // A connection that ends in the middle of an answer looks like this to the driver.
         Driver::Parse => (lost, format!("{BROKE} in the middle of the answer")),
-        _ => of_answer(&error),
+        _ => from_answer(&error),
     };
     plain(kind, operation, message).with_source(error)
 }
 
-/// The error of an answer that did not come within this time.
+/// Returns the error of an answer that did not come within this time.
 pub(crate) fn silent(
     error: RedisError,
     operation: &'static str,
-    effect: Effect,
+    effect: SideEffect,
     time_out: Duration,
 ) -> Error {
     let kind = match effect {
-        Effect::Writes => ErrorKind::Indeterminate,
-        Effect::None => ErrorKind::Unavailable,
+        SideEffect::Writes => ErrorKind::Indeterminate,
+        SideEffect::None => ErrorKind::Unavailable,
     };
     let message = format!(
         "no answer within the response time-out of {time_out:?}; is the server overloaded, stopped or unreachable? The option \
@@ -69,7 +73,7 @@ pub(crate) fn silent(
     plain(kind, operation, message).with_source(error)
 }
 
-/// Whether the connection broke while an answer was awaited, so that it is worth another try on a
+/// Returns whether the connection broke while an answer was awaited, so that it is worth another try on a
 /// new one.
 pub(crate) fn broke(error: &Error) -> bool {
     error.message().starts_with(BROKE)
@@ -77,7 +81,7 @@ pub(crate) fn broke(error: &Error) -> bool {
 
 /// Maps an error of a connection attempt to `endpoint`. `time_out`: the option that says how long
 /// to wait, and its value.
-pub(crate) fn of_connect(error: RedisError, endpoint: &str, time_out: (&str, Duration)) -> Error {
+pub(crate) fn from_connect(error: RedisError, endpoint: &str, time_out: (&str, Duration)) -> Error {
     let (kind, message) = match error.kind() {
         _ if is_certificate(&error) => (
             ErrorKind::Denied,
@@ -122,14 +126,14 @@ pub(crate) fn of_connect(error: RedisError, endpoint: &str, time_out: (&str, Dur
             refused_database(&error, endpoint)
         }
         _ => {
-            let (kind, message) = of_answer(&error);
+            let (kind, message) = from_answer(&error);
             (kind, format!("cannot use {endpoint}: {message}"))
         }
     };
     plain(kind, "connect", message).with_source(error)
 }
 
-/// Whether the server refused the user or the password, or asks for them.
+/// Returns whether the server refused the user or the password, or asks for them.
 pub(crate) fn asks_for_credentials(error: &RedisError) -> bool {
     match error.kind() {
         Driver::AuthenticationFailed => true,
@@ -145,7 +149,7 @@ pub(crate) fn asks_for_credentials(error: &RedisError) -> bool {
     }
 }
 
-/// Whether a connection attempt ended so that other credentials may cure it.
+/// Returns whether a connection attempt failed in a way that other credentials may cure.
 pub(crate) fn is_unauthenticated(error: &Error) -> bool {
     error
         .source()
@@ -153,7 +157,7 @@ pub(crate) fn is_unauthenticated(error: &Error) -> bool {
         .is_some_and(asks_for_credentials)
 }
 
-/// Of credentials that were right before, and may be again when their provider is asked.
+/// Returns the error of credentials that were valid before, and may be again when their provider is asked.
 pub(crate) fn outdated(error: Error, operation: &'static str) -> Error {
     let message =
         "the server refuses credentials that it accepted before; their provider is asked again";
@@ -212,9 +216,9 @@ fn is_coded(error: &RedisError, code: &str) -> bool {
     }
 }
 
-/// The server answered, and the answer is an error: a script that fails half-way has been undone by
-/// itself.
-fn of_answer(error: &RedisError) -> (ErrorKind, String) {
+/// The server answered, and the answer is an error: a script that fails half-way has been
+/// undone by itself.
+fn from_answer(error: &RedisError) -> (ErrorKind, String) {
     let retry = |why: &str| (ErrorKind::Unavailable, why.to_owned());
     if let Some((_, why)) = REFUSALS.iter().find(|(code, _)| is_coded(error, code)) {
         return retry(why);
@@ -283,7 +287,7 @@ fn of_read_only() -> (ErrorKind, String) {
     )
 }
 
-/// Whether a server answered so that is no primary, and so none any more.
+/// Returns whether the error is that of a server that is no longer the primary.
 pub(crate) fn is_of_replica(error: &RedisError) -> bool {
     matches!(
         error.kind(),
@@ -291,7 +295,7 @@ pub(crate) fn is_of_replica(error: &RedisError) -> bool {
     ) || is_coded(error, "READONLY")
 }
 
-/// Whether an acquisition that ended so may have taken something.
+/// Returns whether an acquisition with this error may have acquired the lock.
 pub(crate) fn may_have_taken(error: &Error) -> bool {
     let driver = error.source().and_then(|source| source.downcast_ref());
     matches!(
@@ -338,7 +342,7 @@ fn is_certificate(error: &RedisError) -> bool {
         && !is_of_our_certificate(error)
 }
 
-/// Whether the server refused the client's certificate, or demands one: it answers with one of
+/// Returns whether the server refused the client's certificate, or demands one: it answers with one of
 /// these alerts of TLS.
 fn is_of_our_certificate(error: &RedisError) -> bool {
     const ALERTS: [&str; 4] = ["ertificate", "UnknownCA", "DecryptError", "AccessDenied"];
@@ -368,7 +372,7 @@ mod tests {
         ] {
             let error = of(line).unwrap_err();
             assert!(is_of_replica(&error), "{line}");
-            let error = of_command(error, "renew", Effect::Writes);
+            let error = from_command(error, "renew", SideEffect::Writes);
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
             assert!(error.is_retryable() && !may_have_taken(&error));
         }
@@ -392,10 +396,10 @@ mod tests {
                 ),
             ] {
                 let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
-                let error = of_command(
+                let error = from_command(
                     value.extract_error().unwrap_err(),
                     "acquire",
-                    Effect::Writes,
+                    SideEffect::Writes,
                 );
                 assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
                 assert!(
@@ -411,10 +415,10 @@ mod tests {
     fn missing_right_is_denied_and_in_a_script_indeterminate() {
         let answered = |line: &str| {
             let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
-            of_command(
+            from_command(
                 value.extract_error().unwrap_err(),
                 "acquire",
-                Effect::Writes,
+                SideEffect::Writes,
             )
         };
         for (line, taken) in [

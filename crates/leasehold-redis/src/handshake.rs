@@ -1,4 +1,4 @@
-//! What a fresh connection is asked before it is used.
+//! The checks of a new connection before it is used.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use redis::{
 
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
-use crate::{connection::Link, error, scripts};
+use crate::{config::RedisConfig, error, scripts};
 
-/// How long to listen for why a server closes new connections, and to how many bytes.
-const FAREWELL: Duration = Duration::from_millis(500);
-const LONGEST_FAREWELL: usize = 4096;
+/// The time and the number of bytes for which to read the reason of a refused connection.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
+const MAX_REFUSAL: usize = 4096;
 /// The first version that has `SET … GET` and `GETEX`.
 const OLDEST: (u32, u32) = (6, 2);
 
-/// What the server said.
+/// The properties of a server and of one connection to it.
 pub(crate) struct ServerInfo {
     /// The connection's id; `None` if the user may not ask.
     pub(crate) id: Option<i64>,
@@ -37,10 +37,11 @@ pub(crate) async fn check(
     mut connection: MultiplexedConnection,
     can_push: bool,
     first: bool,
-    link: &Link,
+    endpoint: &str,
+    config: &RedisConfig,
 ) -> Result<ServerInfo> {
-    let (endpoint, name) = (&*link.endpoint, link.config.name()?);
-    let of_connect = |error| error::of_connect(error, endpoint, ("timeout", link.config.timeout));
+    let name = config.name()?;
+    let from_connect = |error| error::from_connect(error, endpoint, ("timeout", config.timeout));
     let mut pipeline = Pipeline::new();
     const SECTIONS: [&str; 4] = ["server", "replication", "memory", "persistence"];
     for section in SECTIONS {
@@ -60,7 +61,7 @@ pub(crate) async fn check(
     let answers = connection
         .send_packed_commands(&pipeline, 0, pipeline.len())
         .await
-        .map_err(of_connect)?;
+        .map_err(from_connect)?;
     let mut answers = answers.into_iter().map(Value::extract_error);
     let mut next = || answers.next().unwrap_or(Ok(Value::Nil));
 
@@ -88,7 +89,7 @@ pub(crate) async fn check(
         tracing::debug!(%endpoint, %error, "the connection has no name here");
     }
     for _ in scripts::ALL {
-        next().map_err(of_connect)?;
+        next().map_err(from_connect)?;
     }
     let pushes = can_push
         && match next() {
@@ -107,7 +108,7 @@ pub(crate) async fn check(
     })
 }
 
-/// What becomes of held locks, by the server's settings. `save`: when it takes snapshots, if it
+/// Returns what happens to held locks in a restart, by the server's settings. `save`: when it takes snapshots, if it
 /// says so.
 fn restart(info: &str, save: Option<&str>) -> Restart {
     let forgets = field(info, "aof_enabled") == "0" && save == Some("");
@@ -126,8 +127,8 @@ fn evicts(info: &str) -> bool {
 
 fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
     let field = |name| field(info, name);
-    // At first it is a mistake in the address. Later a fail-over or an upgrade is under way, and
-    // the address may be right soon.
+    // At first it is a mistake in the address. Later a fail-over or an upgrade is under way,
+    // and the address may be right soon.
     let kind = if first {
         ErrorKind::Unsupported
     } else {
@@ -173,7 +174,7 @@ fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
     Ok(())
 }
 
-/// A field of INFO; empty if it is not there.
+/// Returns a field of INFO, or an empty string if it is missing.
 pub(crate) fn field<'a>(info: &'a str, name: &str) -> &'a str {
     info.lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
@@ -183,13 +184,13 @@ pub(crate) fn field<'a>(info: &'a str, name: &str) -> &'a str {
 
 /// Returns the error that the server sends to a new connection before it closes it: there are too
 /// many clients, or it is in protected mode. The driver drops that error.
-pub(crate) async fn farewell(client: &Client) -> Option<RedisError> {
+pub(crate) async fn connection_refusal(client: &Client) -> Option<RedisError> {
     let told = async {
         let (mut told, mut buffer) = (Vec::new(), [0; 512]);
         match client.get_connection_info().addr() {
             ConnectionAddr::Tcp(host, port) => {
                 let mut stream = TcpStream::connect((&**host, *port)).await.ok()?;
-                while told.len() < LONGEST_FAREWELL
+                while told.len() < MAX_REFUSAL
                     && let Ok(count @ 1..) = stream.read(&mut buffer).await
                 {
                     told.extend_from_slice(&buffer[..count]);
@@ -200,7 +201,7 @@ pub(crate) async fn farewell(client: &Client) -> Option<RedisError> {
         }
         Some(told)
     };
-    let told = tokio::time::timeout(FAREWELL, told).await.ok()??;
+    let told = tokio::time::timeout(REFUSAL_TIMEOUT, told).await.ok()??;
     let line = told
         .split(|byte| *byte == b'\r')
         .next()
@@ -211,7 +212,7 @@ pub(crate) async fn farewell(client: &Client) -> Option<RedisError> {
         .err()
 }
 
-/// Whether the server, or a proxy or the user's rights, refused `HELLO 3` itself.
+/// Returns whether the server, or a proxy or the user's rights, refused `HELLO 3` itself.
 pub(crate) fn lacks_resp3(error: &RedisError) -> bool {
     let text = error.to_string();
     if text.contains("NOAUTH") {
@@ -222,17 +223,17 @@ pub(crate) fn lacks_resp3(error: &RedisError) -> bool {
         || (text.to_lowercase().contains("hello") && !error.is_io_error())
 }
 
-/// The same client with the older protocol.
+/// Returns the client with the older protocol.
 pub(crate) fn with_resp2(client: &Client) -> Result<Client> {
     with_protocol(client, ProtocolVersion::RESP2)
 }
 
-/// The same client with the protocol that has pushes.
+/// Returns the client with the protocol that has pushes.
 pub(crate) fn with_resp3(client: &Client) -> Result<Client> {
     with_protocol(client, ProtocolVersion::RESP3)
 }
 
-/// The same client as another user, or with another password.
+/// Returns the client as another user, or with another password.
 pub(crate) fn with_credentials(client: &Client, credentials: &Credentials) -> Result<Client> {
     // The name of the default user, so that a user of the URL is not kept beside another's
     // password.
@@ -257,7 +258,7 @@ fn with_settings(
     info.set_redis_settings(settings)
         .into_connection_info()
         .and_then(Client::open)
-        .map_err(|error| error::of_command(error, "connect", error::Effect::None))
+        .map_err(|error| error::from_command(error, "connect", error::SideEffect::None))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Names: which Redis keys a lock uses.
 //!
 //! The lock itself is the prefix and the raw name, as other programs expect it. What else belongs
-//! to it must live in the same cluster slot and must never be another lock's key, whatever bytes
+//! to it must be in the same cluster slot and must never be another lock's key, whatever bytes
 //! the name has:
 //!
 //! | the name | derived key | why it hashes as the name does |
@@ -24,7 +24,7 @@ use std::{fmt, io::Write, sync::LazyLock};
 use leasehold_core::{Error, ErrorKind, LockKey, Mode, Result};
 use redis::{RedisWrite, ToRedisArgs};
 
-/// How many slots there are.
+/// The number of cluster slots.
 pub(crate) const SLOTS: usize = 16_384;
 const KINDS: [Kind; 7] = [
     Kind::Readers,
@@ -41,7 +41,7 @@ const TOKEN: &str = ":lh4:token";
 pub(crate) const NODE_KEYS: &[u8] = b":lh4:";
 const OF_NODE: [&str; 3] = [":lh4:mark", ":lh4:since", ":lh4:top"];
 
-/// What a derived key holds. The scripts know these names too: they derive one key from another.
+/// The kind of a derived key. The scripts know these names too: they derive one key from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The readers that hold the lock, by expiry.
@@ -54,14 +54,14 @@ pub(crate) enum Kind {
     Waiters,
     /// The permits that are held, by expiry.
     Permits,
-    /// Who waits for a permit.
+    /// The waiters for a permit.
     Queue,
     /// The last token and its owner, at a node of a quorum. Never expires.
     Fence,
 }
 
 impl Kind {
-    /// Where who waits for this mode registers.
+    /// Returns the lists in which a waiter for this mode registers.
     pub(crate) fn registrations(mode: Mode) -> &'static [Self] {
         match mode {
             Mode::Shared => &[Self::Waiters, Self::Order],
@@ -114,7 +114,7 @@ impl Slot {
 }
 
 impl<'a> Keys<'a> {
-    /// The keys of a lock that was [checked](Self::check).
+    /// Returns the keys of a lock that was [checked](Self::check).
     pub(crate) fn new(prefix: &'a [u8], key: &'a LockKey) -> Self {
         let name = key.as_bytes();
         let form = match Braces::of(prefix.iter().chain(name)) {
@@ -155,17 +155,17 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
-    /// The lock's own key.
+    /// Returns the key of the lock itself.
     pub(crate) fn lock(&self) -> Parts<'_> {
         Parts([self.prefix, self.name, b"", b"", b"", b"", b""])
     }
 
-    /// A key that belongs to it.
+    /// Returns a derived key.
     pub(crate) fn derived(&self, kind: Kind) -> Parts<'_> {
         self.derived_by(kind.name().as_bytes())
     }
 
-    /// What its derived keys begin with; the rest is the name of their kind.
+    /// Returns the prefix of the derived keys, which the name of a kind follows.
     pub(crate) fn base(&self) -> Parts<'_> {
         self.derived_by(b"")
     }
@@ -205,7 +205,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// The slot of all of its keys.
+    /// Returns the slot of all keys of the lock.
     pub(crate) fn slot(&self) -> Slot {
         match self.form {
             // Without a tag the whole key counts.
@@ -219,12 +219,12 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// The counter of the last exclusive token in its slot.
+    /// Returns the key of the token counter of the slot.
     pub(crate) fn token(&self) -> Parts<'_> {
         self.token_in(self.slot())
     }
 
-    /// The same, where the slot is known.
+    /// Returns the key of the token counter of a known slot.
     pub(crate) fn token_in(&self, slot: Slot) -> Parts<'_> {
         Parts([
             b"{",
@@ -238,7 +238,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// What a name's braces mean for its slot.
+/// The meaning of the braces of a name for its slot.
 enum Braces {
     /// It has a tag: something between the first `{` and the first `}` after it.
     Tag,
@@ -308,7 +308,7 @@ static NUMBERS: LazyLock<Vec<Box<[u8]>>> = LazyLock::new(|| {
     use crc16::{CrcType, XMODEM};
     let mut numbers: Vec<Box<[u8]>> = vec![Box::default(); SLOTS];
     let (mut missing, mut number) = (SLOTS, 0_usize);
-    // A number's checksum goes on from that of the number without its last digit.
+    // A number's checksum continues from that of the number without its last digit.
     let mut sums: Vec<u16> = Vec::new();
     while missing > 0 {
         let before = if number < 10 {

@@ -1,45 +1,31 @@
-//! [`RedisLease`]: one grant.
+//! [`RedisLease`]: one granted lock or permit.
 
-use std::{
-    fmt,
-    sync::{Arc, OnceLock},
-};
+use std::{fmt, sync::{Arc, OnceLock}};
 
-use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, LossReason, Mode, Released, Result, Timestamp,
-    backend::{AtomicDeadline, KeepAlive, Lease, Request, async_trait, support::ReleaseTracker},
-};
+use leasehold_core::{Deadline, ErrorKind, FencingToken, LossReason, Mode, Released, Result, Timestamp, backend::{AtomicDeadline, KeepAlive, Lease, Request, async_trait, support::ReleaseTracker}};
 use redis::{Cmd, Value};
 
-use crate::{
-    commands::Operation,
-    conn::Conn,
-    connection::Link,
-    error::{self, Effect},
-    keys::{Keys, Kind},
-    scripts::{self, Script},
-    value::Holder,
-};
+use crate::{commands::{Operation, release_arguments, release_script, renew_arguments, renew_script}, connection::Connection, connection_manager::ConnectionManager, error::{SideEffect, self}};
 
 pub(crate) struct RedisLease {
-    link: Arc<Link>,
+    manager: Arc<ConnectionManager>,
     request: Request,
     token: Option<FencingToken>,
     deadline: AtomicDeadline,
     release: ReleaseTracker,
-    /// In which run of the server the release was first sent; see [`Link::runs`].
+    /// The run of the server in which the release was first sent; see [`ConnectionManager::runs`].
     released_in: OnceLock<u64>,
 }
 
 impl RedisLease {
     pub(crate) fn new(
-        link: &Arc<Link>,
+        manager: &Arc<ConnectionManager>,
         request: Request,
         token: Option<FencingToken>,
         sent: Timestamp,
     ) -> Self {
         Self {
-            link: Arc::clone(link),
+            manager: Arc::clone(manager),
             deadline: AtomicDeadline::new(request.deadline_from(sent)),
             request,
             token,
@@ -50,16 +36,23 @@ impl RedisLease {
 
     async fn send_release(&self) -> Result<Value> {
         let arguments =
-            |cmd: &mut Cmd| release_arguments(cmd, &self.link.config.prefix, &self.request);
+            |cmd: &mut Cmd| release_arguments(cmd, &self.manager.config.prefix, &self.request);
         match self.request.mode() {
-            Mode::Exclusive => self.link.operate(Operation::Release, &self.request).await,
+            Mode::Exclusive => {
+                self.manager
+                    .operate(Operation::Release, &self.request)
+                    .await
+            }
             mode => {
-                let live = self.link.live_in_order("release").await?;
+                let conn = self.manager.connection_flushed("release").await?;
                 let script = release_script(mode);
-                Box::pin(
-                    self.link
-                        .run_on(&live, script, "release", Effect::Writes, arguments),
-                )
+                Box::pin(self.manager.run_on(
+                    &conn,
+                    script,
+                    "release",
+                    SideEffect::Writes,
+                    arguments,
+                ))
                 .await
             }
         }
@@ -67,16 +60,16 @@ impl RedisLease {
 
     async fn send_renewal(&self) -> Result<Value> {
         let arguments =
-            |cmd: &mut Cmd| renew_arguments(cmd, &self.link.config.prefix, &self.request);
+            |cmd: &mut Cmd| renew_arguments(cmd, &self.manager.config.prefix, &self.request);
         match self.request.mode() {
-            Mode::Exclusive => self.link.operate(Operation::Renew, &self.request).await,
+            Mode::Exclusive => self.manager.operate(Operation::Renew, &self.request).await,
             mode => {
-                let live = self.link.live_in_order("renew").await?;
-                Box::pin(self.link.run_on(
-                    &live,
+                let conn = self.manager.connection_flushed("renew").await?;
+                Box::pin(self.manager.run_on(
+                    &conn,
                     renew_script(mode),
                     "renew",
-                    Effect::Writes,
+                    SideEffect::Writes,
                     arguments,
                 ))
                 .await
@@ -105,7 +98,7 @@ impl Lease for RedisLease {
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         if self.release.has_started() {
-            return Err(self.lost("it was released"));
+            return Err(self.lost("the lock was released"));
         }
         let sent = self.request.now();
         let answer = match self.send_renewal().await {
@@ -126,7 +119,7 @@ impl Lease for RedisLease {
                     Err(self.lost("the renewal's answer came after the deadline"))
                 }
             }
-            Value::Int(0) if self.release.has_started() => Err(self.lost("it was released")),
+            Value::Int(0) if self.release.has_started() => Err(self.lost("the lock was released")),
             Value::Int(0) => {
                 self.request.loss_notifier().lost(LossReason::Replaced);
                 Err(self.lost("the server no longer knows us as the holder"))
@@ -136,14 +129,14 @@ impl Lease for RedisLease {
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
-        if let Some(outcome) = self.release.start() {
-            return Ok(outcome);
+        if let Some(released) = self.release.start() {
+            return Ok(released);
         }
-        let run = *self.released_in.get_or_init(|| self.link.runs());
+        let run = *self.released_in.get_or_init(|| self.manager.runs());
         // Another run of the server, or another server, may have forgotten the lock before the
         // release came.
         let still_valid =
-            || self.link.runs() == run && !self.deadline.get().is_past(self.request.now());
+            || self.manager.runs() == run && !self.deadline.get().is_past(self.request.now());
         let mut answer = self.send_release().await;
         if let Err(error) = &answer
             && error::broke(error)
@@ -177,64 +170,17 @@ impl fmt::Debug for RedisLease {
     }
 }
 
-/// Gives back what this request may hold. Whether it did is not told.
-pub(crate) async fn release(link: &Link, live: &Conn, request: &Request) -> Result<()> {
+/// Releases what this request may hold. Does not report whether it held anything.
+pub(crate) async fn release(
+    manager: &ConnectionManager,
+    conn: &Connection,
+    request: &Request,
+) -> Result<()> {
     let script = release_script(request.mode());
-    link.run_on(live, script, "undo", Effect::Writes, |cmd| {
-        release_arguments(cmd, &link.config.prefix, request);
-    })
-    .await?;
+    manager
+        .run_on(conn, script, "undo", SideEffect::Writes, |cmd| {
+            release_arguments(cmd, &manager.config.prefix, request)
+        })
+        .await?;
     Ok(())
-}
-
-pub(crate) fn release_script(mode: Mode) -> &'static Script {
-    match mode {
-        Mode::Shared => &scripts::RELEASE_SHARED,
-        Mode::Permit { .. } => &scripts::RELEASE_PERMIT,
-        _ => &scripts::RELEASE,
-    }
-}
-
-pub(crate) fn release_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request) {
-    let keys = Keys::new(prefix, request.key());
-    let holder = Holder::of(request);
-    match request.mode() {
-        Mode::Permit { .. } => cmd
-            .arg(1)
-            .arg(keys.derived(Kind::Permits))
-            .arg(holder.parts()),
-        Mode::Shared => cmd
-            .arg(1)
-            .arg(keys.lock())
-            .arg(holder.parts())
-            .arg(keys.derived(Kind::Readers)),
-        _ => cmd.arg(1).arg(keys.lock()).arg(holder.parts()),
-    };
-}
-
-fn renew_script(mode: Mode) -> &'static Script {
-    match mode {
-        Mode::Shared => &scripts::RENEW_SHARED,
-        Mode::Permit { .. } => &scripts::RENEW_PERMIT,
-        _ => &scripts::RENEW,
-    }
-}
-
-pub(crate) fn renew_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request) {
-    let keys = Keys::new(prefix, request.key());
-    let (holder, ttl) = (Holder::of(request), request.ttl().as_millis());
-    match request.mode() {
-        Mode::Permit { .. } => cmd
-            .arg(1)
-            .arg(keys.derived(Kind::Permits))
-            .arg(holder.parts())
-            .arg(ttl),
-        Mode::Shared => cmd
-            .arg(1)
-            .arg(keys.lock())
-            .arg(holder.parts())
-            .arg(ttl)
-            .arg(keys.derived(Kind::Readers)),
-        _ => cmd.arg(1).arg(keys.lock()).arg(holder.parts()).arg(ttl),
-    };
 }

@@ -1,31 +1,25 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod admin;
 mod backend;
 mod batch;
-mod batcher;
 mod cleanup;
 mod commands;
 mod config;
-mod conn;
 mod connection;
+mod connection_manager;
 mod error;
 mod handshake;
-mod inspect;
 mod keys;
 mod lease;
-mod marker;
-mod node;
-mod node_state;
 mod notification_backoff;
+mod quorum;
 mod redlock;
 mod reply;
-mod revoke;
 mod scripts;
 mod stream;
-mod url;
 mod value;
-mod vote;
 mod waiters;
 
 pub use leasehold_core::{Error, ErrorKind, Result};

@@ -9,7 +9,7 @@ use std::{
 use leasehold_core::AcquisitionId;
 use tokio::time::Instant;
 
-use crate::reply::ServerInfo;
+use crate::reply::ObservedHolder;
 
 /// The pause after a needless attempt, doubled up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -43,7 +43,7 @@ struct Refusals {
 
 #[derive(Debug)]
 struct Refused {
-    found: ServerInfo,
+    found: ObservedHolder,
     at: Instant,
     /// The waiter was notified since.
     notified: bool,
@@ -60,7 +60,7 @@ impl NotificationBackoff {
     }
 
     /// Notes a refusal. Returns for how long after it a notification must wait.
-    pub(crate) fn refused(&self, waiter: AcquisitionId, found: ServerInfo) -> Duration {
+    pub(crate) fn refused(&self, waiter: AcquisitionId, found: ObservedHolder) -> Duration {
         let now = Instant::now();
         let mut refusals = self.lock();
         if refusals.last.len() >= refusals.limit {
@@ -104,7 +104,7 @@ impl NotificationBackoff {
     }
 }
 
-impl ServerInfo {
+impl ObservedHolder {
     fn is_like(&self, other: &Self) -> bool {
         self.holder == other.holder && self.ends.abs_diff(other.ends) <= ROUNDING
     }
@@ -114,8 +114,8 @@ impl ServerInfo {
 mod tests {
     use super::*;
 
-    fn found(holder: &str, ends: i64) -> ServerInfo {
-        ServerInfo {
+    fn found(holder: &str, ends: i64) -> ObservedHolder {
+        ObservedHolder {
             holder: holder.into(),
             ends,
         }
@@ -125,7 +125,7 @@ mod tests {
     fn refused(
         backoff: &NotificationBackoff,
         waiter: AcquisitionId,
-        found: ServerInfo,
+        found: ObservedHolder,
     ) -> Duration {
         let pause = backoff.refused(waiter, found);
         backoff.notified(waiter);

@@ -11,13 +11,13 @@ use leasehold_core::{
 
 use crate::{
     backend::RedisBackend,
-    url::{DEFAULT_PORT, ParsedUrl},
+    config::{DEFAULT_PORT, ParsedUrl},
 };
 
 /// The backend's name in errors and capabilities.
 const NAME: &str = "redlock";
 
-/// A quorum of independent servers: Redlock with fencing tokens.
+/// Opens a quorum of independent servers: Redlock with fencing tokens.
 ///
 /// The URL is `redlock://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT],…[/DB][?OPTIONS]`, with an odd
 /// number of hosts, in the same order everywhere; `redlocks://` is the same over TLS. The options
@@ -34,7 +34,8 @@ const NAME: &str = "redlock";
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), leasehold_redis::Error> {
-/// let backend = leasehold_redis::redlock("redlock://10.0.0.1,10.0.0.2,10.0.0.3/?prefix=shop:").await?;
+/// let url = "redlock://10.0.0.1,10.0.0.2,10.0.0.3/?prefix=shop:";
+/// let backend = leasehold_redis::redlock(url).await?;
 /// # Ok(()) }
 /// ```
 ///
@@ -76,7 +77,7 @@ pub fn redlock_provisional_capabilities(url: &str) -> Result<Capabilities> {
     ))
 }
 
-/// What the URL says of each server, and of them all.
+/// The options of each server and of the quorum.
 struct Servers {
     locations: Vec<ParsedUrl>,
     config: QuorumConfig,

@@ -1,24 +1,25 @@
-//! What the acquire scripts answer.
+//! [`AcquireReply`]: the reply of the acquire scripts.
 
 use leasehold_core::{FencingToken, Mode, Result};
 use redis::Value;
 
 use crate::error;
 
-/// Why a script refused, as it numbers the reasons.
+/// The reason of a refusal, as the scripts number it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// It is held.
+    /// The lock is held.
     Held,
-    /// It is free, and offered to a waiter that came earlier.
+    /// The lock is free and offered to an earlier waiter.
     Offered,
-    /// Readers hold it, a writer waits that came earlier, and the request is a reader's.
+    /// Readers hold the lock, and this reader must not overtake a waiting writer.
     Writers,
 }
 
-/// What an attempt was refused for. The same again means that nothing has changed.
+/// The holder that an attempt was refused for. The same holder again means that nothing has
+/// changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ServerInfo {
+pub(crate) struct ObservedHolder {
     /// The value of who holds it; of permits, of the one that ends last.
     pub(crate) holder: Vec<u8>,
     /// The server's time in ms at which that ends; negative if it has no end. Of permits, the sum
@@ -26,19 +27,19 @@ pub(crate) struct ServerInfo {
     pub(crate) ends: i64,
 }
 
-/// What an acquire script answers.
-pub(crate) enum Answer {
+/// The reply of an acquire script.
+pub(crate) enum AcquireReply {
     Granted(Option<FencingToken>),
-    /// And the milliseconds until trying again makes sense; negative if the holder has no end.
-    Refused(Refusal, i64, ServerInfo),
-    /// Refused, and it was not asked when to try again.
-    RefusedBriefly,
+    /// With the milliseconds until the next attempt is useful; negative if the lock has no expiry.
+    Refused(Refusal, i64, ObservedHolder),
+    /// Refused, without the time of the next attempt.
+    RefusedNoInfo,
     Mismatch {
         theirs: i64,
     },
 }
 
-impl Answer {
+impl AcquireReply {
     pub(crate) fn read(answer: &Value, mode: Mode) -> Result<Self> {
         match answer {
             Value::BulkString(token) => {
@@ -49,8 +50,8 @@ impl Answer {
                     .map(|token| Self::Granted(Some(token)))
                     .ok_or_else(|| error::protocol("acquire"))
             }
-            Value::Nil if mode == Mode::Exclusive => Ok(Self::RefusedBriefly),
-            // Of the plain commands.
+            Value::Nil if mode == Mode::Exclusive => Ok(Self::RefusedNoInfo),
+            // The reply of the plain commands.
             Value::Int(token) if mode == Mode::Exclusive => {
                 Ok(Self::Granted(Some(FencingToken::new(token.unsigned_abs()))))
             }
@@ -71,7 +72,7 @@ impl Answer {
                     Ok(Self::Refused(
                         refusal,
                         *left,
-                        ServerInfo {
+                        ObservedHolder {
                             holder: holder.clone(),
                             ends: *ends,
                         },

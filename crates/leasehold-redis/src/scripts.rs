@@ -1,4 +1,4 @@
-//! The scripts, each sent once per connection and named by its hash from then on.
+//! The Lua scripts. Each is sent once per connection and named by its hash from then on.
 
 use std::sync::LazyLock;
 
@@ -16,7 +16,7 @@ impl Script {
         }
     }
 
-    /// The SHA-1 of the source, as the server names the script.
+    /// Returns the SHA-1 of the source, by which the server names the script.
     pub(crate) fn hash(&self) -> &str {
         &self.hash
     }
@@ -35,7 +35,7 @@ macro_rules! scripts {
 
 scripts! {
     ACQUIRE = "waiters" "acquire";
-    ACQUIRE_COURTEOUS = "acquire_yielding";
+    ACQUIRE_YIELDING = "acquire_yielding";
     ACQUIRE_SHARED = "waiters" "acquire_shared";
     ACQUIRE_PERMIT = "waiters" "acquire_permit";
     RELEASE = "release";
@@ -45,14 +45,14 @@ scripts! {
     RENEW = "renew";
     RENEW_SHARED = "renew_shared";
     RENEW_PERMIT = "renew_permit";
-    MARK = "mark";
-    MARK_MEMBER = "mark_member";
+    REVOKE = "revoke";
+    REVOKE_MEMBER = "revoke_member";
     INSPECT = "inspect";
     QUORUM_ACQUIRE = "quorum_run" "waiters" "quorum_acquire";
     QUORUM_ACQUIRE_SHARED = "quorum_run" "waiters" "quorum_acquire_shared";
     QUORUM_RAISE = "quorum_run" "quorum_raise";
-    QUORUM_RECALL = "quorum_run" "quorum_recall";
-    QUORUM_ATTEST = "quorum_run" "quorum_attest";
+    QUORUM_STATE = "quorum_run" "quorum_state";
+    QUORUM_MARK = "quorum_run" "quorum_mark";
 }
 
 #[cfg(test)]

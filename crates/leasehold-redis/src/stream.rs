@@ -39,7 +39,7 @@ const LINE: usize = 64;
 pub(crate) struct Meter(AtomicUsize);
 
 impl Meter {
-    /// Somebody has taken an answer.
+    /// Resets the counter after an answer was received.
     pub(crate) fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
@@ -65,7 +65,7 @@ impl Meter {
 pub(crate) struct Task(AbortHandle);
 
 impl Task {
-    /// The connection was closed, or broke.
+    /// Returns whether the connection was closed or broke.
     pub(crate) fn is_over(&self) -> bool {
         self.0.is_finished()
     }

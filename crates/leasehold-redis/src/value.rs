@@ -1,4 +1,5 @@
-//! How a holder or waiter is written: `<owner in hex>:<label>`, and for permits `<of>|` before it.
+//! [`LockValue`]: the value of a holder or waiter, `<owner in hex>:<label>`. That of a permit starts
+//! with `<of>|`.
 
 use std::borrow::Cow;
 
@@ -6,17 +7,18 @@ use leasehold_core::{AcquisitionId, HolderRef, LockKey, Mode, backend::Request};
 
 use crate::keys::Parts;
 
-/// Long enough for host, process and program; short, because it travels with every request.
+/// The longest label: enough for host, process and program, but short, because every request sends
+/// it.
 const MAX_LABEL: usize = 32;
 
 /// The value under which one acquisition holds or waits.
-pub(crate) struct Holder<'a> {
+pub(crate) struct LockValue<'a> {
     of: Option<String>,
     hex: [u8; 32],
     label: Cow<'a, str>,
 }
 
-impl<'a> Holder<'a> {
+impl<'a> LockValue<'a> {
     pub(crate) fn of(request: &'a Request) -> Self {
         let of = match request.mode() {
             Mode::Permit { of } => Some(of.to_string()),
@@ -29,7 +31,7 @@ impl<'a> Holder<'a> {
         }
     }
 
-    /// As whom it waits.
+    /// Returns the value under which the request waits.
     pub(crate) fn waiting(request: &'a Request) -> Self {
         Self {
             hex: request.waiter().to_hex(),
@@ -46,7 +48,7 @@ impl<'a> Holder<'a> {
     }
 }
 
-/// The label as other programs can show it: printable ASCII of bounded length.
+/// Returns the label as printable ASCII of bounded length.
 fn printable(label: &str) -> Cow<'_, str> {
     if label.len() <= MAX_LABEL && label.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         return Cow::Borrowed(label);
@@ -60,9 +62,9 @@ fn printable(label: &str) -> Cow<'_, str> {
     )
 }
 
-/// What a value that was read says.
+/// A value that was read from the server.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct ParsedValue {
     /// The acquisition, if Leasehold wrote it.
     pub(crate) owner: Option<AcquisitionId>,
     /// The label; empty if another program wrote it.
@@ -71,9 +73,9 @@ pub(crate) struct Seen {
     pub(crate) of: Option<u32>,
 }
 
-/// Reads a value back.
-pub(crate) fn read(value: &[u8]) -> Seen {
-    let foreign = Seen {
+/// Parses a value.
+pub(crate) fn read(value: &[u8]) -> ParsedValue {
+    let foreign = ParsedValue {
         owner: None,
         label: String::new(),
         of: None,
@@ -88,7 +90,7 @@ pub(crate) fn read(value: &[u8]) -> Seen {
     };
     match value.split_at_checked(32) {
         Some((hex, rest)) if rest.starts_with(':') => match hex.parse() {
-            Ok(owner) => Seen {
+            Ok(owner) => ParsedValue {
                 owner: Some(owner),
                 label: rest[1..].to_owned(),
                 of,
@@ -99,11 +101,11 @@ pub(crate) fn read(value: &[u8]) -> Seen {
     }
 }
 
-/// A holder whose value was read.
-pub(crate) fn shown(
+/// Returns the holder with this value.
+pub(crate) fn holder_ref(
     key: &LockKey,
     value: Vec<u8>,
-    mode: impl FnOnce(&Seen) -> Option<Mode>,
+    mode: impl FnOnce(&ParsedValue) -> Option<Mode>,
 ) -> HolderRef {
     let seen = read(&value);
     let mut holder = HolderRef::new(key.clone(), value);
@@ -124,14 +126,14 @@ mod tests {
         let request = Request::new(LockKey::new("a").unwrap())
             .with_owner(0xab.into())
             .with_label("host/7 p\u{f6}");
-        let value = Holder::of(&request).parts().to_vec();
+        let value = LockValue::of(&request).parts().to_vec();
         assert_eq!(
             String::from_utf8(value.clone()).unwrap(),
             format!("{:032x}:host/7 p?", 0xab)
         );
         assert_eq!(
             read(&value),
-            Seen {
+            ParsedValue {
                 owner: Some(0xab.into()),
                 label: "host/7 p?".into(),
                 of: None
@@ -139,14 +141,14 @@ mod tests {
         );
 
         let request = request.with_permit_of(4.try_into().unwrap());
-        let value = Holder::of(&request).parts().to_vec();
+        let value = LockValue::of(&request).parts().to_vec();
         assert_eq!(
             String::from_utf8(value.clone()).unwrap(),
             format!("4|{:032x}:host/7 p?", 0xab)
         );
         assert_eq!(
             read(&value),
-            Seen {
+            ParsedValue {
                 owner: Some(0xab.into()),
                 label: "host/7 p?".into(),
                 of: Some(4)
@@ -179,6 +181,9 @@ mod tests {
     #[test]
     fn a_long_label_is_cut() {
         let request = Request::new(LockKey::new("a").unwrap()).with_label("x".repeat(1000));
-        assert_eq!(Holder::of(&request).parts().to_vec().len(), 33 + MAX_LABEL);
+        assert_eq!(
+            LockValue::of(&request).parts().to_vec().len(),
+            33 + MAX_LABEL
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Who waits for which key, and the server's invalidations that wake them.
+//! [`WaiterRegistry`]: the waiters of this process, which the invalidations of the server notify.
 
 use std::{
     collections::HashMap,
@@ -35,7 +35,7 @@ struct Waiters {
     by_key: HashMap<Vec<u8>, Vec<(u64, Arc<Notify>)>>,
 }
 
-/// How often the keys of one attempt had been invalidated before it was sent.
+/// The number of invalidations of the keys of one attempt before it was sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Generation(u64);
 
@@ -47,7 +47,7 @@ impl WaiterRegistry {
         }
     }
 
-    /// To be called before an attempt is sent.
+    /// Returns the current generation of the keys. Call it before an attempt is sent.
     pub(crate) fn generation<const N: usize>(&self, keys: [Parts<'_>; N]) -> Generation {
         Generation(
             keys.iter()
@@ -59,9 +59,9 @@ impl WaiterRegistry {
         )
     }
 
-    /// Arms a wake-up on these keys for an attempt that was refused. `before` was read before it
-    /// was sent.
-    pub(crate) fn arm<const N: usize>(
+    /// Registers a waiter for these keys after an attempt was refused. `before` was read before the
+    /// attempt was sent.
+    pub(crate) fn register<const N: usize>(
         self: &Arc<Self>,
         keys: [Parts<'_>; N],
         before: Generation,
@@ -85,7 +85,7 @@ impl WaiterRegistry {
         }
         let keys = keys.iter().map(|key| key.to_vec()).collect();
         let armed = Registration {
-            registry: Arc::clone(self),
+            waiters: Arc::clone(self),
             keys,
             id,
             notify,
@@ -93,8 +93,8 @@ impl WaiterRegistry {
         Box::pin(async move { armed.notify.notified().await })
     }
 
-    /// The server says that this key has changed.
-    pub(crate) fn wake(&self, key: &[u8]) {
+    /// Notifies the waiters for a key that has changed.
+    pub(crate) fn notify(&self, key: &[u8]) {
         self.generation_of([key].into_iter())
             .fetch_add(1, Ordering::AcqRel);
         let woken = self.lock().by_key.remove(key);
@@ -103,8 +103,8 @@ impl WaiterRegistry {
         }
     }
 
-    /// Everything may have changed: a flush, or a connection that is gone.
-    pub(crate) fn wake_all(&self) {
+    /// Notifies all waiters, after a flush or the loss of a connection.
+    pub(crate) fn notify_all(&self) {
         for generation in &self.generations {
             generation.fetch_add(1, Ordering::AcqRel);
         }
@@ -130,9 +130,9 @@ impl WaiterRegistry {
     }
 }
 
-/// Disarms when dropped.
+/// The registration of one waiter, which ends when it is dropped.
 struct Registration {
-    registry: Arc<WaiterRegistry>,
+    waiters: Arc<WaiterRegistry>,
     keys: Vec<Vec<u8>>,
     id: u64,
     notify: Arc<Notify>,
@@ -140,7 +140,7 @@ struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let mut waiters = self.registry.lock();
+        let mut waiters = self.waiters.lock();
         for key in &self.keys {
             if let Some(of_key) = waiters.by_key.get_mut(key) {
                 of_key.retain(|(id, _)| *id != self.id);
@@ -164,31 +164,36 @@ mod tests {
 
     #[tokio::test]
     async fn invalidation_before_registration_is_not_missed() {
-        let registry = Arc::new(WaiterRegistry::new());
-        let before = registry.generation([key(b"a")]);
-        registry.wake(b"a");
-        assert!(registry.arm([key(b"a")], before).now_or_never().is_some());
+        let waiters = Arc::new(WaiterRegistry::new());
+        let before = waiters.generation([key(b"a")]);
+        waiters.notify(b"a");
+        assert!(
+            waiters
+                .register([key(b"a")], before)
+                .now_or_never()
+                .is_some()
+        );
     }
 
     #[tokio::test]
-    async fn only_the_key_that_changed_wakes_and_a_flush_wakes_all() {
-        let registry = Arc::new(WaiterRegistry::new());
-        let mut a = registry.arm(
+    async fn change_notifies_its_key_and_a_flush_notifies_all() {
+        let waiters = Arc::new(WaiterRegistry::new());
+        let mut a = waiters.register(
             [key(b"a"), key(b"a2")],
-            registry.generation([key(b"a"), key(b"a2")]),
+            waiters.generation([key(b"a"), key(b"a2")]),
         );
-        let mut b = registry.arm([key(b"b")], registry.generation([key(b"b")]));
+        let mut b = waiters.register([key(b"b")], waiters.generation([key(b"b")]));
         assert!((&mut a).now_or_never().is_none() && (&mut b).now_or_never().is_none());
-        registry.wake(b"a2");
+        waiters.notify(b"a2");
         assert!((&mut a).now_or_never().is_some() && (&mut b).now_or_never().is_none());
-        registry.wake_all();
+        waiters.notify_all();
         assert!((&mut b).now_or_never().is_some());
     }
 
     #[tokio::test]
     async fn a_dropped_waiter_leaves_nothing() {
-        let registry = Arc::new(WaiterRegistry::new());
-        drop(registry.arm([key(b"a")], registry.generation([key(b"a")])));
-        assert!(registry.lock().by_key.is_empty());
+        let waiters = Arc::new(WaiterRegistry::new());
+        drop(waiters.register([key(b"a")], waiters.generation([key(b"a")])));
+        assert!(waiters.lock().by_key.is_empty());
     }
 }

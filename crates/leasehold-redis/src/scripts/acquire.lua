@@ -1,21 +1,23 @@
--- Takes the lock exclusively. KEYS: lock. ARGV: value, ttl in ms, token key, flags (w aiting, c
--- ourteous, r egistered before, in o rder, t aken before, without a token), what the keys of
--- waiters begin with. The last two may be left out. Granted: the token, as a string. Refused: see
--- `refusal`, and `Refusal` in Rust.
+-- Acquires the lock exclusively. KEYS: lock. ARGV: value, ttl in ms, token key, flags, the prefix
+-- of the keys of waiters. The last two are optional. Returns the token, as a string, or a refusal:
+-- see `refusal`, and `Refusal` in Rust.
 --
--- Only the lock is declared, and nothing but a refusal runs a read-only command: that arms the
--- wake-up (CLIENT TRACKING) in this very round trip, and lets uncontended pairs cause no push.
+-- Flags: `w` waits; `c` yields to waiters; `r` was registered before; `o` keeps the order of
+-- waiters; `t` holds the lock already and has no token.
+--
+-- Only the lock is declared, and only a refusal runs a read-only command. Therefore a refusal arms
+-- the notification (CLIENT TRACKING) in the same round trip, and uncontended pairs cause no push.
 local lock, value, ttl, token_key, flags, base = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4] or '', ARGV[5]
 
--- A yielding request goes behind all who wait.
+-- A yielding request goes behind all waiters.
 local earlier, place
 if string.find(flags, '[co]') then
-  earlier, place = take_turn(base, value)
+  earlier, place = yield_to_earlier(base, value)
 end
 
 local taken = false
 if string.find(flags, 't', 1, true) then
-  -- A key of another type is an error then, and so is a server that takes no writes now.
+  -- A key of another type is an error here, and so is a server that accepts no writes.
   taken = redis.call('GETEX', lock) == value
 elseif not earlier then
   taken = redis.call('SET', lock, value, 'NX', 'PX', ttl)
@@ -57,6 +59,6 @@ if last then
   end
 end
 if string.find(flags, 'r', 1, true) then
-  strike_off(base, 'writers', value, place)
+  deregister(base, 'writers', value, place)
 end
 return token

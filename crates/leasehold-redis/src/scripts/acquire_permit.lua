@@ -1,14 +1,14 @@
--- Takes one of several permits. KEYS: permits. ARGV: member (`<of>|<value>`), ttl in ms, queue of
--- waiters, flags (as in acquire.lua), of. Granted: 1. Refused: see `refusal`, or {3, the other
--- count} if holders have another count.
+-- Acquires one of several permits. KEYS: permits. ARGV: member (`<of>|<value>`), ttl in ms, queue
+-- of waiters, flags (as in acquire.lua), of. Returns 1, a refusal (see `refusal`), or {3, the other
+-- count} if the holders have another count.
 local permits, member, ttl, queue, flags, of = KEYS[1], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4], ARGV[5] + 0
 local now = millis(redis.call('TIME'))
 
--- What it was refused for are the permits that end last, and when: whichever is granted or renewed,
--- the sum of that grows.
+-- A refusal contains the permit that expires last and the sum of the expiry times. The sum grows
+-- whenever a permit is granted or renewed.
 local function refuse(why, left)
   if string.find(flags, 'w', 1, true) then
-    enlist(queue, member, now)
+    register_in(queue, member, now)
   end
   local held, sum = redis.call('ZRANGE', permits, -64, -1, 'WITHSCORES'), 0
   for i = 2, #held, 2 do

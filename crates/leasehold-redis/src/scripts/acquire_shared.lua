@@ -1,10 +1,10 @@
--- Takes the lock shared. KEYS: lock, writers. ARGV: value, ttl in ms, token key, flags (as in
--- acquire.lua), what the keys of waiters begin with, the run of the server. Granted: the token, as
--- a string. Refused: see `refusal`.
+-- Acquires the lock shared. KEYS: lock, writers. ARGV: value, ttl in ms, token key, flags (as in
+-- acquire.lua), the prefix of the keys of waiters, the run of the server. Returns the token, as a
+-- string, or a refusal: see `refusal`.
 --
--- While readers hold, the lock key is a string that lasts as long as the last of them, so that
--- programs which know nothing of readers see it as taken: `shared:<owner>:<run>:<token>`. GETEX
--- without options is a GET that counts as a write, so it arms no push.
+-- While readers hold the lock, its key is a string that expires with the last of them, so that
+-- programs without readers see it as held: `shared:<owner>:<run>:<token>`. GETEX without options is
+-- a GET that counts as a write, so it arms no push.
 local lock, writers, value, ttl, token_key, flags = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
 local base, run, time = ARGV[5], ARGV[6], redis.call('TIME')
 local readers, now = base .. 'readers', millis(time)
@@ -29,7 +29,7 @@ if holder and (type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:')
   return refuse(0)
 end
 -- A writer that came earlier goes first. A free lock is offered to it.
-local ends = behind_a_writer(base, value)
+local ends = writer_ahead(base, value)
 if ends then
   return refuse(holder and 2 or 1, ends)
 end
@@ -76,6 +76,6 @@ end
 redis.call('ZADD', readers, now + ttl, value)
 redis.call('PEXPIRE', readers, math.max(ttl + 1000, redis.call('PTTL', readers)))
 if string.find(flags, 'r', 1, true) then
-  strike_off(base, 'waiters', value)
+  deregister(base, 'waiters', value)
 end
 return string.format('%.0f', token)

@@ -1,7 +1,7 @@
--- Takes the lock exclusively if it is free and nobody waits: what acquire.lua does with `c`, where
--- that is short. KEYS: lock. ARGV: value, ttl in ms, token key, order (of those who wait). Granted:
--- the token as a number, or OK if the counter cannot be read. Else nil. GETEX without options is a
--- GET that counts as a write, so it arms no push; of a sorted set it is an error.
+-- Acquires the lock exclusively if it is free and there are no waiters: a short form of acquire.lua
+-- with the flag `c`. KEYS: lock. ARGV: value, ttl in ms, token key, order of waiters. Returns the
+-- token as a number, OK if the counter cannot be read, or nil if refused. GETEX without options is
+-- a GET that counts as a write, so it arms no push; of a sorted set it is an error.
 if redis.pcall('GETEX', ARGV[4]) then
   return false
 end

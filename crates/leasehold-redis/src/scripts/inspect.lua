@@ -1,6 +1,6 @@
--- Who holds and who waits. KEYS: lock, readers, writers, waiters, permits, queue. Answers {now in
--- ms, value or false, PTTL, readers, writers, waiters, permits, queue}, where each of the last five
--- is a list of member, expiry in ms, member, ...
+-- Reads the holders and the waiters. KEYS: lock, readers, writers, waiters, permits, queue. Returns
+-- {now in ms, value or false, PTTL, readers, writers, waiters, permits, queue}, where each of the
+-- last five is a list of member, expiry in ms, member, ...
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local value = redis.pcall('GET', KEYS[1])

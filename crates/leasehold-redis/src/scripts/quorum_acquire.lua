@@ -1,11 +1,11 @@
--- Takes the lock exclusively, as a node of a quorum. KEYS: lock. ARGV: value, ttl in ms, waiter's
--- value, flags (as in acquire.lua), what the lock's other keys begin with, what the node's own keys
--- begin with, the mark that the node must execute, the token that it must exceed, token floor, the
--- run that it must be in. Granted: the token, as a string. Refused: see `refusal`. Our own lock is
+-- Acquires the lock exclusively, on a node of a quorum. KEYS: lock. ARGV: value, ttl in ms, value
+-- of the waiter, flags (as in acquire.lua), the prefix of the lock's keys, the prefix of the node's
+-- keys, the expected marker, the token that the new one must exceed, the token floor, the expected
+-- run. Returns the token, as a string, or a refusal: see `refusal`. A lock with the same value is
 -- granted again.
 --
--- F = (token, owner) is the key `fence`: it never expires. As in acquire.lua nothing but a refusal
--- runs a read-only command.
+-- F = (token, owner) is the key `fence`: it never expires. As in acquire.lua only a refusal runs a
+-- read-only command.
 local lock, value, ttl, waiter, flags, base, node = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[7] or run_of_server() ~= ARGV[10] then
   return redis.error_reply('LEASEMARK this node was marked anew, or has restarted')
@@ -13,7 +13,7 @@ end
 
 local earlier, place
 if string.find(flags, '[co]') then
-  earlier, place = take_turn(base, waiter)
+  earlier, place = yield_to_earlier(base, waiter)
 end
 
 if earlier or not redis.call('SET', lock, value, 'NX', 'PX', ttl) then
@@ -50,6 +50,6 @@ if not highest or least > tonumber(highest) then
   redis.call('SET', top, string.format('%.0f', math.min(least + 10000000, 2^53)))
 end
 if string.find(flags, 'r', 1, true) then
-  strike_off(base, 'writers', waiter, place)
+  deregister(base, 'writers', waiter, place)
 end
 return token

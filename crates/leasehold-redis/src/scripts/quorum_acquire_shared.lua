@@ -1,9 +1,9 @@
--- Takes the lock shared, as a node of a quorum.
--- KEYS: lock, writers. ARGV: as in quorum_acquire.lua.
--- Granted: the token, as a string. Refused: see `refusal`. Our own lock is granted again.
+-- Acquires the lock shared, on a node of a quorum. KEYS: lock, writers. ARGV: as in
+-- quorum_acquire.lua. Returns the token, as a string, or a refusal: see `refusal`. A lock with the
+-- same value is granted again.
 --
--- As acquire_shared.lua, but each reader draws a token of its own: it is above every earlier
--- writer's at this node, and every later writer's is above it.
+-- As acquire_shared.lua, but each reader draws a token of its own. It is above the token of every
+-- earlier writer at this node, and below that of every later writer.
 local lock, writers, value, ttl, waiter, flags = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
 local base, node, time = ARGV[5], ARGV[6], redis.call('TIME')
 local readers, now = base .. 'readers', millis(time)
@@ -30,7 +30,7 @@ local holder = redis.pcall('GETEX', lock)
 if holder and (type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:') then
   return refuse(0)
 end
-local ends = behind_a_writer(base, waiter)
+local ends = writer_ahead(base, waiter)
 if ends then
   return refuse(holder and 2 or 1, ends)
 end
@@ -64,6 +64,6 @@ end
 redis.call('ZADD', readers, now + ttl, value)
 redis.call('PEXPIRE', readers, math.max(ttl + 1000, redis.call('PTTL', readers)))
 if string.find(flags, 'r', 1, true) then
-  strike_off(base, 'waiters', waiter)
+  deregister(base, 'waiters', waiter)
 end
 return token

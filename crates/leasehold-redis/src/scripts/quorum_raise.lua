@@ -1,11 +1,11 @@
--- Raises F to (token, ours), strictly: only while the lock is ours, and F is smaller or is this
--- very one. KEYS: lock. ARGV: value, token, what the lock's other keys begin with, what the node's
--- own keys begin with, the mark that the node must execute, `s` for a reader, the token that the
--- node must exceed since it rejoined, the run that it must be in. 1: F stands there; 0: the lock is
--- not ours; a string: F has this token.
+-- Raises F to (token, owner), strictly: only while the owner holds the lock, and F is smaller or
+-- equal to it. KEYS: lock. ARGV: value, token, the prefix of the lock's keys, the prefix of the
+-- node's keys, the expected marker, `s` for a reader, the token that the node must exceed since it
+-- rejoined, the expected run. Returns 1 if F has this value, 0 if the lock is not held, and the
+-- token of F, as a string, if that is larger.
 --
--- Among readers a larger token is as good: while one of them holds here, only another of them can
--- have drawn it.
+-- A larger token of another reader is accepted: while one reader holds the lock on this node, only
+-- another reader can have drawn it.
 local lock, value, token, base, node = KEYS[1], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
 if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[5] or run_of_server() ~= ARGV[8] then
   return redis.error_reply('LEASEMARK this node was marked anew, or has restarted')
@@ -18,7 +18,7 @@ if shared then
     return 0
   end
   redis.call('ZREMRANGEBYSCORE', base .. 'readers', '-inf', time[1] * 1000 + math.floor(time[2] / 1000))
-  -- XX INCR 0 says whether the member is there, and counts as a write.
+  -- XX INCR 0 tests whether the member exists, and counts as a write.
   if not redis.call('ZADD', base .. 'readers', 'XX', 'INCR', 0, value) then
     return 0
   end

@@ -1,6 +1,7 @@
--- Gives back an exclusive lock if it is still ours. KEYS: lock. ARGV: value. 1: freed, 0: it was
--- not ours. GETEX without options is a GET that counts as a write: it arms no push. A key of
--- another type is not ours; any other error (a server that takes no writes now) leaves it open.
+-- Releases an exclusive lock if it still has this value. KEYS: lock. ARGV: value. Returns 1 if it
+-- was released, 0 if it had another value. GETEX without options is a GET that counts as a write,
+-- so it arms no notification. A key of another type counts as another value. Any other error, such
+-- as that of a server that accepts no writes, is returned: the outcome is unknown.
 local seen = redis.pcall('GETEX', KEYS[1])
 if seen == ARGV[1] then
   return redis.call('DEL', KEYS[1])

@@ -1,5 +1,5 @@
--- Gives back several exclusive locks: what release.lua does, for each. KEYS: locks. ARGV: the value
--- of each. The number of keys if all were freed. Else for each 1, 0, or an error.
+-- Releases several exclusive locks, each as release.lua does. KEYS: locks. ARGV: the value of each.
+-- Returns the number of keys if all were released, and otherwise 1, 0 or an error for each.
 local call, answers, all_freed = redis.pcall, {}, true
 for i, lock in ipairs(KEYS) do
   local seen = call('GETEX', lock)

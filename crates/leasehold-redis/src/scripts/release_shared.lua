@@ -1,4 +1,5 @@
--- Gives back a shared lock. KEYS: lock. ARGV: value, readers. 1: freed, 0: it was no longer ours.
+-- Releases a shared lock. KEYS: lock. ARGV: value, readers. Returns 1 if it was released, 0 if it
+-- was not held.
 local lock, readers, time = KEYS[1], ARGV[2], redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local holder = redis.pcall('GETEX', lock)
@@ -9,8 +10,8 @@ end
 if not holder or type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:' then
   return 0
 end
--- The key lasts as long as the last reader, but for a rounding. Where that changes nothing, no
--- waiter is woken.
+-- The key expires with the last reader, except for rounding. If the expiry does not change, no
+-- waiter is notified.
 local last = redis.call('ZREVRANGE', readers, 0, 0, 'WITHSCORES')[2]
 if last then
   if redis.call('PTTL', lock) > last - now + 5 then

@@ -1,14 +1,15 @@
--- Renews a shared lock. KEYS: lock. ARGV: value, ttl in ms, readers. 1: renewed, 0: it was no
--- longer ours.
+-- Renews a shared lock. KEYS: lock. ARGV: value, ttl in ms, readers. Returns 1 if it was renewed, 0
+-- if it was not held.
 local lock, value, ttl, readers, time = KEYS[1], ARGV[1], ARGV[2] + 0, ARGV[3], redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- First, and not protected: a server that takes no writes now, such as a replica, leaves it open.
+-- This write comes first and is not protected: on a server that accepts no writes, such as a
+-- replica, the script fails and the outcome is unknown.
 redis.call('ZREMRANGEBYSCORE', readers, '-inf', now)
 local holder = redis.pcall('GETEX', lock)
 if not holder or type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:' then
   return 0
 end
--- XX INCR 0 says whether the member is there, and counts as a write.
+-- XX INCR 0 tests whether the member exists, and counts as a write.
 if not redis.call('ZADD', readers, 'XX', 'INCR', 0, value) then
   return 0
 end

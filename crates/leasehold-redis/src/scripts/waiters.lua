@@ -1,15 +1,16 @@
--- The list of waiters: stands before every script that acquires.
+-- The list of waiters, a fragment before every script that acquires.
 --
--- `base` is what the keys of waiters begin with. The score of a waiter in `writers`, `waiters`
+-- `base` is the prefix of the keys of waiters. The score of a waiter in `writers`, `waiters`
 -- (readers) or `queue` (permits) is the time in ms at which its registration ends. Its score in
 -- `order` is the time in us at which it began to wait for a lock. A waiter renews its registration
 -- each time it asks.
 --
--- LIFE, in ms: how long a registration outlives a waiter that was killed, whatever the TTL. Waiters
--- ask every 2 s at least (REFRESH in backend.rs), so that two requests may be lost or late. A
--- shorter life would cost more requests. OFFER, in ms: how long a waiter has to take a lock that is
--- free before others pass it over. A waiter that polls asks every 57 ms, and one that is notified
--- asks after one round trip: both take their turn. A killed one costs this once.
+-- LIFE, in ms: the life of a registration. It outlives a waiter that was killed by this time,
+-- whatever the TTL. Waiters retry at least every 2 s (REFRESH in backend.rs), so that two requests
+-- may be lost or late. A shorter life would cost more requests. OFFER, in ms: the time for which a
+-- free lock is offered to a waiter before others pass it over. A waiter that polls retries every 57
+-- ms, and one that is notified retries after one round trip: both are in time. A killed waiter
+-- costs this time once.
 local LIFE, OFFER = 5000, 100
 
 -- GETEX without options is a GET that counts as a write; of a sorted set it is an error, of nothing
@@ -18,9 +19,9 @@ local function millis(time)
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- What a refusal says: why, the ms until trying again makes sense, and what it was refused for, by
--- which the waiter tells whether anything has changed when it asks again: who holds the lock, and
--- until when (-1: no end).
+-- Returns a refusal: the reason, the ms until the next attempt is useful, the value of the holder,
+-- and the time at which its lock expires (-1: never). By the last two a waiter sees whether
+-- anything has changed since its last attempt.
 local function refusal(why, left, lock, ends)
   local holder = redis.pcall('GET', lock)
   if type(holder) ~= 'string' then
@@ -33,20 +34,20 @@ local function refusal(why, left, lock, ends)
 end
 
 -- Registers the waiter on this list for LIFE.
-local function enlist(list, waiter, now)
+local function register_in(list, waiter, now)
   redis.call('ZADD', list, now + LIFE, waiter)
   redis.call('PEXPIRE', list, LIFE)
 end
 
--- Registers a waiter for a lock, where it stood or at the end.
+-- Registers a waiter for a lock, at its earlier place or at the end.
 local function register(base, kind, waiter, place)
   local order, time = base .. 'order', redis.call('TIME')
-  enlist(base .. kind, waiter, millis(time))
+  register_in(base .. kind, waiter, millis(time))
   redis.call('ZADD', order, 'NX', place or time[1] * 1000000 + time[2], waiter)
   redis.call('PEXPIRE', order, LIFE)
 end
 
--- When the registration of a waiter for a lock ends, and on which list it is.
+-- Returns the end of the registration of a waiter for a lock, and its list.
 local function ending(base, waiter)
   for _, kind in ipairs({'writers', 'waiters'}) do
     local score = redis.call('ZSCORE', base .. kind, waiter)
@@ -57,17 +58,17 @@ local function ending(base, waiter)
   return 0
 end
 
--- Whether a waiter whose registration ends then has not asked for OFFER, and was not offered the
--- lock yet.
+-- Returns whether a waiter whose registration ends then has made no attempt for OFFER and was not
+-- offered the lock yet.
 local function is_idle(ends, now)
   return ends > now + OFFER and ends <= now + LIFE - OFFER
 end
 
--- Offers a free lock to the waiters that came before this one. The registration of the first of
--- them ends then. Returns the ms after which to ask again.
+-- Offers a free lock to the waiters before this one. `ends` is the end of the registration of the
+-- first of them. Returns the ms until the next attempt.
 --
--- The others are looked at only if the first is idle: a release wakes all, and each of them that
--- asks comes here.
+-- The list is read only if the first waiter is idle: a release notifies all waiters, and each of
+-- them comes here.
 local function offer(base, waiter, ends)
   local now = millis(redis.call('TIME'))
   if is_idle(ends, now) then
@@ -84,10 +85,10 @@ local function offer(base, waiter, ends)
   return math.max(math.min(ends - now, OFFER), 1)
 end
 
--- Returns when the registration of the waiter ends that came earlier and goes first, or nil; and
--- the place of this one if it was the first: it is struck off then. That is one command, and not a
--- read-only one.
-local function take_turn(base, waiter)
+-- Returns the end of the registration of the earliest other waiter, or nil; and the place of this
+-- waiter if it was the first, in which case it is removed from the order. That is one command, and
+-- not a read-only one.
+local function yield_to_earlier(base, waiter)
   local order = base .. 'order'
   local first = redis.pcall('ZPOPMIN', order)
   if first[1] == waiter then
@@ -116,9 +117,9 @@ local function take_turn(base, waiter)
   return nil, nil
 end
 
--- Returns when the registration of a writer ends that goes before this reader: one that came
--- earlier, or any if this reader is not yet registered. Else nil.
-local function behind_a_writer(base, reader)
+-- Returns the end of the registration of a writer before this reader, or nil. Every writer is
+-- before a reader that is not registered yet.
+local function writer_ahead(base, reader)
   local writers, order = base .. 'writers', base .. 'order'
   if not redis.pcall('GETEX', writers) then
     return nil
@@ -134,8 +135,9 @@ local function behind_a_writer(base, reader)
   return nil
 end
 
--- Strikes off a waiter that has the lock now. `place`: it is no longer in `order`.
-local function strike_off(base, kind, waiter, place)
+-- Removes the registration of a waiter that has acquired the lock. `place` means that it is no
+-- longer in `order`.
+local function deregister(base, kind, waiter, place)
   redis.call('ZREM', base .. kind, waiter)
   if not place then
     redis.call('ZREM', base .. 'order', waiter)

@@ -1,12 +1,12 @@
--- What this node remembers. ARGV: what the node's own keys begin with, a random name for a run that
--- was not watched before, and what the asking client recalled last: the version, for how many ms
--- the run had been watched, and for how many ms since ('' and 0: nothing). Answers {the run, mark
--- or '', highest token, for how many ms the run has been watched, version: what an attestation
+-- Reads the state of this node. ARGV: the prefix of the node's keys, a random name for a run that
+-- was not watched before, and what the client read last: the version, the ms for which the run had
+-- been watched, and the ms since ('' and 0: nothing). Returns {the run, the marker or '', the
+-- highest token, the ms for which the run has been watched, the version that an attestation
 -- compares, the wall clock in ms}.
 --
--- `since` is run:name:ms, where the ms are the times of watching that clients have measured, one
--- after the other: the clock of this server may be set. A time is added only if no other was since
--- it began. It is gone with the rest if the node was wiped.
+-- `since` is run:name:ms. The ms are the sum of the times that clients have measured one after the
+-- other, because the clock of this server may be set. A time is added only if no other was added
+-- since it started. If the node was wiped, `since` is gone as well.
 local node, name, version, before, watched = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] + 0
 local run, time = run_of_server(), redis.call('TIME')
 local mark, highest = redis.call('GETEX', node .. 'mark') or '', redis.call('GETEX', node .. 'top') or '0'

@@ -1,7 +1,7 @@
--- Breaks an exclusive lock gently: another value under the same deadline, so that the holder can
--- neither renew nor release it. KEYS: lock. ARGV: the value that the holder was seen with. -2: it
--- holds no more; else the ms left (-1: no end). ARGV[2]: this is sent once more, and may have
--- worked before.
+-- Revokes an exclusive lock gracefully: changes its value and keeps its expiry, so that the holder
+-- can neither renew nor release it. KEYS: lock. ARGV: the value of the holder, and optionally
+-- anything if this is sent again and may have succeeded before. Returns -2 if the holder no longer
+-- holds the lock, and otherwise the ms until it expires (-1: never).
 local lock, value = KEYS[1], ARGV[1]
 local seen = redis.pcall('GETEX', lock)
 if ARGV[2] and seen == 'broken:' .. value then

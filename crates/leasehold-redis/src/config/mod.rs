@@ -1,4 +1,6 @@
-//! [`RedisConfig`].
+//! [`RedisConfig`]: the options of the backend. [`ParsedUrl`]: a URL with options.
+
+mod url;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -7,7 +9,9 @@ use redis::{Client, io::tcp::TcpSettings};
 
 use crate::error;
 
-/// How waiters learn that a lock is free.
+pub(crate) use self::url::{DEFAULT_PORT, ParsedUrl};
+
+/// The way in which waiters learn that a lock is free.
 ///
 /// ```
 /// use leasehold_redis::{NotificationMode, RedisConfig};
@@ -17,14 +21,14 @@ use crate::error;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NotificationMode {
-    /// By client tracking, where the server has it; else as [`Polled`](Self::Polled).
+    /// The server pushes notifications (`CLIENT TRACKING`). Without it, waiters poll.
     #[default]
     Pushed,
-    /// By asking again and again.
+    /// Waiters poll.
     Polled,
 }
 
-/// What can be set beside the server's address.
+/// The options of a backend, except for the address of the server.
 ///
 /// ```
 /// use std::time::Duration;
@@ -40,19 +44,19 @@ pub struct RedisConfig {
     pub(crate) nodelay: bool,
     pub(crate) notifications: NotificationMode,
     pub(crate) fallback_poll_interval: Option<Duration>,
-    /// `None`: the default.
+    /// `None` means the default name.
     pub(crate) name: Option<Box<str>>,
     pub(crate) credentials: Option<Arc<dyn CredentialsProvider>>,
 }
 
 impl RedisConfig {
-    /// No prefix, time-outs of 1 s, `TCP_NODELAY`, woken by pushes.
+    /// Creates the default configuration: no prefix, time-outs of 1 s, `TCP_NODELAY`, and pushed
+    /// notifications.
     #[must_use]
     pub fn new() -> Self {
         Self {
             prefix: Box::default(),
-            // Well below a third of the default TTL, so that a renewal can fail and still be tried
-            // again.
+            // Well below a third of the default TTL, so that a failed renewal can be retried.
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(1),
             nodelay: true,
@@ -63,45 +67,45 @@ impl RedisConfig {
         }
     }
 
-    /// Puts this before every name. Programs that share locks must say the same.
+    /// Sets the prefix of every lock name. Programs that share locks must use the same one.
     #[must_use]
     pub fn with_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
         self.prefix = prefix.as_ref().into();
         self
     }
 
-    /// How long to try to connect.
+    /// Sets the maximum time for opening a connection.
     #[must_use]
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How long to wait for an answer before the connection is given up, which may take 20 ms more.
-    /// Keep it well below a third of the TTL.
+    /// Sets the maximum time for an answer, after which the connection is given up. That may take
+    /// 20 ms more. Keep the time well below a third of the TTL.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Whether to set `TCP_NODELAY`: quicker for a few tasks, and on by default.
+    /// Enables or disables `TCP_NODELAY`, which is faster for a few tasks. On by default.
     #[must_use]
     pub fn with_nodelay(mut self, nodelay: bool) -> Self {
         self.nodelay = nodelay;
         self
     }
 
-    /// How waiters are woken.
+    /// Sets the way in which waiters are notified.
     #[must_use]
     pub fn with_notifications(mut self, notifications: NotificationMode) -> Self {
         self.notifications = notifications;
         self
     }
 
-    /// Replaces the time after which a waiter asks again unless it is woken: 2 s, or when the
-    /// holder's grant ends. A waiter that asks less often than every 5 s loses its place. For tests
-    /// that want to see that pushes alone suffice.
+    /// Sets the time after which a waiter retries without a notification. The default is 2 s, or
+    /// the time at which the lock of the holder expires. A waiter that retries less often than
+    /// every 5 s loses its place. Intended for tests of the notifications.
     #[must_use]
     pub fn with_fallback_poll_interval(mut self, net: Duration) -> Self {
         self.fallback_poll_interval = Some(net);
@@ -164,7 +168,7 @@ impl RedisConfig {
         self
     }
 
-    /// The client with this configuration's socket options.
+    /// Returns the client with this configuration's socket options.
     pub(crate) fn apply_to(&self, client: &Client) -> Result<Client> {
         #[cfg(feature = "tls")]
         choose_crypto_provider();
@@ -172,7 +176,8 @@ impl RedisConfig {
             .get_connection_info()
             .clone()
             .set_tcp_settings(self.tcp_settings());
-        Client::open(info).map_err(|error| error::of_command(error, "connect", error::Effect::None))
+        Client::open(info)
+            .map_err(|error| error::from_command(error, "connect", error::SideEffect::None))
     }
 
     /// A black hole is noticed by probes when idle, and by unacknowledged data when not: both

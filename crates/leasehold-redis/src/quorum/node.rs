@@ -1,4 +1,4 @@
-//! A server as a node of a quorum.
+//! The implementation of [`QuorumNode`].
 
 use std::sync::Arc;
 
@@ -12,15 +12,12 @@ use redis::{Cmd, Value};
 use crate::{
     backend::RedisBackend,
     cleanup,
-    commands::Operation,
-    error::{self, Effect},
+    commands::{self, Operation},
+    error::{self, SideEffect},
     keys::NODE_KEYS,
-    lease,
-    marker::NodeMarker,
-    node_state::CachedNodeState,
+    quorum::{marker::NodeMarker, read_state, vote},
     scripts,
-    value::Holder,
-    vote,
+    value::LockValue,
 };
 
 #[async_trait]
@@ -41,28 +38,30 @@ impl QuorumNode for RedisBackend {
         requirements: VoteRequirements,
         token: FencingToken,
     ) -> Result<TokenVote> {
-        vote::raise(self.link(), &request, &requirements, token).await
+        vote::raise(self.manager(), &request, &requirements, token).await
     }
 
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
-        let link = self.link();
+        let manager = self.manager();
         // What was sent on a connection that is gone is undone as an attempt of unknown outcome.
-        let Some(live) = link.live_now() else {
-            return Err(link.no_connection("withdraw"));
+        let Some(conn) = manager.current_connection() else {
+            return Err(manager.no_connection("withdraw"));
         };
         let answer = match request.mode() {
-            Mode::Exclusive => link.operate(Operation::Release, &request).await?,
+            Mode::Exclusive => manager.operate(Operation::Release, &request).await?,
             mode => {
-                let arguments =
-                    |cmd: &mut Cmd| lease::release_arguments(cmd, &link.config.prefix, &request);
-                link.run_on(
-                    &live,
-                    lease::release_script(mode),
-                    "withdraw",
-                    Effect::Writes,
-                    arguments,
-                )
-                .await?
+                let arguments = |cmd: &mut Cmd| {
+                    commands::release_arguments(cmd, &manager.config.prefix, &request)
+                };
+                manager
+                    .run_on(
+                        &conn,
+                        commands::release_script(mode),
+                        "withdraw",
+                        SideEffect::Writes,
+                        arguments,
+                    )
+                    .await?
             }
         };
         Ok(if answer == Value::Int(1) {
@@ -73,17 +72,17 @@ impl QuorumNode for RedisBackend {
     }
 
     async fn stop_waiting(self: Arc<Self>, request: Request) -> Result<()> {
-        let link = self.link();
-        let Some(live) = link.live_now() else {
-            return Err(link.no_connection("stop waiting"));
+        let manager = self.manager();
+        let Some(conn) = manager.current_connection() else {
+            return Err(manager.no_connection("stop waiting"));
         };
-        cleanup::stop_waiting(link, &live, &request, Holder::waiting(&request)).await
+        cleanup::stop_waiting(manager, &conn, &request, LockValue::waiting(&request)).await
     }
 
     async fn read_state(self: Arc<Self>, watched: Option<Watched>) -> Result<NodeState> {
-        let link = self.link();
-        let live = link.live_in_order("recall").await?;
-        let node_state = CachedNodeState::look(link, &live, watched).await?;
+        let manager = self.manager();
+        let conn = manager.connection_flushed("recall").await?;
+        let node_state = read_state::read(manager, &conn, watched).await?;
         Ok(NodeState {
             incarnation: node_state.run.clone(),
             version: node_state.version.clone(),
@@ -97,8 +96,8 @@ impl QuorumNode for RedisBackend {
     }
 
     async fn record_epoch(self: Arc<Self>, record: EpochRecord) -> Result<()> {
-        let link = self.link();
-        let live = link.live_in_order("attest").await?;
+        let manager = self.manager();
+        let conn = manager.connection_flushed("attest").await?;
         if record.incarnation.is_empty() {
             return Err(error::plain(
                 ErrorKind::Unsupported,
@@ -107,7 +106,7 @@ impl QuorumNode for RedisBackend {
             ));
         }
         if record.durable {
-            let node_state = CachedNodeState::look(link, &live, None).await?;
+            let node_state = read_state::read(manager, &conn, None).await?;
             if !node_state.durable {
                 return Err(error::plain(
                     ErrorKind::Unsupported,
@@ -120,21 +119,21 @@ impl QuorumNode for RedisBackend {
         let mark = NodeMarker::new(&record);
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(0)
-                .arg([&*link.config.prefix, NODE_KEYS].concat())
+                .arg([&*manager.config.prefix, NODE_KEYS].concat())
                 .arg(mark.as_str())
                 .arg(record.above.get());
             cmd.arg(&record.version).arg(&record.incarnation);
         };
-        let answer = link
+        let answer = manager
             .run_on(
-                &live,
-                &scripts::QUORUM_ATTEST,
+                &conn,
+                &scripts::QUORUM_MARK,
                 "attest",
-                Effect::Writes,
+                SideEffect::Writes,
                 arguments,
             )
             .await?;
-        live.set_node_state(None);
+        conn.set_node_state(None);
         match answer {
             Value::Int(1) => Ok(()),
             Value::Int(0) => Err(error::plain(

@@ -1,4 +1,4 @@
-//! Votes of this server as a node of a quorum.
+//! The votes of a node: acquisition on the requirements of a quorum, and the strict write-back of tokens.
 
 use leasehold_core::{
     ErrorKind, FencingToken, Mode, Result,
@@ -9,21 +9,21 @@ use redis::{Cmd, Value};
 
 use crate::{
     commands,
-    connection::Link,
-    error::{self, Effect},
+    connection_manager::ConnectionManager,
+    error::{self, SideEffect},
     keys::{Keys, Kind, NODE_KEYS},
-    node_state::CachedNodeState,
+    quorum::{read_state, state::CachedNodeState},
     scripts::{self, Script},
-    value::Holder,
+    value::LockValue,
 };
 
-/// The code of a script that found another mark or another run than it was told.
-const MARKED_ANEW: &str = "LEASEMARK";
+/// The error code of a script that found another marker or another run than expected.
+const MARKER_CHANGED: &str = "LEASEMARK";
 
-/// Makes one attempt to take the lock, if the node meets these requirements. `again`: the same was
-/// sent before, and its answer was lost.
+/// Makes one attempt to acquire the lock on these requirements. `again` means that the same attempt was
+/// sent before and its answer was lost.
 pub(crate) async fn acquire(
-    link: &Link,
+    manager: &ConnectionManager,
     request: &Request,
     requirements: &VoteRequirements,
     keys: &Keys<'_>,
@@ -35,53 +35,59 @@ pub(crate) async fn acquire(
     } else {
         &scripts::QUORUM_ACQUIRE
     };
-    let node = [&*link.config.prefix, NODE_KEYS].concat();
+    let node = [&*manager.config.prefix, NODE_KEYS].concat();
     // An earlier attempt of this acquisition may have registered it.
     let flags = commands::flags(request, again || request.owner() != request.waiter());
     let floor = requirements.token_floor.get();
-    with_requirements(link, "acquire", script, requirements, |cmd, node_state| {
-        if shared {
-            cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
-        } else {
-            cmd.arg(1).arg(keys.lock());
-        }
-        cmd.arg(Holder::of(request).parts())
-            .arg(request.ttl().as_millis())
-            .arg(Holder::waiting(request).parts());
-        cmd.arg(flags)
-            .arg(keys.base())
-            .arg(&node)
-            .arg(node_state.mark.as_str())
-            .arg(node_state.mark.above)
-            .arg(floor);
-        cmd.arg(&node_state.run);
-    })
+    with_requirements(
+        manager,
+        "acquire",
+        script,
+        requirements,
+        |cmd, node_state| {
+            if shared {
+                cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
+            } else {
+                cmd.arg(1).arg(keys.lock());
+            }
+            cmd.arg(LockValue::of(request).parts())
+                .arg(request.ttl().as_millis())
+                .arg(LockValue::waiting(request).parts());
+            cmd.arg(flags)
+                .arg(keys.base())
+                .arg(&node)
+                .arg(node_state.mark.as_str())
+                .arg(node_state.mark.above)
+                .arg(floor);
+            cmd.arg(&node_state.run);
+        },
+    )
     .await
 }
 
-/// The strict write-back of a token.
+/// Writes a token back, strictly: only if the lock is still held and the stored token is smaller.
 pub(crate) async fn raise(
-    link: &Link,
+    manager: &ConnectionManager,
     request: &Request,
     requirements: &VoteRequirements,
     token: FencingToken,
 ) -> Result<TokenVote> {
-    let keys = Keys::new(&link.config.prefix, request.key());
-    let node = [&*link.config.prefix, NODE_KEYS].concat();
+    let keys = Keys::new(&manager.config.prefix, request.key());
+    let node = [&*manager.config.prefix, NODE_KEYS].concat();
     let mode = if request.mode() == Mode::Shared {
         "s"
     } else {
         "x"
     };
     let answer = with_requirements(
-        link,
+        manager,
         "raise",
         &scripts::QUORUM_RAISE,
         requirements,
         |cmd, node_state| {
             cmd.arg(1)
                 .arg(keys.lock())
-                .arg(Holder::of(request).parts())
+                .arg(LockValue::of(request).parts())
                 .arg(token.get());
             cmd.arg(keys.base())
                 .arg(&node)
@@ -107,32 +113,34 @@ pub(crate) async fn raise(
     }
 }
 
-/// Runs a script that compares the mark and the run, and once more if they have changed since they
-/// were read.
+/// Runs a script that compares the marker and the run. Reads them again and repeats it once if they
+/// have changed.
 async fn with_requirements(
-    link: &Link,
+    manager: &ConnectionManager,
     operation: &'static str,
     script: &Script,
     requirements: &VoteRequirements,
     arguments: impl Fn(&mut Cmd, &CachedNodeState),
 ) -> Result<Value> {
-    let live = link.live_in_order(operation).await?;
-    let mut node_state = CachedNodeState::of(link, &live).await?;
+    let conn = manager.connection_flushed(operation).await?;
+    let mut node_state = read_state::current(manager, &conn).await?;
     for again in [true, false] {
         node_state.admit(requirements)?;
-        match live.run(script, |cmd| arguments(cmd, &node_state)).await {
+        match conn.run(script, |cmd| arguments(cmd, &node_state)).await {
             Ok(answer) => return Ok(answer),
-            Err(error) if error.code() == Some(MARKED_ANEW) => {
+            Err(error) if error.code() == Some(MARKER_CHANGED) => {
                 if again {
-                    node_state = Box::pin(CachedNodeState::look(link, &live, None)).await?;
+                    node_state = Box::pin(read_state::read(manager, &conn, None)).await?;
                 }
             }
-            Err(error) => return Err(link.failed(&live, error, operation, Effect::Writes)),
+            Err(error) => {
+                return Err(manager.map_error(&conn, error, operation, SideEffect::Writes));
+            }
         }
     }
     Err(error::plain(
         ErrorKind::Unavailable,
         operation,
-        "the node's mark changes again and again; try again",
+        "the marker of the node changes repeatedly; try again",
     ))
 }

@@ -1,14 +1,15 @@
-//! [`NodeMarker`]: what a provisioned node carries.
+//! [`NodeMarker`]: the marker of a node that has lost no data.
 
 use std::fmt;
 
 use leasehold_core::{FencingToken, Ttl, quorum::EpochRecord};
 
-/// `R:<run>:<largest TTL in ms>:<above>`, or with `D` for a node that loses no token in a restart.
+/// The marker of a provisioned node: `R:<run>:<largest TTL in ms>:<above>`, or `D:…` for a node that
+/// loses no token in a restart.
 ///
-/// It is kept beside the locks. A server that was wiped has none; one that came back with older
-/// data has one of an earlier run, and one that has another server's data has one of a run of that.
-/// Every grant compares it with the run.
+/// The marker is stored beside the locks. A server that was wiped has none. A server that returned
+/// with older data has the marker of an earlier run, and one with the data of another server has
+/// the marker of a run of that server. Every grant compares the marker with the current run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NodeMarker {
     text: String,
@@ -29,7 +30,7 @@ impl NodeMarker {
         ))
     }
 
-    /// Reads one back. What cannot be read is a mark of no run.
+    /// Parses a marker. A text that cannot be parsed is the marker of no run.
     pub(crate) fn parse(text: String) -> Self {
         let mut parts = text.split(':');
         let (kind, run) = (
@@ -53,7 +54,7 @@ impl NodeMarker {
         }
     }
 
-    /// Returns whether there is no epoch record.
+    /// Returns whether the node was never attested.
     pub(crate) fn is_blank(&self) -> bool {
         self.text.is_empty()
     }
@@ -62,7 +63,7 @@ impl NodeMarker {
         self.durable
     }
 
-    /// The run that was attested; `None` without any epoch record.
+    /// Returns the run that was attested, or `None` if the node was never attested.
     pub(crate) fn run(&self) -> Option<&str> {
         (!self.is_blank()).then_some(&*self.run)
     }
@@ -71,7 +72,7 @@ impl NodeMarker {
         !run.is_empty() && self.run == run
     }
 
-    /// All tokens of the node exceed this one.
+    /// Returns the token that all tokens of the node exceed.
     pub(crate) fn least(&self) -> FencingToken {
         FencingToken::new(self.above)
     }

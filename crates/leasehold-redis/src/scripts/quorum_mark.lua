@@ -1,9 +1,10 @@
--- Marks this node as one that has forgotten nothing, if it is as it was recalled. ARGV: what the
--- node's own keys begin with, the mark, the token that all its next tokens exceed, the version and
--- the run that were recalled. 0: it was marked or wiped, or restarted, since.
+-- Marks this node as one that has lost no data, if its state has not changed since it was read.
+-- ARGV: the prefix of the node's keys, the marker, the token that all its next tokens exceed, the
+-- version and the run that were read. Returns 1 if it is marked, 0 if it was marked, wiped or
+-- restarted meanwhile.
 --
--- Whoever recalled it earlier may know of smaller tokens and of a shorter largest TTL, and of a
--- memory that is gone.
+-- A client that read an earlier state may know smaller tokens, a shorter largest TTL, and data that
+-- is lost.
 local node = ARGV[1]
 local mark = redis.call('GETEX', node .. 'mark') or ''
 if run_of_server() ~= ARGV[5] then

@@ -1,4 +1,4 @@
-//! The URL.
+//! [`ParsedUrl`]: a URL with the client of the driver and the options of the backend.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use crate::{
 
 pub(crate) const DEFAULT_PORT: u16 = 6379;
 
-/// What a URL says.
+/// A URL, parsed into the client of the driver and the options.
 pub(crate) struct ParsedUrl {
     pub(crate) client: Client,
     pub(crate) config: RedisConfig,
@@ -44,7 +44,7 @@ impl ParsedUrl {
         Self::of_server(url, &host, tls)
     }
 
-    /// A server at this host, one of those in the URL.
+    /// Returns the configuration of one host of the URL.
     pub(crate) fn of_server(mut url: BackendUrl, host: &Host, tls: bool) -> Result<Self> {
         for option in ["db", "user", "pass"] {
             if take(&mut url, option)?.is_some() {
@@ -106,7 +106,7 @@ impl ParsedUrl {
     }
 }
 
-/// The options that do not depend on the scheme.
+/// Returns the options that do not depend on the scheme.
 fn config(url: &mut BackendUrl) -> Result<RedisConfig> {
     let mut config = RedisConfig::new();
     if let Some(prefix) = take(url, "prefix")? {
@@ -125,7 +125,7 @@ fn config(url: &mut BackendUrl) -> Result<RedisConfig> {
         config = config.with_nodelay(flag("nodelay", &text)?);
     }
     if let Some(text) = take(url, "notifications")? {
-        config = config.with_notifications(wake_mode(&text)?);
+        config = config.with_notifications(notification_mode(&text)?);
     }
     Ok(config)
 }
@@ -167,7 +167,7 @@ fn info_of(address: ConnectionAddr) -> Result<ConnectionInfo> {
     }
     address
         .into_connection_info()
-        .map_err(|error| error::of_command(error, "connect", error::Effect::None))
+        .map_err(|error| error::from_command(error, "connect", error::SideEffect::None))
 }
 
 /// PEM files that the URL names.
@@ -195,7 +195,7 @@ fn open(info: ConnectionInfo, files: &TlsFiles) -> Result<Client> {
     let root_cert = files.ca.as_ref().map(read).transpose()?;
     if client_tls.is_none() && root_cert.is_none() {
         return Client::open(info)
-            .map_err(|error| error::of_command(error, "connect", error::Effect::None));
+            .map_err(|error| error::from_command(error, "connect", error::SideEffect::None));
     }
     Client::build_with_tls(
         info,
@@ -228,7 +228,8 @@ fn open(info: ConnectionInfo, files: &TlsFiles) -> Result<Client> {
 #[cfg(not(feature = "tls"))]
 fn open(info: ConnectionInfo, files: &TlsFiles) -> Result<Client> {
     let _unused = (&files.ca, &files.cert, &files.key);
-    Client::open(info).map_err(|error| error::of_command(error, "connect", error::Effect::None))
+    Client::open(info)
+        .map_err(|error| error::from_command(error, "connect", error::SideEffect::None))
 }
 
 fn invalid(message: impl Into<String>) -> Error {
@@ -250,13 +251,11 @@ fn flag(name: &str, text: &str) -> Result<bool> {
         .map_err(|_| invalid(format!("the option `{name}` is `true` or `false`")))
 }
 
-fn wake_mode(text: &str) -> Result<NotificationMode> {
+fn notification_mode(text: &str) -> Result<NotificationMode> {
     match text {
         "push" => Ok(NotificationMode::Pushed),
         "poll" => Ok(NotificationMode::Polled),
-        _ => Err(invalid(
-            "the option `waiter_notification` is `push` or `poll`",
-        )),
+        _ => Err(invalid("the option `notifications` is `push` or `poll`")),
     }
 }
 
@@ -272,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_says_everything() {
+    fn url_sets_every_option() {
         let location = ParsedUrl::parse(
             "redis://al%40ice:p%23ss%2F@[::1]:7000/3?prefix=shop%3A&connect-timeout=200ms&timeout=3s&nodelay=false&notifications=poll",
         )
@@ -318,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_the_password_is_not() {
+    fn url_errors_name_the_problem_but_no_password() {
         for (url, named) in [
             ("redis://:secret@h/?prefx=a", "prefx"),
             ("redis://:secret@h/x", "database"),

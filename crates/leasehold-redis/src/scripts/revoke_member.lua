@@ -1,6 +1,7 @@
--- Breaks a shared lock or a permit gently: the member is renamed and keeps its deadline.
--- KEYS: readers or permits. ARGV: member. -2: it holds no more; else the ms left.
--- ARGV[2]: this is sent once more, and may have worked before.
+-- Revokes a shared lock or a permit gracefully: renames the member, which keeps its expiry. KEYS:
+-- readers or permits. ARGV: member, and optionally anything if this is sent again and may have
+-- succeeded before. Returns -2 if the holder no longer holds, and otherwise the ms until it
+-- expires.
 local set, member, time = KEYS[1], ARGV[1], redis.call('TIME')
 local score = redis.call('ZSCORE', set, member)
 if ARGV[2] and not score then

@@ -1,0 +1,175 @@
+//! Inspection and revocation: the holders of a key, its waiters, and the forced end of a lock.
+//!
+//! An inspection shows no tokens. One counter serves many locks, and a lock does not contain its
+//! own token, because its value is written before the token is drawn.
+
+use std::time::Duration;
+
+use leasehold_core::{
+    HolderRef, Inspection, LockKey, Mode, Result, Revocation, RevokeOutcome, WaiterRef,
+};
+use redis::{Cmd, Value};
+
+use crate::{
+    connection_manager::ConnectionManager,
+    error::{self, SideEffect},
+    keys::{Keys, Kind},
+    scripts, value,
+};
+
+/// A member of a sorted set and its expiry in ms.
+type Members = Vec<(Vec<u8>, f64)>;
+/// The reply of the script: now, value, PTTL, readers, writers, waiters, permits, queue.
+type Answer = (
+    f64,
+    Option<Vec<u8>>,
+    i64,
+    Members,
+    Members,
+    Members,
+    Members,
+    Members,
+);
+
+/// Returns the holders of `key` and its waiters.
+pub(crate) async fn inspect(manager: &ConnectionManager, key: &LockKey) -> Result<Inspection> {
+    Keys::check(&manager.config.prefix, key).map_err(|error| error.with_operation("inspect"))?;
+    let keys = Keys::new(&manager.config.prefix, key);
+    let answer = manager
+        .run(&scripts::INSPECT, "inspect", SideEffect::None, |cmd| {
+            arguments(cmd, &keys)
+        })
+        .await?;
+    let answer = parse(answer).ok_or_else(|| error::protocol("inspect"))?;
+    let (now, value, left, readers, writers, waiters, permits, queue) = answer;
+
+    let mut holders = Vec::new();
+    let ends_in = |score: f64| Some(Duration::from_millis((score - now).max(0.0) as u64));
+    match value {
+        Some(value) if value.starts_with(b"shared:") => {
+            for (member, score) in readers {
+                let mut reader = value::holder_ref(key, member, |_| Some(Mode::Shared));
+                reader.expires_in = ends_in(score);
+                holders.push(reader);
+            }
+        }
+        Some(value) => {
+            let mut writer =
+                value::holder_ref(key, value, |seen| seen.owner.and(Some(Mode::Exclusive)));
+            writer.expires_in = u64::try_from(left).ok().map(Duration::from_millis);
+            holders.push(writer);
+        }
+        None => {}
+    }
+    for (member, score) in permits {
+        let mut permit = value::holder_ref(key, member, |seen| permit_mode(seen.of));
+        permit.expires_in = ends_in(score);
+        holders.push(permit);
+    }
+
+    // The sooner a registration expires, the earlier it was last renewed; the order of arrival is
+    // not kept.
+    let waiters = [
+        (writers, Some(Mode::Exclusive)),
+        (waiters, Some(Mode::Shared)),
+        (queue, None),
+    ]
+    .into_iter()
+    .flat_map(|(members, mode)| members.into_iter().map(move |(member, _)| (member, mode)))
+    .map(|(member, mode)| {
+        let seen = value::read(&member);
+        WaiterRef::new(mode.or_else(|| permit_mode(seen.of)), seen.label)
+    })
+    .collect();
+    Ok(Inspection::new(holders, waiters))
+}
+
+fn permit_mode(of: Option<u32>) -> Option<Mode> {
+    of.and_then(|of| of.try_into().ok())
+        .map(|of| Mode::Permit { of })
+}
+
+fn arguments(cmd: &mut Cmd, keys: &Keys<'_>) {
+    cmd.arg(6).arg(keys.lock());
+    for kind in [
+        Kind::Readers,
+        Kind::Writers,
+        Kind::Waiters,
+        Kind::Permits,
+        Kind::Queue,
+    ] {
+        cmd.arg(keys.derived(kind));
+    }
+}
+
+fn parse(answer: Value) -> Option<Answer> {
+    redis::from_redis_value(answer).ok()
+}
+
+/// The reply of the scripts if the holder no longer holds the lock.
+const GONE: i64 = -2;
+
+/// Revokes the lock of `holder`. The script compares the value first, so a newer holder is never
+/// affected.
+pub(crate) async fn revoke(
+    manager: &ConnectionManager,
+    holder: &HolderRef,
+    revocation: Revocation,
+) -> Result<RevokeOutcome> {
+    use Revocation::{Graceful, Immediate};
+
+    Keys::check(&manager.config.prefix, &holder.key)
+        .map_err(|error| error.with_operation("break"))?;
+    let keys = Keys::new(&manager.config.prefix, &holder.key);
+    let id = holder.id.as_slice();
+    let script = match (holder.mode, revocation) {
+        (Some(Mode::Shared), Immediate) => &scripts::RELEASE_SHARED,
+        (Some(Mode::Permit { .. }), Immediate) => &scripts::RELEASE_PERMIT,
+        (_, Immediate) => &scripts::RELEASE,
+        (Some(Mode::Shared | Mode::Permit { .. }), Graceful) => &scripts::REVOKE_MEMBER,
+        (_, Graceful) => &scripts::REVOKE,
+    };
+    let revoke_arguments = |cmd: &mut Cmd, again: bool| {
+        match holder.mode {
+            Some(Mode::Shared) if revocation == Immediate => cmd
+                .arg(1)
+                .arg(keys.lock())
+                .arg(id)
+                .arg(keys.derived(Kind::Readers)),
+            Some(Mode::Shared) => cmd.arg(1).arg(keys.derived(Kind::Readers)).arg(id),
+            Some(Mode::Permit { .. }) => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(id),
+            _ => cmd.arg(1).arg(keys.lock()).arg(id),
+        };
+        if again && revocation == Graceful {
+            cmd.arg("again");
+        }
+    };
+    let conn = manager.connection_flushed("break").await?;
+    let answer = match manager
+        .run_on(&conn, script, "break", SideEffect::Writes, |cmd| {
+            revoke_arguments(cmd, false)
+        })
+        .await
+    {
+        Err(broken) if error::broke(&broken) => {
+            let Ok(conn) = manager.connection().await else {
+                return Err(broken);
+            };
+            manager
+                .run_on(&conn, script, "break", SideEffect::Writes, |cmd| {
+                    revoke_arguments(cmd, true)
+                })
+                .await?
+        }
+        answer => answer?,
+    };
+    match (answer, revocation) {
+        (Value::Int(1), Immediate) => Ok(RevokeOutcome::Freed),
+        (Value::Int(0), Immediate) | (Value::Int(GONE), Graceful) => Ok(RevokeOutcome::AlreadyGone),
+        // The lock of another program may have no expiry.
+        (Value::Int(left), Graceful) => Ok(RevokeOutcome::FreeWithin(
+            u64::try_from(left).ok().map(Duration::from_millis),
+        )),
+        _ => Err(error::protocol("break")),
+    }
+}
