@@ -53,7 +53,7 @@ pub(crate) fn unsupported_reason(version: u32, encoding: &str) -> Option<String>
     })
 }
 
-/// Whether a commit may miss one of those who copy the log, given each one's `sync_state`. A role
+/// Returns whether a commit may miss one of those who copy the log, given each one's `sync_state`. A role
 /// that may not see it is session_name NULL.
 pub(crate) fn any_asynchronous(standbys: &[Option<String>]) -> bool {
     !standbys

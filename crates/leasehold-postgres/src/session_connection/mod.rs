@@ -110,7 +110,7 @@ pub(crate) struct PlannedRow {
     purpose: RowPurpose,
 }
 
-/// What a row does for a job.
+/// The purpose of a row.
 pub(crate) enum RowPurpose {
     Acquire {
         acquisition: AcquisitionKey,
@@ -433,7 +433,7 @@ impl SessionConnection {
     }
 }
 
-/// How a statement failed.
+/// The failure of a statement.
 pub(crate) enum Failure {
     /// The connection is usable.
     Statement(Error),
