@@ -429,7 +429,7 @@ pub(crate) async fn revoke(
             error::plain(
                 ErrorKind::InvalidInput,
                 "break",
-                "this holder was not session_name by an inspection of Postgres",
+                "this holder was not shown by an inspection of Postgres",
             )
         })?;
     let failed = |error| connector.map_error(error, "break");

@@ -155,7 +155,7 @@ fn from_tls(cause: &str, endpoint: &str) -> (ErrorKind, String) {
     let remedy = if cause.contains("received fatal alert") {
         "the server refuses the connection; does it require a client certificate (`sslcert`, `sslkey`)?"
     } else {
-        "name the CA that marked its certificate with `sslrootcert`, and connect by a host name that it contains"
+        "name the CA that signed its certificate with `sslrootcert`, and connect by a host name that it contains"
     };
     (
         ErrorKind::Denied,
@@ -295,15 +295,9 @@ mod tests {
             () = refuses => unreachable!(),
         };
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
-        for session_name in [error.to_string(), format!("{error:?}")] {
-            assert!(
-                session_name.contains(r"go \u{1b}[2Jaway\u{202e}"),
-                "{session_name}"
-            );
-            assert!(
-                !session_name.contains(['\u{1b}', '\u{202e}']),
-                "{session_name}"
-            );
+        for text in [error.to_string(), format!("{error:?}")] {
+            assert!(text.contains(r"go \u{1b}[2Jaway\u{202e}"), "{text}");
+            assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text}");
         }
     }
 

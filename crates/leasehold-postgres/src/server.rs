@@ -53,8 +53,8 @@ pub(crate) fn unsupported_reason(version: u32, encoding: &str) -> Option<String>
     })
 }
 
-/// Returns whether a commit may miss one of those who copy the log, given each one's `sync_state`. A role
-/// that may not see it is session_name NULL.
+/// Returns whether commits do not wait for one of the standbys, given the `sync_state` of each. The
+/// state is NULL if the role may not see it.
 pub(crate) fn any_asynchronous(standbys: &[Option<String>]) -> bool {
     !standbys
         .iter()

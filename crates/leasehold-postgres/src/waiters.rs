@@ -1,5 +1,5 @@
-//! [`WaiterRegistry`]: the waiters of this process, and the one connection on which the server sends
-//! notifications of releases.
+//! [`WaiterRegistry`]: the waiters of this process, and the one connection on which the server
+//! sends notifications of releases.
 
 use std::{
     collections::HashMap,

@@ -36,15 +36,16 @@ use crate::{
 
 /// The shortest TTL. A shorter one leaves no time beside clock drift and network latency.
 const MIN_TTL: u64 = 10;
-/// The longest wait for a holder whose lock never expires (another program's), without a notification.
+/// The longest wait for a holder whose lock never expires (another program's), without a
+/// notification.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// The longest time for which closing waits for the cleanup of attempts of unknown outcome.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The interval of attempts without notifications.
 const POLL: Duration = Duration::from_millis(50);
-/// The longest interval of attempts of a waiter, which renew its registration. It is well below the 5 s
-/// for which a registration lives (LIFE in waiters.lua), so that a lost or late request costs no waiter
-/// its place. A process that waits for 1 000 locks sends 500 requests per second.
+/// The longest interval of attempts of a waiter, which renew its registration. It is well below the
+/// 5 s for which a registration lives (LIFE in waiters.lua), so that a lost or late request costs
+/// no waiter its place. A process that waits for 1 000 locks sends 500 requests per second.
 const REFRESH: Duration = Duration::from_secs(2);
 
 /// Leases on one Redis or Valkey server.
@@ -102,8 +103,8 @@ impl RedisBackend {
         }))
     }
 
-    /// Returns the capabilities that every server at `url` has, without connecting to it. For use with a
-    /// [`LazyBackend`](leasehold_core::backend::LazyBackend).
+    /// Returns the capabilities that every server at `url` has, without connecting to it. For use
+    /// with a [`LazyBackend`](leasehold_core::backend::LazyBackend).
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the URL is invalid.
@@ -126,8 +127,8 @@ impl RedisBackend {
         })
     }
 
-    /// Connects as [`from_client`](Self::from_client), but accepts a server that cannot be used now,
-    /// because it may become usable later.
+    /// Connects as [`from_client`](Self::from_client), but accepts a server that cannot be used
+    /// now, because it may become usable later.
     pub(crate) async fn from_client_if_usable(
         client: &Client,
         config: RedisConfig,

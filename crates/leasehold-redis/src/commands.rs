@@ -226,8 +226,8 @@ impl Encoding {
     }
 }
 
-/// Returns the result of the plain commands: the token as a number; nil if it was refused; `Okay` if it was
-/// granted and has no token, because the counter was lost or ruined since this connection raised
+/// Returns the result of the plain commands: the token as a number; nil if refused; `Okay` if
+/// granted without a token, because the counter was lost or damaged since this connection raised
 /// it.
 fn plain(conn: &Connection, slot: Slot, set: Value, drawn: &Value) -> Result<Value, RedisError> {
     let token = match drawn {

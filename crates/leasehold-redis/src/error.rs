@@ -73,8 +73,8 @@ pub(crate) fn silent(
     plain(kind, operation, message).with_source(error)
 }
 
-/// Returns whether the connection broke while an answer was awaited, so that it is worth another try on a
-/// new one.
+/// Returns whether the connection broke while an answer was awaited, so that the operation may be
+/// repeated on a new one.
 pub(crate) fn broke(error: &Error) -> bool {
     error.message().starts_with(BROKE)
 }
@@ -157,7 +157,7 @@ pub(crate) fn is_unauthenticated(error: &Error) -> bool {
         .is_some_and(asks_for_credentials)
 }
 
-/// Returns the error of credentials that were valid before, and may be again when their provider is asked.
+/// Returns the error of credentials that were valid before. Their provider may supply valid ones.
 pub(crate) fn outdated(error: Error, operation: &'static str) -> Error {
     let message =
         "the server refuses credentials that it accepted before; their provider is asked again";
@@ -342,8 +342,8 @@ fn is_certificate(error: &RedisError) -> bool {
         && !is_of_our_certificate(error)
 }
 
-/// Returns whether the server refused the client's certificate, or demands one: it answers with one of
-/// these alerts of TLS.
+/// Returns whether the server refused the client's certificate, or requires one: it sends one of
+/// these TLS alerts.
 fn is_of_our_certificate(error: &RedisError) -> bool {
     const ALERTS: [&str; 4] = ["ertificate", "UnknownCA", "DecryptError", "AccessDenied"];
     let text = error.to_string();

@@ -108,8 +108,8 @@ pub(crate) async fn check(
     })
 }
 
-/// Returns what happens to held locks in a restart, by the server's settings. `save`: when it takes snapshots, if it
-/// says so.
+/// Returns what happens to held locks in a restart, by the settings of the server. `save` is its
+/// option of that name, if the user may read it.
 fn restart(info: &str, save: Option<&str>) -> Restart {
     let forgets = field(info, "aof_enabled") == "0" && save == Some("");
     if forgets || evicts(info) {

@@ -1,5 +1,5 @@
-//! [`LockValue`]: the value of a holder or waiter, `<owner in hex>:<label>`. That of a permit starts
-//! with `<of>|`.
+//! [`LockValue`]: the value of a holder or waiter, `<owner in hex>:<label>`. The value of a permit
+//! starts with `<of>|`.
 
 use std::borrow::Cow;
 

@@ -9,9 +9,9 @@ use leasehold_core::{
 
 use crate::{error, quorum::marker::NodeMarker};
 
-/// The state of a server as a node, as far as a connection knows it. It is read once, and again when a script
-/// finds that the mark or the run has changed: behind a proxy, one connection may be served by
-/// several runs of the server.
+/// The state of a server as a node, as far as a connection knows it. It is read once, and again
+/// when a script finds that the marker or the run has changed: behind a proxy, one connection may
+/// lead to several runs of the server.
 #[derive(Clone, Debug)]
 pub(crate) struct CachedNodeState {
     /// Names the run of the server and the history of its data.
