@@ -54,7 +54,6 @@ pub struct Capabilities {
     /// The order in which waiters of different processes are served.
     pub fairness: Fairness,
     /// How waiters learn that a lock is free.
-    #[cfg_attr(feature = "serde", serde(rename = "waiter_notification"))]
     pub waiter_notification: WaiterNotification,
     /// How a holder learns of a loss before its deadline.
     #[cfg_attr(feature = "serde", serde(rename = "loss_detection"))]
