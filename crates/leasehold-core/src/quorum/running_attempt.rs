@@ -73,7 +73,7 @@ impl QuorumAttempt {
                 ..
             } = self;
             calls.poll(cx, |node, answer| {
-                replies[node] = quorum.reply(node, answer, request)
+                replies[node] = quorum.reply(node, answer, request);
             });
             let state = Tally::of(quorum.majority, replies.iter().map(NodeReply::vote)).state();
             if state != AttemptState::Pending {
