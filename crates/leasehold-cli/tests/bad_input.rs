@@ -29,14 +29,8 @@ fn bad_names_durations_and_urls_exit_with_64() {
             "cannot be used with",
         ),
         (&["--url", "", "k"], "not a URL"),
-        (
-            &["--url", "ftp://ann:secret@host", "k"],
-            "unknown scheme",
-        ),
-        (
-            &["--url", "127.0.0.1:6379", "k"],
-            "unknown scheme",
-        ),
+        (&["--url", "ftp://ann:secret@host", "k"], "unknown scheme"),
+        (&["--url", "127.0.0.1:6379", "k"], "unknown scheme"),
         (
             &["--url", "redis-sentinel://ann:secret@host", "k"],
             "this version does not have",
