@@ -1,11 +1,22 @@
 //! [`RedisLease`]: one granted lock or permit.
 
-use std::{fmt, sync::{Arc, OnceLock}};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
-use leasehold_core::{Deadline, ErrorKind, FencingToken, LossReason, Mode, Released, Result, Timestamp, backend::{AtomicDeadline, KeepAlive, Lease, Request, async_trait, support::ReleaseTracker}};
+use leasehold_core::{
+    Deadline, ErrorKind, FencingToken, LossReason, Mode, Released, Result, Timestamp,
+    backend::{AtomicDeadline, KeepAlive, Lease, Request, async_trait, support::ReleaseTracker},
+};
 use redis::{Cmd, Value};
 
-use crate::{commands::{Operation, release_arguments, release_script, renew_arguments, renew_script}, connection::Connection, connection_manager::ConnectionManager, error::{SideEffect, self}};
+use crate::{
+    commands::{Operation, release_arguments, release_script, renew_arguments, renew_script},
+    connection::Connection,
+    connection_manager::ConnectionManager,
+    error::{self, SideEffect},
+};
 
 pub(crate) struct RedisLease {
     manager: Arc<ConnectionManager>,
