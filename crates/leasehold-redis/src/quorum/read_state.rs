@@ -8,7 +8,7 @@ use std::{
 
 use leasehold_core::{
     AcquisitionId, FencingToken, Result,
-    quorum::{Eligibility, Memory, Watched},
+    quorum::{Durability, Eligibility, Watched},
 };
 use redis::{Pipeline, Value};
 

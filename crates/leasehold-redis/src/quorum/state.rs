@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use leasehold_core::{
     Error, ErrorKind, FencingToken, Result,
-    quorum::{Eligibility, Memory, VoteRequirements},
+    quorum::{Durability, Eligibility, VoteRequirements},
 };
 
 use crate::{error, quorum::marker::NodeMarker};
