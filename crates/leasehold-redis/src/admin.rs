@@ -37,7 +37,7 @@ pub(crate) async fn inspect(manager: &ConnectionManager, key: &LockKey) -> Resul
     let keys = Keys::new(&manager.config.prefix, key);
     let answer = manager
         .run(&scripts::INSPECT, "inspect", SideEffect::None, |cmd| {
-            arguments(cmd, &keys)
+            arguments(cmd, &keys);
         })
         .await?;
     let answer = parse(answer).ok_or_else(|| error::protocol("inspect"))?;
@@ -147,7 +147,7 @@ pub(crate) async fn revoke(
     let conn = manager.connection_flushed("break").await?;
     let answer = match manager
         .run_on(&conn, script, "break", SideEffect::Writes, |cmd| {
-            revoke_arguments(cmd, false)
+            revoke_arguments(cmd, false);
         })
         .await
     {
@@ -157,7 +157,7 @@ pub(crate) async fn revoke(
             };
             manager
                 .run_on(&conn, script, "break", SideEffect::Writes, |cmd| {
-                    revoke_arguments(cmd, true)
+                    revoke_arguments(cmd, true);
                 })
                 .await?
         }

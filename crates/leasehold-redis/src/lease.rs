@@ -190,7 +190,7 @@ pub(crate) async fn release(
     let script = release_script(request.mode());
     manager
         .run_on(conn, script, "undo", SideEffect::Writes, |cmd| {
-            release_arguments(cmd, &manager.config.prefix, request)
+            release_arguments(cmd, &manager.config.prefix, request);
         })
         .await?;
     Ok(())

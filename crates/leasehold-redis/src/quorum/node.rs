@@ -51,7 +51,7 @@ impl QuorumNode for RedisBackend {
             Mode::Exclusive => manager.operate(Operation::Release, &request).await?,
             mode => {
                 let arguments = |cmd: &mut Cmd| {
-                    commands::release_arguments(cmd, &manager.config.prefix, &request)
+                    commands::release_arguments(cmd, &manager.config.prefix, &request);
                 };
                 manager
                     .run_on(
