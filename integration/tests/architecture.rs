@@ -108,7 +108,11 @@ fn read(file: &Path, path: &[String], modules: &mut Modules) {
         } else {
             folder.join(child).with_extension("rs")
         };
-        read(&below, &[path, &[child.clone()]].concat(), modules);
+        read(
+            &below,
+            &[path, std::slice::from_ref(child)].concat(),
+            modules,
+        );
     }
     modules.insert(path.to_owned(), module);
 }
@@ -156,10 +160,10 @@ impl Reader<'_> {
                 self.import(&alias, before, exported);
             }
             UseTree::Name(name) => {
-                self.import(&name.ident.to_string(), &with(&name.ident), exported)
+                self.import(&name.ident.to_string(), &with(&name.ident), exported);
             }
             UseTree::Rename(rename) => {
-                self.import(&rename.rename.to_string(), &with(&rename.ident), exported)
+                self.import(&rename.rename.to_string(), &with(&rename.ident), exported);
             }
             UseTree::Glob(_) => {
                 if let Some(path) = self.absolute(before) {
@@ -187,14 +191,10 @@ impl Reader<'_> {
 fn is_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("test")
-            || attribute.path().is_ident("cfg") && {
-                let mut test = false;
-                let _ = attribute.parse_nested_meta(|meta| {
-                    test |= meta.path.is_ident("test");
-                    Ok(())
-                });
-                test
-            }
+            || attribute.path().is_ident("cfg")
+                && attribute
+                    .parse_args::<syn::Path>()
+                    .is_ok_and(|condition| condition.is_ident("test"))
     })
 }
 
