@@ -2,8 +2,8 @@
 //!
 //! A backend implements these two traits. It reads a [`Request`], answers with an [`Attempt`], and
 //! keeps the deadline of a lease in an [`AtomicDeadline`]. Types that users need as well, such as
-//! [`Capabilities`], are in the root of the crate. The module [`session`](crate::session) helps
-//! backends whose server has sessions.
+//! [`Capabilities`](crate::Capabilities), are in the root of the crate. The module
+//! [`session`](crate::session) helps backends whose server has sessions.
 
 pub(crate) mod acquisition_id;
 pub(crate) mod attempt;

@@ -58,11 +58,12 @@ pub struct LockClientBuilder {
 }
 
 impl LockClientBuilder {
-    /// Sets the default TTL for locks created by this client, as a [`Duration`] or a [`Ttl`].
+    /// Sets the default TTL for locks created by this client, as a
+    /// [`Duration`](std::time::Duration) or a [`Ttl`].
     ///
     /// Defaults to [`Ttl::DEFAULT`], or the nearest value in the backend's range. A TTL that is set
     /// here is not adapted: if it is invalid or outside the backend's range, acquisitions fail with
-    /// [`ErrorKind::InvalidInput`].
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput).
     pub fn with_ttl<T>(mut self, ttl: T) -> Self
     where
         T: TryInto<Ttl>,

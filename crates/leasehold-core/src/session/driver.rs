@@ -54,7 +54,7 @@ impl<C> Default for Owned<C> {
 /// Both come from the request that opened the session. All clients of one backend must therefore
 /// use the same clock.
 ///
-/// See [`SessionDriver`] for an example.
+/// See [`SessionDriver`](super::SessionDriver) for an example.
 #[derive(Clone, Debug)]
 pub struct SessionClock(Request);
 
