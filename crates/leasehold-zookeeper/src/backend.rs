@@ -68,6 +68,11 @@ impl ZookeeperBackend {
     ///
     /// # Cancel safety
     /// Safe: nothing is left behind.
+    ///
+    /// [`ErrorKind::InvalidInput`]: leasehold_core::ErrorKind::InvalidInput
+    /// [`ErrorKind::Unavailable`]: leasehold_core::ErrorKind::Unavailable
+    /// [`ErrorKind::Denied`]: leasehold_core::ErrorKind::Denied
+    /// [`ErrorKind::Unsupported`]: leasehold_core::ErrorKind::Unsupported
     pub async fn connect(url: &str) -> Result<Arc<Self>> {
         Self::start(Cluster::of_location(ParsedUrl::parse(url)?)).await
     }
@@ -80,6 +85,8 @@ impl ZookeeperBackend {
     ///
     /// # Cancel safety
     /// Safe: nothing is left behind.
+    ///
+    /// [`ErrorKind::InvalidInput`]: leasehold_core::ErrorKind::InvalidInput
     pub async fn from_connector(
         connector: Connector,
         hosts: &str,
@@ -100,6 +107,8 @@ impl ZookeeperBackend {
     ///
     /// # Cancel safety
     /// Safe: nothing is left behind.
+    ///
+    /// [`ErrorKind::Closed`]: leasehold_core::ErrorKind::Closed
     pub async fn from_client(client: Client, config: ZookeeperConfig) -> Result<Arc<Self>> {
         config.check()?;
         Self::start(Cluster::of_client(client, config)).await
