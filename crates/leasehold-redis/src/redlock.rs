@@ -206,7 +206,7 @@ mod tests {
             ("redlock://u:x?secret@h", "%3F"),
             ("redlock://:secret", "port"),
             ("redlock://u:x@h?node-timeout=a@secret", "%40"),
-            ("redlock://h?secret=x", "not known"),
+            ("redlock://h?secret=x", "unknown"),
             ("redlock://h?prefix=a&prefix=secret", "more than once"),
             ("redlock://h?db=1", "redis+unix"),
         ] {
