@@ -35,7 +35,7 @@ fn bad_names_durations_and_urls_exit_with_64() {
             &["--url", "redis-sentinel://ann:secret@host", "k"],
             "this version does not have",
         ),
-        (&["--url", "file://host/x", "k"], "names a host"),
+        (&["--url", "file://host/x", "k"], "has a host"),
         (&["--url", "file:/dev/null", "k"], "/dev/null"),
         (&["--url", "memory:", "k"], "exclude no other"),
         (&["--url", "Memory:shop", "k"], "exclude no other"),

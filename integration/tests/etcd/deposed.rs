@@ -3,7 +3,7 @@
 use std::{env, sync::Arc, time::Duration};
 
 use leasehold_core::{
-    Clock, ClockDrift, ErrorKind, LockGuard, LossReason, SystemClock, Timestamp,
+    Clock, ClockDrift, ErrorKind, SystemClock, Timestamp,
     backend::{Lease, LockBackend, Request},
 };
 use leasehold_etcd::{
@@ -68,65 +68,56 @@ async fn gone(cluster: &EtcdCluster, member: usize, prefix: &str) -> Timestamp {
 }
 
 /// Pauses the leader for longer than the TTL of many locks, then lets it continue as a deposed one.
-/// Returns how many locks were lost.
-async fn lost_to_a_deposed_leader(cluster: &mut EtcdCluster) -> usize {
+/// Asserts that each holder whose key was revoked considers its lock lost.
+async fn every_revoked_holder_notices(cluster: &mut EtcdCluster) {
     const TTL_S: u64 = 4;
     let leader = cluster.leader().unwrap();
-    let members: Vec<_> = (0..3)
-        .filter(|at| *at != leader)
-        .map(|at| cluster.at(at).addr().to_string())
+    let others: Vec<usize> = (0..3).filter(|at| *at != leader).collect();
+    let addresses: Vec<_> = others
+        .iter()
+        .map(|at| cluster.at(*at).addr().to_string())
         .collect();
-    let url = format!("etcd://{}/", members.join(","));
+    let url = format!("etcd://{}/", addresses.join(","));
     let mut holders = Vec::new();
     for n in 0..20 {
-        let client = client(&url).await;
-        let guard = client
-            .mutex(format!("k{n}"))
-            .with_ttl(ttl(TTL_S))
-            .lock()
-            .await
-            .unwrap();
-        holders.push((client, guard));
+        let (client, key) = (client(&url).await, format!("k{n:02}"));
+        let mutex = client.mutex(key.as_str()).with_ttl(ttl(TTL_S));
+        let guard = mutex.lock().await.unwrap();
+        holders.push((client, key, guard));
     }
     cluster.member(leader).pause().unwrap();
     sleep(Duration::from_secs(TTL_S + 4)).await;
-    // A busy machine may renew too late, which is an expiry and not counted.
-    let is_revoked = |guard: &LockGuard| {
-        guard
-            .loss()
-            .is_some_and(|reason| reason != LossReason::Expired)
-    };
-    let lost_before = holders
-        .iter()
-        .filter(|(_, guard)| is_revoked(guard))
-        .count();
-    assert_eq!(
-        lost_before, 0,
-        "locks were lost before the leader continued"
-    );
     cluster.member(leader).resume().unwrap();
     // The deposed leader revokes immediately; each holder renews after a third of its TTL.
     sleep(Duration::from_secs(TTL_S)).await;
-    let lost = holders
+    let member = cluster.at(others[0]);
+    let has_key = |key: &str| !member.keys(key).unwrap().is_empty();
+    let begun = Instant::now();
+    while holders
         .iter()
-        .filter(|(_, guard)| is_revoked(guard))
-        .count();
-    for (client, _guard) in holders {
+        .any(|(_, key, guard)| guard.is_held() && !has_key(key))
+    {
+        assert!(begun.elapsed() < SOON, "a revoked lock is considered held");
+        sleep(Duration::from_millis(50)).await;
+    }
+    let held = holders.iter().filter(|(_, _, guard)| guard.is_held());
+    println!("{} of {} locks are still held", held.count(), holders.len());
+    for (client, _, _guard) in holders {
         client.close().await.unwrap();
     }
-    lost
 }
 
-/// The system's etcd may revoke leases, see `members_that_revoke_live_leases_are_reported`.
+/// A later release checks that it is still the leader before it revokes, but not if its clock ticks
+/// first after the pause; so that some of its rounds revoke as the earlier releases do.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_later_release_revokes_no_live_lease_when_deposed() {
+async fn no_holder_misses_what_a_deposed_leader_revokes() {
     let mut cluster = EtcdCluster::builder()
         .members(3)
         .later_release()
         .start()
         .unwrap();
     for _ in 0..2 {
-        assert_eq!(lost_to_a_deposed_leader(&mut cluster).await, 0);
+        every_revoked_holder_notices(&mut cluster).await;
     }
 }
 
