@@ -123,7 +123,7 @@ mod tests {
         is(Expiry::ProcessDeath, json!("process_death"));
         is(Fencing::None, json!("none"));
         is(Fencing::BestEffort, json!("best_effort"));
-        is(Fencing::UntilAmnesia, json!("until_data_loss"));
+        is(Fencing::UntilDataLoss, json!("until_data_loss"));
         is(Fencing::Clocked, json!("clocked"));
         is(Fencing::Durable, json!("durable"));
         is(Fairness::None, json!("none"));

@@ -238,23 +238,23 @@ macro_rules! span_of {
 }
 
 pub(crate) fn renew_span(
-    hold: &Span,
+    held: &Span,
     client: &ClientContext,
     request: &Request,
     token: Option<FencingToken>,
 ) -> Span {
-    span_of!("renew", hold, client, request, token)
+    span_of!("renew", held, client, request, token)
 }
 
 /// Creates the span of a release. `hold` is the span of the held lock, or [`Span::none`] for a
 /// grant that never became a guard.
 pub(crate) fn release_span(
-    hold: &Span,
+    held: &Span,
     client: &ClientContext,
     request: &Request,
     token: Option<FencingToken>,
 ) -> Span {
-    span_of!("release", hold, client, request, token)
+    span_of!("release", held, client, request, token)
 }
 
 /// The span of an operation that may be dropped before it completes. An operation dropped before

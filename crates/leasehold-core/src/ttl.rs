@@ -4,13 +4,12 @@ use std::{fmt, num::NonZeroU64, time::Duration};
 
 use crate::error::{Error, ErrorKind};
 
-/// How long a grant lasts unless it is renewed: whole milliseconds, from 1 ms to 366 days.
+/// The time to live of a lease: a grant lasts this long unless it is renewed.
 ///
-/// Wherever a TTL is set, a [`Duration`] is taken too.
-///
-/// Nothing is rounded: a duration that is zero, too long or not whole milliseconds is an error.
-/// What a backend can do within these bounds is in its [`Capabilities`](crate::Capabilities), and
-/// checked before a request is sent.
+/// It is a number of whole milliseconds, from 1 ms to 366 days. Methods that set a TTL accept a
+/// [`Duration`]. Nothing is rounded: a duration that is zero, too long, or not whole milliseconds
+/// is an error. The [`Capabilities`](crate::Capabilities) of a backend state its own range, which
+/// is checked before a request is sent.
 ///
 /// ```
 /// use std::time::Duration;
@@ -26,12 +25,12 @@ pub struct Ttl(NonZeroU64);
 const MAX_MILLIS: u64 = 366 * 24 * 60 * 60 * 1000;
 
 impl Ttl {
-    /// The shortest.
+    /// The shortest TTL: 1 ms.
     pub const MIN: Self = Self(NonZeroU64::MIN);
-    /// The longest: a leap year. A lease that long is a mistake in units.
+    /// The longest TTL: a leap year. A longer one is most likely a mistake in units.
     pub const MAX: Self = Self(NonZeroU64::new(MAX_MILLIS).unwrap());
-    /// What is used if nothing is said: 30 s. It rides out a server's restart and a fail-over; a
-    /// crashed holder blocks the others for that long.
+    /// The default TTL: 30 s. It is long enough for a restart of a server and for a fail-over. A
+    /// crashed holder blocks its waiters for this time.
     pub const DEFAULT: Self = Self(NonZeroU64::new(30_000).unwrap());
 
     /// Parses a duration.
@@ -60,7 +59,7 @@ impl Ttl {
         }
     }
 
-    /// [`Ttl::new`] of whole seconds.
+    /// Returns a TTL of whole seconds.
     ///
     /// # Errors
     /// As [`Ttl::new`].
@@ -68,7 +67,7 @@ impl Ttl {
         Self::new(Duration::from_secs(secs))
     }
 
-    /// [`Ttl::new`] of milliseconds.
+    /// Returns a TTL of milliseconds.
     ///
     /// # Errors
     /// As [`Ttl::new`].
@@ -76,7 +75,7 @@ impl Ttl {
         Self::new(Duration::from_millis(millis))
     }
 
-    /// As milliseconds.
+    /// Returns the number of milliseconds.
     #[must_use]
     pub const fn as_millis(self) -> u64 {
         self.0.get()

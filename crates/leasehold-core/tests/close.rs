@@ -159,7 +159,7 @@ async fn tasks_that_loop_lock_and_drop_end_with_closed_in_paused_time() {
         }
         client.close().await.unwrap();
         while let Some(ended) = tasks.join_next().await {
-            ended.expect("no task panics, and all are told the truth");
+            ended.expect("no task panics, and each outcome is true");
         }
     }
 }
@@ -178,7 +178,7 @@ async fn close_while_tasks_loop(rounds: usize, backend: impl Fn() -> Arc<dyn Loc
         }
         client.close().await.unwrap();
         while let Some(ended) = tasks.join_next().await {
-            ended.expect("no task panics, and all are told the truth");
+            ended.expect("no task panics, and each outcome is true");
         }
     }
 }

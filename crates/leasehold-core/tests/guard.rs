@@ -72,8 +72,11 @@ async fn lost_completes_at_the_deadline_and_not_before() {
     let deadline = guard.deadline();
     assert_eq!(guard.lost().await, LossReason::Expired);
     let late = clock.now().since(deadline.moment());
-    assert!(deadline.is_past(clock.now()), "told before the deadline");
-    assert!(late <= Duration::from_millis(50), "told {late:?} late");
+    assert!(
+        deadline.is_past(clock.now()),
+        "notified before the deadline"
+    );
+    assert!(late <= Duration::from_millis(50), "notified {late:?} late");
     token.cancelled().await;
 }
 
@@ -99,12 +102,12 @@ async fn a_suspend_counts() {
     let (client, clock) = simulated();
     let guard = client.mutex("a").with_ttl(secs(30)).lock().await.unwrap();
     let view = guard.info();
-    let told = tokio::spawn(async move { view.lost().await });
+    let notified = tokio::spawn(async move { view.lost().await });
     clock.suspend(Duration::from_secs(31));
     // No timer has fired yet, but the clock has advanced.
     assert!(!guard.is_held());
     let woken = clock.now();
-    assert_eq!(told.await.unwrap(), LossReason::Expired);
+    assert_eq!(notified.await.unwrap(), LossReason::Expired);
     assert!(
         clock.now().since(woken) <= Duration::from_secs(1),
         "timers look at the clock at least each second"
@@ -316,7 +319,7 @@ async fn a_view_outlives_the_connection_and_does_not_keep_it() {
             .await
             .unwrap();
         let (view, token, deadline) = (guard.info(), guard.cancellation_token(), guard.deadline());
-        let (told, fencing) = (
+        let (notified, fencing) = (
             tokio::spawn({
                 let view = view.clone();
                 async move { view.lost().await }
@@ -346,9 +349,12 @@ async fn a_view_outlives_the_connection_and_does_not_keep_it() {
             (lose.then_some(LossReason::Expired), lose)
         );
         assert_eq!(
-            (told.is_finished(), view.cancellation_token().is_cancelled()),
+            (
+                notified.is_finished(),
+                view.cancellation_token().is_cancelled()
+            ),
             (lose, lose)
         );
-        told.abort();
+        notified.abort();
     }
 }

@@ -45,7 +45,7 @@ impl Server {
     async fn connect(&self) -> Result<Arc<MemoryBackend>, Error> {
         self.attempts.fetch_add(1, SeqCst);
         self.answers.acquire().await.unwrap().forget();
-        assert!(!self.panics.load(SeqCst), "told to panic");
+        assert!(!self.panics.load(SeqCst), "made to panic");
         if self.up.load(SeqCst) {
             return Ok(Arc::clone(&self.memory));
         }
@@ -118,7 +118,7 @@ async fn once_the_server_is_up_everything_works() {
     assert_eq!(client.inspect("k").await.unwrap().holders.len(), 1);
     client.ping().await.unwrap();
     let capabilities = client.capabilities();
-    assert!(!capabilities.provisional && capabilities.fencing == Fencing::UntilAmnesia);
+    assert!(!capabilities.provisional && capabilities.fencing == Fencing::UntilDataLoss);
     client.close().await.unwrap();
     assert!(!guard.is_held());
     assert_eq!(server.attempts.load(SeqCst), 2);
@@ -189,7 +189,7 @@ async fn an_attempt_that_panics_is_unavailable_and_tried_again() {
     server.panics.store(true, SeqCst);
     let error = client.mutex("k").try_lock().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
-    assert!(error.to_string().contains("told to panic"), "{error}");
+    assert!(error.to_string().contains("made to panic"), "{error}");
     server.panics.store(false, SeqCst);
     server.up.store(true, SeqCst);
     drop(client.mutex("k").try_lock().await.unwrap().unwrap());

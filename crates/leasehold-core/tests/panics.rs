@@ -39,7 +39,7 @@ impl Fuse {
         let call = self.calls.fetch_add(1, SeqCst);
         if self.at.is_none_or(|at| at == call) {
             // Suppresses the message of each panic.
-            resume_unwind(Box::new("told to panic"));
+            resume_unwind(Box::new("made to panic"));
         }
     }
 }

@@ -417,7 +417,7 @@ async fn node_failing_after_the_majority_is_noticed_and_used_again() {
         nodes[2].down.store(true, SeqCst);
         for _ in 0..3 {
             pair().await;
-            assert_eq!(problems(), [("c".to_owned(), "told to fail".to_owned())]);
+            assert_eq!(problems(), [("c".to_owned(), "made to fail".to_owned())]);
         }
         nodes[2].down.store(false, SeqCst);
         pair().await;
@@ -575,7 +575,7 @@ async fn release_is_no_success_while_a_silent_majority_may_hold() {
         assert!(
             error
                 .to_string()
-                .contains("2 of 3 unavailable: b: told to fail; c: told to fail"),
+                .contains("2 of 3 unavailable: b: made to fail; c: made to fail"),
             "{error}"
         );
     }

@@ -257,6 +257,6 @@ async fn a_panic_of_a_manual_renewal_is_its_error() {
         (error.kind(), error.backend()),
         (ErrorKind::Indeterminate, Some("memory"))
     );
-    assert!(error.message().contains("told to panic"), "{error}");
+    assert!(error.message().contains("made to panic"), "{error}");
     guard.renew().await.unwrap();
 }

@@ -192,7 +192,7 @@ async fn release_of_an_unwanted_grant_is_traced() {
             return;
         }
     }
-    panic!("nothing was seen to be given back: {:#?}", log.spans());
+    panic!("no release was traced: {:#?}", log.spans());
 }
 
 #[tokio::test(start_paused = true)]
@@ -234,7 +234,7 @@ async fn late_renewals_are_warned_of_before_a_loss() {
         let warnings: Vec<_> = text.lines().filter(|line| line.contains("WARN")).collect();
         assert_eq!(warnings.len(), 3, "{text}");
         assert!(
-            warnings[0].contains("renewals are late") && warnings[0].contains("told to fail"),
+            warnings[0].contains("renewals are late") && warnings[0].contains("made to fail"),
             "{text}"
         );
         assert!(

@@ -175,7 +175,7 @@ pub(crate) async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Ou
     .await
 }
 
-/// Polls a future up to `polls` times, each time that it is woken. Returns its output if it
+/// Polls a future up to `polls` times, each time that its waker is called. Returns its output if it
 /// completes.
 pub(crate) async fn poll_times<F: Future + Unpin>(
     future: &mut F,

@@ -1,4 +1,4 @@
-//! What URLs lead to.
+//! Connections by URL.
 
 use leasehold::{ErrorKind, connect};
 

@@ -99,7 +99,7 @@ async fn fails_to_connect(url: &str) {
     let answers = async {
         loop {
             let (mut client, _) = server.accept().await.unwrap();
-            // What it sends is read first, so that it sees an end and no reset.
+            // Its bytes are read first, so that it sees an end and no reset.
             let mut sent = [0; 1024];
             // `S` is how PostgreSQL accepts TLS.
             if client.read(&mut sent).await.is_ok() && client.write_all(b"S").await.is_ok() {

@@ -188,7 +188,7 @@ pub enum Fencing {
     BestEffort,
     /// Tokens grow until the backend loses its data.
     #[cfg_attr(feature = "serde", serde(rename = "until_data_loss"))]
-    UntilAmnesia,
+    UntilDataLoss,
     /// Tokens grow even if the backend loses its data, unless its wall clock is set back as well.
     Clocked,
     /// Tokens always grow.
@@ -323,7 +323,7 @@ impl fmt::Display for Fencing {
         f.write_str(match self {
             Self::None => "none",
             Self::BestEffort => "best effort: a fail-over or a crash may repeat tokens",
-            Self::UntilAmnesia => "grow until the backend loses its data",
+            Self::UntilDataLoss => "grow until the backend loses its data",
             Self::Clocked => {
                 "grow even if the backend loses its data, unless its wall clock is set back"
             }

@@ -262,7 +262,7 @@ mod tests {
     #[tokio::test]
     async fn work_that_panics_is_an_error() {
         let panics = on_driver_thread(Duration::from_secs(3600), async {
-            panic!("told to panic") as Result<()>
+            panic!("made to panic") as Result<()>
         });
         assert_eq!(panics.await.unwrap_err().kind(), ErrorKind::Indeterminate);
     }

@@ -246,15 +246,15 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant
 fn finish(client: &Client, spec: &Spec, grant: Grant<'_>) -> Result<OwnedLease> {
     // Nothing between the grant and its owner can panic.
     let lease = OwnedLease::new(HeldLease::begin(grant, &client.schedule, spec.renewal));
-    renewal::keep(lease.hold());
+    renewal::keep(lease.held());
     // The lease is registered first: a client that closes or drains sets its mark before it
     // collects the leases that are held.
-    let is_held = lease.hold().is_held();
+    let is_held = lease.held().is_held();
     if let Some(refusal) = client.context.refusal() {
         return Err(refusal);
     }
     if !is_held {
-        let request = &lease.hold().request;
+        let request = &lease.held().request;
         let (key, ttl) = (request.key(), request.ttl());
         return Err(Error::new(
             ErrorKind::Lost,

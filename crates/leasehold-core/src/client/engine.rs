@@ -116,9 +116,9 @@ impl Client {
 
     async fn close_once(&self) -> Result<()> {
         self.queues.close();
-        for hold in self.schedule.all() {
+        for held in self.schedule.all() {
             // This releases the lock in the background, which is awaited below.
-            hold.lose(LossReason::ClientClosed);
+            held.lose(LossReason::ClientClosed);
         }
         self.schedule.stop();
         self.context.tasks.close();

@@ -120,7 +120,7 @@ impl HeldLease {
         let span = Span::of(|| {
             tracing::debug_span!(
                 target: "leasehold",
-                "hold",
+                "held",
                 backend = context.capabilities.backend,
                 key = %request.key(),
                 mode = %request.mode(),
@@ -323,7 +323,7 @@ impl HeldLease {
             telemetry::lost(&self.context, reason);
             if reason == LossReason::ClientClosed {
                 self.span.emit(|span| {
-                    tracing::debug!(target: "leasehold", parent: span, "given back: the client closes");
+                    tracing::debug!(target: "leasehold", parent: span, "released: the client closes");
                 });
             } else {
                 self.warn_of_loss(reason);
@@ -463,27 +463,27 @@ impl Schedule {
 
     /// Adds a lease, and starts the task if it is not running. Returns whether the task must be
     /// started.
-    pub(super) fn add(&self, hold: &Arc<HeldLease>) -> bool {
+    pub(super) fn add(&self, held: &Arc<HeldLease>) -> bool {
         let now = self.clock.now();
         let mut state = self.lock();
         state.used = true;
         if state.holds.is_empty() && state.sessions.is_empty() {
             state.shortest = Duration::MAX;
         }
-        state.shortest = state.shortest.min(hold.request.ttl().as_duration());
-        let due = match (hold.renewal, hold.keep_alive) {
+        state.shortest = state.shortest.min(held.request.ttl().as_duration());
+        let due = match (held.renewal, held.keep_alive) {
             (Renewal::Automatic, KeepAlive::Session(id)) => {
                 let session = state.sessions.entry(id).or_default();
                 if session.members.is_empty() {
-                    session.due = renewal_due(hold, now);
+                    session.due = renewal_due(held, now);
                 }
-                session.members.insert(hold.id, Arc::clone(hold));
+                session.members.insert(held.id, Arc::clone(held));
                 session.due
             }
             (Renewal::Automatic, KeepAlive::PerLease) => {
-                state.schedule(hold, renewal_due(hold, now))
+                state.schedule(held, renewal_due(held, now))
             }
-            (Renewal::Manual, _) => state.schedule(hold, hold.deadline().moment().as_nanos()),
+            (Renewal::Manual, _) => state.schedule(held, held.deadline().moment().as_nanos()),
         };
         if due < state.next_tick || now.as_nanos() + nanos(state.longest_sleep()) < state.next_tick
         {
@@ -494,10 +494,10 @@ impl Schedule {
     }
 
     /// Removes a lease. Returns whether it was present.
-    pub(crate) fn remove(&self, hold: &Arc<HeldLease>) -> bool {
+    pub(crate) fn remove(&self, held: &Arc<HeldLease>) -> bool {
         let (kept, is_empty) = {
             let mut state = self.lock();
-            (state.remove(hold), state.is_empty())
+            (state.remove(held), state.is_empty())
         };
         if kept && is_empty && self.drains.load(Ordering::Acquire) {
             self.emptied.notify_waiters();
@@ -532,13 +532,13 @@ impl Schedule {
     pub(crate) fn held_by(&self, asker: Asker, request: &Request) -> Option<Mode> {
         let (key, permit) = (request.key(), request.mode().is_permit());
         let holds = self.all();
-        let own = |hold: &&Arc<HeldLease>| {
-            hold.asker == asker && hold.request.key() == key && hold.is_held()
+        let own = |held: &&Arc<HeldLease>| {
+            held.asker == asker && held.request.key() == key && held.is_held()
         };
         holds
             .iter()
             .filter(own)
-            .map(|hold| hold.request.mode())
+            .map(|held| held.request.mode())
             .find(|mode| mode.is_permit() == permit)
     }
 
@@ -559,30 +559,30 @@ impl State {
     }
 
     /// Removes a lease. Returns whether it was present.
-    pub(super) fn remove(&mut self, hold: &HeldLease) -> bool {
+    pub(super) fn remove(&mut self, held: &HeldLease) -> bool {
         if self
             .holds
-            .remove(&(hold.due.load(Ordering::Relaxed), hold.id))
+            .remove(&(held.due.load(Ordering::Relaxed), held.id))
             .is_some()
         {
             return true;
         }
-        let KeepAlive::Session(id) = hold.keep_alive else {
+        let KeepAlive::Session(id) = held.keep_alive else {
             return false;
         };
         let Some(session) = self.sessions.get_mut(&id) else {
             return false;
         };
-        let kept = session.members.remove(&hold.id).is_some();
+        let kept = session.members.remove(&held.id).is_some();
         if session.members.is_empty() {
             self.sessions.remove(&id);
         }
         kept
     }
 
-    pub(super) fn schedule(&mut self, hold: &Arc<HeldLease>, due: u64) -> u64 {
-        hold.due.store(due, Ordering::Relaxed);
-        self.holds.insert((due, hold.id), Arc::clone(hold));
+    pub(super) fn schedule(&mut self, held: &Arc<HeldLease>, due: u64) -> u64 {
+        held.due.store(due, Ordering::Relaxed);
+        self.holds.insert((due, held.id), Arc::clone(held));
         due
     }
 
@@ -592,10 +592,10 @@ impl State {
 }
 
 /// Returns when to renew a lease that was just granted or renewed.
-pub(super) fn renewal_due(hold: &HeldLease, now: Timestamp) -> u64 {
-    let left = nanos(hold.deadline().remaining(now));
+pub(super) fn renewal_due(held: &HeldLease, now: Timestamp) -> u64 {
+    let left = nanos(held.deadline().remaining(now));
     // Any hash serves. Including the current time spreads each round differently.
-    let mixed = (hold.id ^ now.as_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
+    let mixed = (held.id ^ now.as_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
     let (early, late) = (
         left / 1000 * RENEW_AFTER_PERMILLE.start,
         left / 1000 * RENEW_AFTER_PERMILLE.end,

@@ -10,31 +10,31 @@ use crate::{
 
 /// One share of a lease. Dropping the last share releases the lease in the background.
 pub(crate) struct OwnedLease {
-    hold: Arc<HeldLease>,
+    held: Arc<HeldLease>,
     /// Whether the share must still be given up.
     owned: bool,
 }
 
 impl OwnedLease {
-    pub(crate) fn new(hold: Arc<HeldLease>) -> Self {
-        Self { hold, owned: true }
+    pub(crate) fn new(held: Arc<HeldLease>) -> Self {
+        Self { held, owned: true }
     }
 
-    pub(crate) fn hold(&self) -> &Arc<HeldLease> {
-        &self.hold
+    pub(crate) fn held(&self) -> &Arc<HeldLease> {
+        &self.held
     }
 
     pub(crate) async fn release(mut self) -> Result<Released> {
         self.owned = false;
-        let hold = &self.hold;
-        if !hold.unshare() {
-            return Ok(if hold.loss().is_some() {
+        let held = &self.held;
+        if !held.unshare() {
+            return Ok(if held.loss().is_some() {
                 Released::AlreadyLost
             } else {
                 Released::StillHeld
             });
         }
-        match Release::start(hold) {
+        match Release::start(held) {
             Some(releasing) => releasing.await,
             None => Ok(Released::AlreadyLost),
         }
@@ -43,8 +43,8 @@ impl OwnedLease {
 
 impl Drop for OwnedLease {
     fn drop(&mut self) {
-        if self.owned && self.hold.unshare() {
-            Release::in_background(&self.hold);
+        if self.owned && self.held.unshare() {
+            Release::in_background(&self.held);
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::{
 /// the release continues in the background.
 #[must_use]
 pub(crate) struct Release {
-    hold: Arc<HeldLease>,
+    held: Arc<HeldLease>,
     operation: Option<Call<Released>>,
     place: Option<Place>,
     sent: bool,
@@ -36,46 +36,46 @@ pub(crate) struct Release {
 impl Release {
     /// Starts a release in the caller's task. Returns `None` if the lease was already lost or
     /// released.
-    pub(crate) fn start(hold: &Arc<HeldLease>) -> Option<Self> {
-        if !hold.signal().release() {
-            hold.after_loss();
+    pub(crate) fn start(held: &Arc<HeldLease>) -> Option<Self> {
+        if !held.signal().release() {
+            held.after_loss();
             return None;
         }
-        hold.schedule.remove(hold);
-        hold.end();
-        let mut place = hold.take_place();
+        held.schedule.remove(held);
+        held.end();
+        let mut place = held.take_place();
         if let Some(place) = &mut place {
             place.released();
         }
         Some(Self {
-            operation: Some(hold.lease.release()),
+            operation: Some(held.lease.release()),
             place,
-            span: hold.release_span(),
-            hold: Arc::clone(hold),
+            span: held.release_span(),
+            held: Arc::clone(held),
             sent: false,
             in_background: false,
-            _under_way: hold.context.under_way(),
+            _under_way: held.context.under_way(),
         })
     }
 
     /// Releases in the background. It never blocks and never panics.
-    pub(crate) fn in_background(hold: &Arc<HeldLease>) {
-        hold.begin_release();
-        if let Some(mut releasing) = Self::start(hold) {
+    pub(crate) fn in_background(held: &Arc<HeldLease>) {
+        held.begin_release();
+        if let Some(mut releasing) = Self::start(held) {
             releasing.in_background = true;
-            let context = Arc::clone(&hold.context);
+            let context = Arc::clone(&held.context);
             context.in_background(releasing.finish());
         }
     }
 
     /// Retries until the release succeeds or the lease expires.
     async fn finish(mut self) {
-        let hold = Arc::clone(&self.hold);
+        let held = Arc::clone(&self.held);
         let outcome = (&mut self).await;
         let span = std::mem::replace(&mut self.span, Span::none());
         drop(self);
-        let outcome = retry_until_expired(&hold.context, &hold.lease, outcome).await;
-        telemetry::released(&hold.context, &outcome);
+        let outcome = retry_until_expired(&held.context, &held.lease, outcome).await;
+        telemetry::released(&held.context, &outcome);
         telemetry::release_ended(&span, &outcome);
         if let Err(error) = outcome {
             span.emit(|span| tracing::debug!(target: "leasehold", parent: span, %error, "not released; it expires"));
@@ -94,7 +94,7 @@ impl Future for Release {
         let polled = this.span.in_scope(|| Pin::new(operation).poll(cx));
         if !this.sent {
             this.sent = true;
-            if this.hold.context.capabilities.pipelined_release
+            if this.held.context.capabilities.pipelined_release
                 && let Some(place) = &mut this.place
             {
                 place.release_sent();
@@ -109,7 +109,7 @@ impl Future for Release {
             if outcome.as_ref().is_err_and(crate::Error::is_retryable) {
                 this.retry_in_background();
             } else {
-                telemetry::released(&this.hold.context, &outcome);
+                telemetry::released(&this.held.context, &outcome);
             }
         }
         Poll::Ready(outcome)
@@ -119,15 +119,15 @@ impl Future for Release {
 impl Release {
     fn retry_in_background(&self) {
         let retry = Self {
-            hold: Arc::clone(&self.hold),
-            operation: Some(self.hold.lease.release()),
+            held: Arc::clone(&self.held),
+            operation: Some(self.held.lease.release()),
             place: None,
             sent: true,
             in_background: true,
-            span: self.hold.release_span(),
-            _under_way: self.hold.context.under_way(),
+            span: self.held.release_span(),
+            _under_way: self.held.context.under_way(),
         };
-        self.hold.context.in_background(async move {
+        self.held.context.in_background(async move {
             tokio::time::sleep(FIRST_PAUSE).await;
             retry.finish().await;
         });
@@ -142,14 +142,14 @@ impl Drop for Release {
             return;
         };
         let rest = Self {
-            hold: Arc::clone(&self.hold),
+            held: Arc::clone(&self.held),
             operation: Some(operation),
             place: self.place.take(),
             sent: self.sent,
             in_background: true,
             span: std::mem::replace(&mut self.span, Span::none()),
-            _under_way: self.hold.context.under_way(),
+            _under_way: self.held.context.under_way(),
         };
-        self.hold.context.in_background(rest.finish());
+        self.held.context.in_background(rest.finish());
     }
 }

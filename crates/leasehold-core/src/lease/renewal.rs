@@ -112,9 +112,9 @@ impl Schedule {
         if let Some(late) = late {
             contain(|| late.warn(renewals.len()));
         }
-        for hold in over {
-            hold.lose(LossReason::Expired);
-            hold.after_loss();
+        for held in over {
+            held.lose(LossReason::Expired);
+            held.after_loss();
         }
         // Within the range of tokio's timer. `wake` ends the sleep if a lease is added.
         sleep.min(Duration::from_secs(3600))
@@ -129,19 +129,19 @@ impl Schedule {
             .filter(|error| error.kind() != ErrorKind::Lost)
             .cloned();
         match renewed {
-            Renewed::HeldLease(hold) => {
-                hold.renewing.store(false, Ordering::Relaxed);
+            Renewed::HeldLease(held) => {
+                held.renewing.store(false, Ordering::Relaxed);
                 let mut state = self.lock();
                 if state
                     .holds
-                    .remove(&(hold.due.load(Ordering::Relaxed), hold.id))
+                    .remove(&(held.due.load(Ordering::Relaxed), held.id))
                     .is_some()
                 {
-                    let due = next_try(&hold, outcome, now);
-                    state.schedule(&hold, due);
+                    let due = next_try(&held, outcome, now);
+                    state.schedule(&held, due);
                 }
             }
-            Renewed::Session(id, hold) => {
+            Renewed::Session(id, held) => {
                 let lost = outcome
                     .as_ref()
                     .is_err_and(|error| error.kind() == ErrorKind::Lost);
@@ -155,26 +155,26 @@ impl Schedule {
                 session.due = if lost {
                     now.as_nanos()
                 } else {
-                    next_try(&hold, outcome, now)
+                    next_try(&held, outcome, now)
                 };
             }
         }
     }
 
     fn collect_losses(&self) {
-        for hold in self.all() {
+        for held in self.all() {
             // Has no effect on leases that are not lost.
-            hold.after_loss();
+            held.after_loss();
         }
     }
 }
 
 impl State {
     fn next_due(&self) -> Option<u64> {
-        let hold = self.holds.first_key_value().map(|(&(due, _), _)| due);
+        let held = self.holds.first_key_value().map(|(&(due, _), _)| due);
         let ready = self.ready.first_key_value().map(|(&(latest, _), _)| latest);
         let session = self.sessions.values().map(|session| session.due).min();
-        hold.into_iter().chain(ready).chain(session).min()
+        held.into_iter().chain(ready).chain(session).min()
     }
 
     /// Queues the renewals that are due and collects leases that have ended. Returns whether a
@@ -187,18 +187,18 @@ impl State {
             .first_entry()
             .filter(|entry| entry.key().0 <= now.as_nanos())
         {
-            let hold = entry.remove();
-            if hold.deadline().is_past(now) || !hold.signal().is_live() {
-                lost.push(hold);
+            let held = entry.remove();
+            if held.deadline().is_past(now) || !held.signal().is_live() {
+                lost.push(held);
             } else {
-                late |= is_late(&hold, now);
-                self.enqueue(&hold, now);
+                late |= is_late(&held, now);
+                self.enqueue(&held, now);
             }
         }
-        for hold in lost {
+        for held in lost {
             // Stays in the schedule until `after_loss` has removed it.
-            self.schedule(&hold, hold.due.load(Ordering::Relaxed));
-            over.push(hold);
+            self.schedule(&held, held.due.load(Ordering::Relaxed));
+            over.push(held);
         }
         if !self.ready.is_empty() {
             self.coalesce_due(now);
@@ -211,27 +211,27 @@ impl State {
     fn coalesce_due(&mut self, now: Timestamp) {
         let soon = (now + self.shortest / ALONG_PART).as_nanos();
         let room = AT_A_TIME.saturating_sub(self.ready.len());
-        let due_soon = self.holds.range(..=(soon, u64::MAX)).map(|(_, hold)| hold);
-        let along = due_soon.filter(|hold| {
-            hold.renewal == Renewal::Automatic
-                && hold.signal().is_live()
-                && !hold.renewing.load(Ordering::Relaxed)
+        let due_soon = self.holds.range(..=(soon, u64::MAX)).map(|(_, held)| held);
+        let along = due_soon.filter(|held| {
+            held.renewal == Renewal::Automatic
+                && held.signal().is_live()
+                && !held.renewing.load(Ordering::Relaxed)
         });
-        for hold in along.take(room).cloned().collect::<Vec<_>>() {
+        for held in along.take(room).cloned().collect::<Vec<_>>() {
             self.holds
-                .remove(&(hold.due.load(Ordering::Relaxed), hold.id));
-            self.enqueue(&hold, now);
+                .remove(&(held.due.load(Ordering::Relaxed), held.id));
+            self.enqueue(&held, now);
         }
     }
 
     /// Queues a renewal, unless one is running. The lease stays in the schedule, for the time when
     /// it is late and the time when it expires.
-    fn enqueue(&mut self, hold: &Arc<HeldLease>, now: Timestamp) {
-        if hold.renewal == Renewal::Automatic && !hold.renewing.swap(true, Ordering::Relaxed) {
+    fn enqueue(&mut self, held: &Arc<HeldLease>, now: Timestamp) {
+        if held.renewal == Renewal::Automatic && !held.renewing.swap(true, Ordering::Relaxed) {
             self.ready
-                .insert((left_at(hold, SEND_AT_PART), hold.id), Arc::clone(hold));
+                .insert((left_at(held, SEND_AT_PART), held.id), Arc::clone(held));
         }
-        self.schedule(hold, next_alarm(hold, now));
+        self.schedule(held, next_alarm(held, now));
     }
 
     /// Starts renewals up to the limit, and those that must be sent now.
@@ -240,11 +240,11 @@ impl State {
             if renewals.len() >= AT_A_TIME && entry.key().0 > now.as_nanos() {
                 return;
             }
-            let hold = entry.remove();
-            if hold.signal().is_live() {
+            let held = entry.remove();
+            if held.signal().is_live() {
                 renewals.push(Box::pin(async move {
-                    let outcome = contained(hold.renew()).await;
-                    (Renewed::HeldLease(hold), outcome)
+                    let outcome = contained(held.renew()).await;
+                    (Renewed::HeldLease(held), outcome)
                 }));
             }
         }
@@ -267,20 +267,20 @@ impl State {
                 session
                     .members
                     .values()
-                    .filter(|hold| hold.deadline().is_past(now))
+                    .filter(|held| held.deadline().is_past(now))
                     .cloned(),
             );
-            let Some(hold) = session
+            let Some(held) = session
                 .members
                 .values()
-                .find(|hold| !hold.deadline().is_past(now))
+                .find(|held| !held.deadline().is_past(now))
             else {
                 continue;
             };
-            late |= is_late(hold, now);
-            session.due = next_alarm(hold, now);
+            late |= is_late(held, now);
+            session.due = next_alarm(held, now);
             if !std::mem::replace(&mut session.renewing, true) {
-                let renewed = Arc::clone(hold);
+                let renewed = Arc::clone(held);
                 renewals.push(Box::pin(async move {
                     let outcome = contained(renewed.renew()).await;
                     (Renewed::Session(id, renewed), outcome)
@@ -304,10 +304,10 @@ impl State {
             .holds
             .values()
             .chain(members)
-            .filter(|hold| is_late(hold, now))
+            .filter(|held| is_late(held, now))
             .collect();
         Some(Late {
-            first: Arc::clone(late.iter().min_by_key(|hold| hold.deadline())?),
+            first: Arc::clone(late.iter().min_by_key(|held| held.deadline())?),
             count: late.len(),
             waiting: self.ready.len(),
             trouble: self.trouble.clone(),
@@ -341,35 +341,35 @@ impl Late {
 }
 
 /// Returns the time at which the TTL divided by `part` is left.
-fn left_at(hold: &HeldLease, part: u32) -> u64 {
-    hold.deadline()
+fn left_at(held: &HeldLease, part: u32) -> u64 {
+    held.deadline()
         .moment()
         .as_nanos()
-        .saturating_sub(nanos(hold.request.ttl().as_duration() / part))
+        .saturating_sub(nanos(held.request.ttl().as_duration() / part))
 }
 
-fn is_late(hold: &HeldLease, now: Timestamp) -> bool {
-    hold.renewal == Renewal::Automatic && left_at(hold, WARN_AT_PART) <= now.as_nanos()
+fn is_late(held: &HeldLease, now: Timestamp) -> bool {
+    held.renewal == Renewal::Automatic && left_at(held, WARN_AT_PART) <= now.as_nanos()
 }
 
 /// Returns when to check a lease while its renewal is running: when it is late, then at its
 /// deadline.
-fn next_alarm(hold: &HeldLease, now: Timestamp) -> u64 {
-    if hold.renewal == Renewal::Automatic && !is_late(hold, now) {
-        left_at(hold, WARN_AT_PART)
+fn next_alarm(held: &HeldLease, now: Timestamp) -> u64 {
+    if held.renewal == Renewal::Automatic && !is_late(held, now) {
+        left_at(held, WARN_AT_PART)
     } else {
-        hold.deadline().moment().as_nanos()
+        held.deadline().moment().as_nanos()
     }
 }
 
 /// Returns when to renew again after a renewal with this outcome: at the deadline at the latest,
 /// because an expiry must be noticed.
-fn next_try(hold: &HeldLease, outcome: &Result<()>, now: Timestamp) -> u64 {
-    let deadline = hold.deadline().moment().as_nanos();
+fn next_try(held: &HeldLease, outcome: &Result<()>, now: Timestamp) -> u64 {
+    let deadline = held.deadline().moment().as_nanos();
     match outcome {
-        Ok(()) => renewal_due(hold, now),
+        Ok(()) => renewal_due(held, now),
         Err(_) => {
-            let pause = (hold.request.ttl().as_duration() / RETRY_PART)
+            let pause = (held.request.ttl().as_duration() / RETRY_PART)
                 .clamp(RETRY_BOUNDS.0, RETRY_BOUNDS.1);
             (now + pause).as_nanos().min(deadline)
         }

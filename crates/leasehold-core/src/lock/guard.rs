@@ -65,7 +65,7 @@ impl LockGuard {
     /// Returns the fencing token to pass to the resource. `None` only if the backend has no tokens.
     #[must_use]
     pub fn fencing_token(&self) -> Option<FencingToken> {
-        self.0.hold().token()
+        self.0.held().token()
     }
 }
 
@@ -103,45 +103,45 @@ macro_rules! guard_methods {
             /// Returns the key.
             #[must_use]
             pub fn key(&self) -> &LockKey {
-                self.0.hold().request.key()
+                self.0.held().request.key()
             }
 
             /// Returns how the key is held.
             #[must_use]
             pub fn mode(&self) -> Mode {
-                self.0.hold().request.mode()
+                self.0.held().request.mode()
             }
 
             /// Returns the TTL: how long the lease is valid after each renewal.
             #[must_use]
             pub fn ttl(&self) -> Ttl {
-                self.0.hold().request.ttl()
+                self.0.held().request.ttl()
             }
 
             /// Returns the current deadline on the client's clock. After it the lease must be
             /// treated as lost.
             #[must_use]
             pub fn deadline(&self) -> Deadline {
-                self.0.hold().deadline()
+                self.0.held().deadline()
             }
 
             /// Returns the time until the deadline; zero if the lease is no longer held.
             #[must_use]
             pub fn remaining(&self) -> Duration {
-                self.0.hold().remaining()
+                self.0.held().remaining()
             }
 
             /// Returns whether the lease is held. Reads the clock: the lease is held if it is not
             /// lost and its deadline has not passed.
             #[must_use]
             pub fn is_held(&self) -> bool {
-                self.0.hold().is_held()
+                self.0.held().is_held()
             }
 
             /// Returns why the lease was lost, if it was.
             #[must_use]
             pub fn loss(&self) -> Option<LossReason> {
-                self.0.hold().loss()
+                self.0.held().loss()
             }
 
             /// Completes when the lease is lost: at the deadline at the latest, or as soon as the
@@ -150,19 +150,19 @@ macro_rules! guard_methods {
             /// # Cancel safety
             /// Safe.
             pub async fn lost(&self) -> LossReason {
-                or_never(self.0.hold().ended().await).await
+                or_never(self.0.held().ended().await).await
             }
 
             /// Returns a token that is cancelled when the lease is lost.
             #[must_use]
             pub fn cancellation_token(&self) -> CancellationToken {
-                self.0.hold().cancellation_token()
+                self.0.held().cancellation_token()
             }
 
             /// Returns a view of the lease for other tasks.
             #[must_use]
             pub fn info(&self) -> LeaseInfo {
-                LeaseInfo::of(self.0.hold())
+                LeaseInfo::of(self.0.held())
             }
 
             /// Renews the lease for another TTL, counted from now. Only needed with
@@ -175,7 +175,7 @@ macro_rules! guard_methods {
             /// # Cancel safety
             /// The renewal may or may not have happened; the lease stays valid either way.
             pub async fn renew(&self) -> Result<()> {
-                self.0.hold().renew().await
+                self.0.held().renew().await
             }
 
             guard_run_methods!();
@@ -199,7 +199,7 @@ macro_rules! guard_methods {
                 f.debug_struct(stringify!($guard))
                     .field("key", self.key())
                     .field("mode", &self.mode())
-                    .field("token", &self.0.hold().token())
+                    .field("token", &self.0.held().token())
                     .field("remaining", &self.remaining())
                     .finish_non_exhaustive()
             }
@@ -210,8 +210,8 @@ guard_methods!(LockGuard);
 guard_methods!(SemaphorePermit);
 
 impl LockGuard {
-    pub(crate) fn hold(&self) -> &Arc<HeldLease> {
-        self.0.hold()
+    pub(crate) fn held(&self) -> &Arc<HeldLease> {
+        self.0.held()
     }
 }
 
@@ -232,15 +232,15 @@ impl LockGuard {
 /// ```
 #[derive(Clone)]
 pub struct LeaseInfo {
-    hold: Weak<HeldLease>,
+    held: Weak<HeldLease>,
     facts: Arc<Facts>,
 }
 
 impl LeaseInfo {
-    pub(crate) fn of(hold: &Arc<HeldLease>) -> Self {
+    pub(crate) fn of(held: &Arc<HeldLease>) -> Self {
         Self {
-            hold: Arc::downgrade(hold),
-            facts: Arc::clone(hold.facts()),
+            held: Arc::downgrade(held),
+            facts: Arc::clone(held.facts()),
         }
     }
 
@@ -273,17 +273,17 @@ impl LeaseInfo {
     /// lost.
     #[must_use]
     pub fn deadline(&self) -> Deadline {
-        self.hold
+        self.held
             .upgrade()
-            .map_or_else(|| self.facts.last_deadline(), |hold| hold.deadline())
+            .map_or_else(|| self.facts.last_deadline(), |held| held.deadline())
     }
 
     /// Returns the time until the deadline; zero if the lease is no longer held.
     #[must_use]
     pub fn remaining(&self) -> Duration {
-        self.hold
+        self.held
             .upgrade()
-            .map(|hold| hold.remaining())
+            .map(|held| held.remaining())
             .unwrap_or_default()
     }
 
@@ -291,14 +291,14 @@ impl LeaseInfo {
     /// nor released and its deadline has not passed.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        self.hold.upgrade().is_some_and(|hold| hold.is_held())
+        self.held.upgrade().is_some_and(|held| held.is_held())
     }
 
     /// Returns why the lease was lost, if it was.
     #[must_use]
     pub fn loss(&self) -> Option<LossReason> {
-        match self.hold.upgrade() {
-            Some(hold) => hold.loss(),
+        match self.held.upgrade() {
+            Some(held) => held.loss(),
             None => self.facts.request.signal().loss(),
         }
     }
@@ -309,8 +309,8 @@ impl LeaseInfo {
     /// # Cancel safety
     /// Safe.
     pub async fn lost(&self) -> LossReason {
-        or_never(match self.hold.upgrade() {
-            Some(hold) => hold.ended().await,
+        or_never(match self.held.upgrade() {
+            Some(held) => held.ended().await,
             None => self.facts.request.signal().loss(),
         })
         .await
@@ -319,8 +319,8 @@ impl LeaseInfo {
     /// Returns a token that is cancelled when the lease is lost.
     #[must_use]
     pub fn cancellation_token(&self) -> CancellationToken {
-        if let Some(hold) = self.hold.upgrade() {
-            return hold.cancellation_token();
+        if let Some(held) = self.held.upgrade() {
+            return held.cancellation_token();
         }
         let token = CancellationToken::new();
         if self.loss().is_some() {

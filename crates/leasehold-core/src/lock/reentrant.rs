@@ -79,7 +79,7 @@ impl Slots {
             self.swept += self.by_key.len();
         }
         self.by_key
-            .retain(|_, slot| Arc::strong_count(slot) > 1 || slot.hold().strong_count() > 0);
+            .retain(|_, slot| Arc::strong_count(slot) > 1 || slot.held().strong_count() > 0);
         // The next sweep comes after as many new keys as this one has kept. The cost of a new key
         // therefore does not grow with the number of held keys.
         self.sweep_at = MIN_SWEEP.max(self.by_key.len() * 2);
@@ -90,7 +90,7 @@ impl Slots {
 /// The state of one key of an owner.
 #[derive(Debug, Default)]
 struct Slot {
-    hold: Mutex<Weak<HeldLease>>,
+    held: Mutex<Weak<HeldLease>>,
     /// Locked while a task acquires the key. Other tasks of the owner wait for that acquisition and
     /// share it.
     locking: tokio::sync::Mutex<()>,
@@ -99,19 +99,19 @@ struct Slot {
 impl Slot {
     /// Returns another guard if the owner holds the key.
     fn enter_again(&self) -> Option<LockGuard> {
-        let hold = self.hold().upgrade()?;
-        (hold.is_held() && hold.share()).then(|| LockGuard::new(OwnedLease::new(hold)))
+        let held = self.held().upgrade()?;
+        (held.is_held() && held.share()).then(|| LockGuard::new(OwnedLease::new(held)))
     }
 
     /// Stores the lease of the first guard, for later guards to share.
     fn enter_first(&self, guard: LockGuard) -> LockGuard {
-        *self.hold() = Arc::downgrade(guard.hold());
+        *self.held() = Arc::downgrade(guard.held());
         guard
     }
 
-    fn hold(&self) -> MutexGuard<'_, Weak<HeldLease>> {
+    fn held(&self) -> MutexGuard<'_, Weak<HeldLease>> {
         // No code panics while the mutex is locked.
-        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

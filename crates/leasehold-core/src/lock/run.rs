@@ -17,12 +17,12 @@ pub(crate) async fn run<T>(
     lease: OwnedLease,
     work: Pin<Box<impl Future<Output = T>>>,
 ) -> Result<T> {
-    let hold = Arc::clone(lease.hold());
-    let (key, ttl) = (hold.request.key(), hold.request.ttl());
+    let held = Arc::clone(lease.held());
+    let (key, ttl) = (held.request.key(), held.request.ttl());
     let margin = (ttl.as_duration() / 10).min(LONGEST_MARGIN);
     let value = tokio::select! {
         biased;
-        end = hold.ended_before(margin) => {
+        end = held.ended_before(margin) => {
             let reason = end.unwrap_or(LossReason::Expired);
             return Err(Error::new(
                 ErrorKind::Lost,
@@ -31,7 +31,7 @@ pub(crate) async fn run<T>(
         }
         value = work => value,
     };
-    if let Some(reason) = hold.loss() {
+    if let Some(reason) = held.loss() {
         return Err(Error::new(
             ErrorKind::Lost,
             format!("the lock `{key}` was lost before the work under it ended: {reason}"),

@@ -138,12 +138,12 @@ async fn quorum_freed(
     poll_fn(|cx| {
         let before = refused.len();
         refused.retain_mut(|node| node.wake.as_mut().poll(cx).is_pending());
-        let woken = before - refused.len();
-        if woken >= missing {
+        let notified = before - refused.len();
+        if notified >= missing {
             return Poll::Ready(());
         }
-        if woken > 0 {
-            missing -= woken;
+        if notified > 0 {
+            missing -= notified;
             timer
                 .as_mut()
                 .reset(began + refused[missing - 1].retry_after);

@@ -5,9 +5,10 @@ use crate::{clock::Deadline, quorum::tally::Majority};
 /// Returns the k-th largest of the nodes' deadlines, where k is the majority. Until then at least k
 /// nodes hold the lock. Returns `None` while fewer than k nodes have granted.
 ///
-/// Each node's deadline is that of [`Request::deadline_from`](crate::backend::Request::deadline_from). It is
-/// counted from before *that node's* request was sent, and is already shortened by the drift (1 %
-/// and 2 ms by default), which is therefore not subtracted again.
+/// Each node's deadline is that of
+/// [`Request::deadline_from`](crate::backend::Request::deadline_from). It is counted from before
+/// *that node's* request was sent, and is already shortened by the drift (1 % and 2 ms by default),
+/// which is therefore not subtracted again.
 ///
 /// The published algorithm counts all nodes from the start of the first request, so that one slow
 /// node shortens the time of the fast ones. Counting each node from its own start is as safe. It

@@ -125,8 +125,8 @@ pub enum Readmission {
 /// after the grace period of the restarted node has passed.
 ///
 /// A majority of the other nodes is needed. Every token was accepted by a majority of all nodes. If
-/// the restarted node belonged to it, so did k − 1 of the others, and a majority of the others
-/// shares a node with every set of k − 1 of them.
+/// the restarted node belonged to it, so did k − 1 other nodes, and a majority of the other
+/// nodes shares a node with every set of k − 1 of them.
 #[must_use]
 pub fn readmission(others: impl IntoIterator<Item = FencingToken>, all: Majority) -> Readmission {
     let (mut answers, mut largest) = (0, FencingToken::new(0));

@@ -12,7 +12,7 @@ use crate::{
 
 /// Running calls, at most one per node, polled by the task that waits for them.
 ///
-/// With few nodes, polling all of them costs no more than finding the one that was woken, and no
+/// With few nodes, polling all of them costs no more than finding the one that is ready, and no
 /// call needs a task of its own. A call that panics fails, and the remaining calls continue.
 pub(super) struct FanOut<T> {
     pending: Vec<(usize, Call<T>)>,

@@ -344,7 +344,7 @@ mod tests {
             Box::pin(async move {
                 let mut carried = self.0.lock().await;
                 tokio::task::yield_now().await;
-                assert!(!jobs.contains(&PANICS), "told to panic");
+                assert!(!jobs.contains(&PANICS), "made to panic");
                 carried.extend(&jobs);
                 jobs
             })
@@ -451,7 +451,7 @@ mod tests {
     }
 
     /// A task that wakes itself is scheduled once more. On a runtime with several workers, another
-    /// worker is woken for it.
+    /// worker is notified for it.
     #[tokio::test]
     async fn one_alone_is_polled_as_often_as_its_carrier_says() {
         let (gather, connection) = gather(1);

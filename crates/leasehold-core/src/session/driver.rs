@@ -1,4 +1,4 @@
-//! What a driver is given and returns: [`SessionClock`], [`Opened`], [`Owned`].
+//! The arguments and results of a driver: [`SessionClock`], [`Opened`], [`Owned`].
 
 use crate::{
     backend::request::Request,

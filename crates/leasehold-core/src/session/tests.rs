@@ -30,7 +30,7 @@ struct Server {
     opened: AtomicUsize,
     renewed: AtomicUsize,
     closed: AtomicUsize,
-    disowned: Mutex<Vec<u32>>,
+    deleted: Mutex<Vec<u32>>,
     down: AtomicBool,
     /// If set, the entries of a session cannot be listed.
     blind: AtomicBool,
@@ -147,7 +147,7 @@ impl SessionDriver for Server {
             .get_mut(handle)
             .unwrap()
             .retain(|claim| !orphans.contains(claim));
-        self.disowned.lock().unwrap().extend(orphans);
+        self.deleted.lock().unwrap().extend(orphans);
         Ok(())
     }
 
@@ -498,10 +498,10 @@ async fn renewal_removes_orphans_and_nothing_else() {
         server.has(0, claim);
     }
     held.session().renew().await.unwrap();
-    assert_eq!(*server.disowned.lock().unwrap(), [3]);
+    assert_eq!(*server.deleted.lock().unwrap(), [3]);
     drop(waiting);
     held.session().renew().await.unwrap();
-    assert_eq!(*server.disowned.lock().unwrap(), [3, 2]);
+    assert_eq!(*server.deleted.lock().unwrap(), [3, 2]);
     assert_eq!(lock.signal().loss(), None);
 }
 
@@ -520,9 +520,9 @@ async fn reconciliation_spares_concurrent_claims_and_releases() {
     server.has(0, 2);
     drop(passing);
     renewal.await.unwrap().unwrap();
-    assert_eq!(*server.disowned.lock().unwrap(), [0; 0]);
+    assert_eq!(*server.deleted.lock().unwrap(), [0; 0]);
     released.session().renew().await.unwrap();
-    assert_eq!(*server.disowned.lock().unwrap(), [1, 2]);
+    assert_eq!(*server.deleted.lock().unwrap(), [1, 2]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -206,7 +206,7 @@ impl<const A: usize> Protocol<A> {
         if at.holder != 0 {
             let holder = usize::from(at.holder) - 1;
             let passed = state.attempts[holder].passed >= at.links[holder].until;
-            // The node cannot tell a release from an expiry.
+            // The node cannot distinguish a release from an expiry.
             if self.scope.clocks && state.attempts[holder].releases {
                 steps.push(Step::Free { node });
             } else if !self.scope.clocks || passed {

@@ -66,7 +66,7 @@ impl Flaky {
     fn panic_if_told(&self) {
         if self.panics.load(SeqCst) {
             // Suppresses the message of each panic.
-            resume_unwind(Box::new("told to panic"));
+            resume_unwind(Box::new("made to panic"));
         }
     }
 
@@ -74,7 +74,7 @@ impl Flaky {
         self.panic_if_told();
         if self.down.load(SeqCst) {
             tokio::time::sleep(FAILS_AFTER).await;
-            return Err(Error::new(ErrorKind::Unavailable, "told to fail"));
+            return Err(Error::new(ErrorKind::Unavailable, "made to fail"));
         }
         Ok(())
     }

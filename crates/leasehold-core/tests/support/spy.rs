@@ -166,13 +166,13 @@ impl Lease for SpyLease {
             .unwrap()
             .push(self.request.now());
         if self.watched.renewals_fail.load(SeqCst) {
-            return Err(Error::new(ErrorKind::Unavailable, "told to fail"));
+            return Err(Error::new(ErrorKind::Unavailable, "made to fail"));
         }
         let panics = self
             .watched
             .panics
             .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
-        assert!(panics.is_err(), "told to panic");
+        assert!(panics.is_err(), "made to panic");
         let round_trip = *self.watched.round_trip.lock().unwrap();
         if !round_trip.is_zero() {
             tokio::time::sleep(round_trip / 2).await;
@@ -188,7 +188,7 @@ impl Lease for SpyLease {
 
     async fn release(self: Arc<Self>) -> Result<Released> {
         self.watched.releases.fetch_add(1, SeqCst);
-        assert!(!self.watched.releases_panic.load(SeqCst), "told to panic");
+        assert!(!self.watched.releases_panic.load(SeqCst), "made to panic");
         for _ in 0..self.watched.releases_yield.load(SeqCst) {
             tokio::task::yield_now().await;
         }

@@ -89,8 +89,8 @@ impl FileConfig {
     /// default.
     ///
     /// If this process is killed, the lock stays held until the last such child process has ended.
-    /// A release frees the lock at once. A [`Lease`](leasehold_core::backend::Lease) that is dropped without
-    /// a release leaves the lock to the child processes.
+    /// A release frees the lock at once. A [`Lease`](leasehold_core::backend::Lease) that is
+    /// dropped without a release leaves the lock to the child processes.
     #[must_use]
     pub fn with_inherited_by_children(mut self, inherited: bool) -> Self {
         self.inherited_by_children = inherited;

@@ -34,7 +34,7 @@ const YIELD_RETRY: Duration = Duration::from_millis(5);
 /// - Grants expire by the backend's [clock](Self::with_clock). Expiry notifies the waiters, and
 ///   nothing polls.
 /// - Fencing tokens start at 1 in each backend and grow over all its keys. They are valid for
-///   resources that live as long as the process ([`Fencing::UntilAmnesia`]).
+///   resources that live as long as the process ([`Fencing::UntilDataLoss`]).
 /// - It is a [`QuorumNode`](leasehold_core::quorum::QuorumNode), so several backends form a quorum
 ///   for tests.
 ///
@@ -129,7 +129,7 @@ impl LockBackend for MemoryBackend {
         capabilities.permits = true;
         capabilities.expiry = Expiry::Server;
         capabilities.drift = ClockDrift::NONE;
-        capabilities.fencing = Fencing::UntilAmnesia;
+        capabilities.fencing = Fencing::UntilDataLoss;
         capabilities.fairness = Fairness::Fifo;
         capabilities.waiter_notification = WaiterNotification::Pushed;
         capabilities.loss_detection = LossDetection::Pushed;

@@ -4,8 +4,8 @@ use std::fmt;
 
 use leasehold_core::{FencingToken, Ttl, quorum::EpochRecord};
 
-/// The marker of a provisioned node: `R:<run>:<largest TTL in ms>:<above>`, or `D:…` for a node that
-/// loses no token in a restart.
+/// The marker of a provisioned node: `R:<run>:<largest TTL in ms>:<above>`, or `D:…` for a node
+/// that loses no token in a restart.
 ///
 /// The marker is stored beside the locks. A server that was wiped has none. A server that returned
 /// with older data has the marker of an earlier run, and one with the data of another server has

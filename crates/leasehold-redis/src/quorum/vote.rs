@@ -1,4 +1,5 @@
-//! The votes of a node: acquisition on the requirements of a quorum, and the strict write-back of tokens.
+//! The votes of a node: acquisition on the requirements of a quorum, and the strict write-back of
+//! tokens.
 
 use leasehold_core::{
     ErrorKind, FencingToken, Mode, Result,
@@ -20,8 +21,8 @@ use crate::{
 /// The error code of a script that found another marker or another run than expected.
 const MARKER_CHANGED: &str = "LEASEMARK";
 
-/// Makes one attempt to acquire the lock on these requirements. `again` means that the same attempt was
-/// sent before and its answer was lost.
+/// Makes one attempt to acquire the lock on these requirements. `again` means that the same attempt
+/// was sent before and its answer was lost.
 pub(crate) async fn acquire(
     manager: &ConnectionManager,
     request: &Request,

@@ -51,7 +51,7 @@ pub async fn dropped_at_every_poll_point_leaves_nothing(fixture: &dyn BackendFix
             };
             let mutex = dropper.mutex(&key);
             let mut acquisition = Box::pin(mutex.lock());
-            // A contended acquisition is not woken again before the release.
+            // A contended acquisition is not polled again before the release.
             let polled = tokio::time::timeout(SOON / 10, poll_times(&mut acquisition, point)).await;
             let release_holder = async {
                 if let Some(guard) = guard {

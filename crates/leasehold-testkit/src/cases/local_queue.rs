@@ -21,7 +21,7 @@ pub async fn local_queue_yields_to_other_clients(fixture: &dyn BackendFixture) {
     const TASKS: usize = 40;
     const MOST: u32 = 50;
     let (crowd, one) = (client(fixture).await, fixture.open().await);
-    let key = key(fixture, "gate");
+    let key = key(fixture, "local_queue");
     let (grants, over) = (
         Arc::new(AtomicU32::new(0)),
         Arc::new(AtomicBool::new(false)),

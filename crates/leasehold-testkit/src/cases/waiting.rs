@@ -8,7 +8,7 @@ use crate::{
 /// Checks that a release notifies the waiter of another client, long before the TTL has passed.
 pub async fn waiter_is_notified_without_polling(fixture: &dyn BackendFixture) {
     let (holder, other) = (client(fixture).await, client(fixture).await);
-    let key = key(fixture, "woken");
+    let key = key(fixture, "notified");
     // Three quick rounds in a row cannot be the effect of polling once per TTL. A busy machine may
     // be late in some rounds.
     let (mut quick, mut late) = (0, Vec::new());

@@ -272,12 +272,12 @@ impl Model {
                 waiter.until = now + left.unwrap_or_default() + request.ttl().as_duration();
             }
             let mut changed = key.changed.subscribe();
-            let (woken, instant) = (!store.has(Bug::NoNotification), store.instant);
+            let (notified, instant) = (!store.has(Bug::NoNotification), store.instant);
             Ok(AcquireReply::Refused(Contention {
                 // Soon, if the lock is free: the waiter that it is reserved for may have crashed.
                 retry_after: Some(left.unwrap_or(RETRY_DELAY)),
                 last_token: (key.last_token > 0).then(|| FencingToken::new(key.last_token)),
-                wake: woken.then(|| {
+                wake: notified.then(|| {
                     Box::pin(async move {
                         drop(changed.changed().await);
                         if !instant {
@@ -345,7 +345,7 @@ impl LockBackend for Model {
             rate_ppm: 1_000,
             constant: Duration::ZERO,
         };
-        capabilities.fencing = Fencing::UntilAmnesia;
+        capabilities.fencing = Fencing::UntilDataLoss;
         capabilities.fairness = Fairness::None;
         capabilities.waiter_notification = WaiterNotification::Pushed;
         capabilities.loss_detection = LossDetection::Pushed;

@@ -164,7 +164,7 @@ impl LockBackend for SimBackend {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::new("simulated");
         capabilities.endpoint = self.to_string();
-        capabilities.fencing = Fencing::UntilAmnesia;
+        capabilities.fencing = Fencing::UntilDataLoss;
         capabilities.waiter_notification = WaiterNotification::Pushed;
         capabilities.loss_detection = LossDetection::Renewal;
         capabilities.restart = Restart::AsPersisted;

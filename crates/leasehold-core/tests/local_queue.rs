@@ -1,4 +1,4 @@
-//! The gate: one contender per key and process, in order, and with yielding.
+//! The local queue: one contender per key and process, in order, and with yielding.
 
 mod support;
 
@@ -73,7 +73,7 @@ async fn next_waiter_starts_when_a_pipelined_release_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_courteous_after_a_bounded_number_of_turns() {
+async fn it_yields_after_a_bounded_number_of_grants() {
     let (client, watched, _) = spied();
     let order = Arc::default();
     let tasks: Vec<_> = (0..200)
@@ -96,7 +96,7 @@ async fn it_is_courteous_after_a_bounded_number_of_turns() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_releaser_that_locks_again_at_once_is_courteous_too() {
+async fn releaser_that_locks_again_at_once_yields() {
     let (client, watched, _) = spied();
     for _ in 0..100 {
         client
@@ -130,7 +130,7 @@ async fn a_releaser_that_locks_again_at_once_is_courteous_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_loop_of_tries_is_courteous_too() {
+async fn loop_of_tries_yields() {
     let (client, watched, _) = spied();
     for _ in 0..100 {
         client
@@ -159,7 +159,7 @@ async fn a_loop_of_tries_is_courteous_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_was_refused_out_of_courtesy_stays_courteous() {
+async fn attempt_refused_to_yield_yields_again() {
     let (ours, theirs) = two_processes();
     for _ in 0..3 {
         ours.mutex("a")
@@ -187,7 +187,7 @@ async fn who_was_refused_out_of_courtesy_stays_courteous() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_courteous_after_a_bounded_time() {
+async fn it_yields_after_a_bounded_time() {
     let (client, watched, _) = spied();
     let guard = client.mutex("a").lock().await.unwrap();
     let order = Arc::default();
