@@ -120,7 +120,7 @@ impl HeldLease {
         let span = Span::of(|| {
             tracing::debug_span!(
                 target: "leasehold",
-                "held",
+                "hold",
                 backend = context.capabilities.backend,
                 key = %request.key(),
                 mode = %request.mode(),

@@ -89,7 +89,7 @@ async fn a_role_that_only_reads_by_default_locks_all_the_same() {
 /// Returns the SQL in an error message.
 fn sql_in(said: &str) -> &str {
     let sql = said
-        .split_once("run: ")
+        .split_once("the database: ")
         .and_then(|(_, rest)| rest.split_once("; or "));
     sql.expect("the error contains no SQL").0
 }

@@ -57,7 +57,7 @@ async fn unfit_sequence_is_refused_with_sql_that_repairs_it() {
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{made}: {error:?}");
         let said = error.to_string();
         let (_, sql) = said
-            .split_once("run: ")
+            .split_once("run as its owner: ")
             .unwrap_or_else(|| panic!("{made}: {said}"));
         block_in_place(|| server.psql(sql))
             .unwrap_or_else(|error| panic!("{made}: {sql}: {error}"));
