@@ -34,21 +34,21 @@ use crate::{
     waiters::Generation,
 };
 
-/// The shortest TTL. A shorter one leaves no time beside clock drift and network latency.
+/// The shortest TTL. Clock drift and network latency would use up a shorter one.
 const MIN_TTL: u64 = 10;
-/// The longest wait for a holder whose lock never expires (another program's), without a
-/// notification.
+/// The longest wait without a notification for a lock that never expires. Only other programs set
+/// such locks.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// The longest time for which closing waits for the cleanup of attempts of unknown outcome.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The interval of attempts without notifications.
+/// The interval between the attempts of a waiter that is not notified.
 const POLL: Duration = Duration::from_millis(50);
-/// The longest interval of attempts of a waiter, which renew its registration. It is well below the
-/// 5 s for which a registration lives (LIFE in waiters.lua), so that a lost or late request costs
-/// no waiter its place. A process that waits for 1 000 locks sends 500 requests per second.
+/// The longest interval between the attempts of a waiter. Each attempt renews the waiter's
+/// registration, which expires after 5 s (`LIFE` in `waiters.lua`), so a waiter keeps its place if
+/// one request is lost or late. A process that waits for 1 000 locks sends 500 requests per second.
 const REFRESH: Duration = Duration::from_secs(2);
 
-/// Leases on one Redis or Valkey server.
+/// A backend that keeps locks on one Redis or Valkey server.
 ///
 /// All operations share one multiplexed connection, which is replaced when it fails. The
 /// [crate documentation](crate) lists the guarantees.
@@ -103,8 +103,8 @@ impl RedisBackend {
         }))
     }
 
-    /// Returns the capabilities that every server at `url` has, without connecting to it. For use
-    /// with a [`LazyBackend`](leasehold_core::backend::LazyBackend).
+    /// Returns the capabilities that every server at `url` has, without connecting to it. A
+    /// [`LazyBackend`](leasehold_core::backend::LazyBackend) reports them until it is connected.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the URL is invalid.
@@ -168,8 +168,8 @@ impl RedisBackend {
         &self.manager
     }
 
-    /// Makes one attempt. `requirements`: for a quorum. `registered`: an earlier attempt of this
-    /// acquisition has registered it as a waiter.
+    /// Makes one attempt. `requirements` are those of a quorum, if this is a vote. `registered`
+    /// means that an earlier attempt of this acquisition has registered it as a waiter.
     pub(crate) async fn attempt(
         &self,
         request: Request,
@@ -197,7 +197,7 @@ impl RedisBackend {
             .ask(&request, requirements, &keys, registered, false)
             .await;
         let mut again = false;
-        // An idle connection without pushes is found closed only when it is used.
+        // Without pushes, a closed connection is noticed only when it is used.
         if answer.as_ref().is_err_and(error::broke)
             && Box::pin(cleanup::undone(&self.manager, &request)).await
         {
@@ -238,7 +238,8 @@ impl RedisBackend {
         }
     }
 
-    /// Sends one attempt. `again` means that an earlier sending may have registered a waiter.
+    /// Sends one attempt. `again` means that the attempt was sent before and may have registered a
+    /// waiter.
     async fn ask(
         &self,
         request: &Request,
@@ -270,7 +271,7 @@ impl RedisBackend {
         }
     }
 
-    /// Makes one exclusive attempt. Nil means refused, without the time of the next attempt.
+    /// Makes one exclusive attempt. The answer nil is a refusal that does not say when to retry.
     async fn exclusive(
         &self,
         request: &Request,
@@ -282,8 +283,8 @@ impl RedisBackend {
             .operate(Operation::Acquire { registered }, request)
             .await?
         {
-            // Refused by an encoding that neither arms a notification nor registers: a waiter tries
-            // again by script.
+            // The refusal came from commands that neither request a notification nor register a
+            // waiter. The script does both.
             Value::Nil if request.is_waiting() || request.yields_to_waiters() => {
                 Box::pin(self.acquire_by_script(
                     request,
@@ -327,7 +328,7 @@ impl RedisBackend {
         self.acquire_by_script(request, keys, "t")
             .await
             .map_err(|error| match error.kind() {
-                // The script releases the lock.
+                // The script has released the lock.
                 ErrorKind::UnexpectedResponse => error,
                 _ => error::plain(
                     ErrorKind::Indeterminate,
@@ -390,15 +391,15 @@ impl RedisBackend {
             .await
     }
 
-    /// Waits, after a first attempt with this result.
+    /// Waits until the lock is granted. `first` is the result of an attempt that was already made.
     async fn wait(
         &self,
         request: Request,
         first: Option<Result<Attempt>>,
     ) -> Result<Arc<dyn Lease>> {
-        // The request that is registered as a waiter; its owner changes after an attempt of unknown
-        // outcome. The first attempt may have registered it, also if it is cancelled by now and
-        // never tried again.
+        // The request that is registered as a waiter, so that a failed wait can withdraw it. Its
+        // owner changes after an attempt of unknown outcome. The first attempt may have registered
+        // the request even if it is cancelled by now and not tried again.
         let registered = matches!(first, Some(Ok(Attempt::Contended(_)))).then(|| request.clone());
         let (first, waiter) = (Mutex::new(first), Mutex::new(registered));
         let (first, waiter) = (&first, &waiter);
@@ -411,8 +412,8 @@ impl RedisBackend {
                     let registered = waiting()
                         .as_ref()
                         .is_some_and(|waiter| waiter.owner() == request.owner());
-                    // Also if it was not woken: the server passes over whoever does not take a free
-                    // lock in time.
+                    // A registered waiter asks in order even without a notification, because the
+                    // server passes over a waiter that does not take a free lock in time.
                     self.attempt(request.clone().with_order(registered), None, registered)
                         .await
                 }
@@ -432,7 +433,7 @@ impl RedisBackend {
         acquired
     }
 
-    /// Strikes a waiter off: now, or as soon as the server can be reached.
+    /// Removes a waiter's registration, now or as soon as the server can be reached.
     async fn withdraw_waiter(&self, request: &Request) {
         let withdrawn = match self.manager.current_connection() {
             Some(conn) => {
@@ -464,8 +465,8 @@ impl RedisBackend {
         refusal: Refusal,
         left: i64,
     ) -> Contention {
-        // Without a connection there is one that just broke, and the generation has moved: the
-        // wake-up comes at once.
+        // If there is no connection, it has just broken. The generation has changed since, so the
+        // waiter is notified at once.
         let pushes = self.manager.config.notifications == NotificationMode::Pushed
             && self
                 .manager
@@ -477,8 +478,8 @@ impl RedisBackend {
             Mode::Permit { .. } => waiters.register([keys.derived(Kind::Permits)], before),
             _ => waiters.register([keys.lock()], before),
         });
-        // Whoever asks again to stay registered does so as one that was woken: it keeps its place
-        // in a quorum, too.
+        // A waiter that only renews its registration asks as if it had been notified, so that it
+        // keeps its place in a quorum, too.
         let refresh = self
             .manager
             .config
@@ -493,11 +494,11 @@ impl RedisBackend {
             };
             Box::pin(refreshed) as BoxFuture<'static, ()>
         });
-        // Spread, so that those who wait for one deadline do not ask in the same instant.
+        // Spreads the attempts of waiters for the same deadline.
         let spread = Duration::from_micros((request.owner().as_u128() % 4_000) as u64);
         let left = u64::try_from(left).map_or(MAX_WAIT, Duration::from_millis);
         let mut retry_after = match refusal {
-            // A member of a set expires without a push: that time is not a net, it is the signal.
+            // A member of a sorted set expires without a push, so its expiry is the only signal.
             Refusal::Offered | Refusal::Writers => left,
             Refusal::Held if request.mode().is_permit() => left,
             Refusal::Held => self.manager.config.fallback_poll_interval.unwrap_or(left),
@@ -512,7 +513,7 @@ impl RedisBackend {
         }
     }
 
-    /// Lets a wake-up wait if those before it were needless.
+    /// Delays the next notification if the previous ones were needless.
     fn put_off(&self, contention: &mut Contention, request: &Request, found: ObservedHolder) {
         let pause = self
             .manager
@@ -538,7 +539,7 @@ impl LockBackend for RedisBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        // Whether an earlier attempt has registered is not known here.
+        // An earlier attempt may have registered the waiter, which is not known here.
         let registered = request.is_waiting();
         self.attempt(request, None, registered).await
     }
@@ -548,7 +549,7 @@ impl LockBackend for RedisBackend {
         if request.is_cancelled() {
             return Box::pin(self.wait(request, None)).await;
         }
-        // Most are granted at once, and need nothing of what waiting needs.
+        // Most requests are granted at once and need none of a waiter's state.
         match self.attempt(request.clone(), None, false).await {
             Ok(Attempt::Granted(lease)) => Ok(lease),
             other => Box::pin(self.wait(request, Some(other))).await,
@@ -567,7 +568,7 @@ impl LockBackend for RedisBackend {
         let conn = self.manager.connection_flushed("ping").await?;
         match conn.send(&redis::cmd("PING")).await {
             Ok(_) => Ok(Pong::new()),
-            // It has answered. A user whom nobody allowed PING may still lock.
+            // The server has answered. A user without the right to `PING` may still use locks.
             Err(error)
                 if error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoPerm) =>
             {
@@ -580,7 +581,7 @@ impl LockBackend for RedisBackend {
     }
 
     async fn close(&self) -> Result<()> {
-        // What it may have left at the server is removed before the connection goes.
+        // The cleanup of attempts of unknown outcome needs the connection.
         drop(tokio::time::timeout(CLOSE_TIMEOUT, self.cleanup_queue.removed()).await);
         self.manager.close();
         Ok(())
@@ -598,7 +599,7 @@ fn capabilities(endpoint: String, pushes: bool, restart: Restart) -> Capabilitie
     capabilities.permits = true;
     capabilities.min_ttl = Ttl::from_millis(MIN_TTL).unwrap_or(Ttl::MIN);
     capabilities.fencing = Fencing::Clocked;
-    // Who is not woken cannot tell whether those who came earlier had their chance.
+    // Without notifications, a waiter cannot know whether earlier waiters have had their chance.
     capabilities.fairness = if pushes {
         Fairness::BestEffort
     } else {
@@ -617,7 +618,7 @@ fn capabilities(endpoint: String, pushes: bool, restart: Restart) -> Capabilitie
     capabilities
 }
 
-/// The address without secrets.
+/// Returns the server's address without secrets.
 fn endpoint_of(client: &Client) -> String {
     let info = client.get_connection_info();
     let db = info.redis_settings().db();

@@ -22,8 +22,8 @@ use crate::{
     value::LockValue,
 };
 
-/// Tokens begin as microseconds since 1970: less than this is a counter that was lost since it was
-/// raised.
+/// The smallest token. Tokens start as microseconds since 1970, so a smaller value shows that the
+/// counter was lost after it was raised.
 const LEAST_TOKEN: i64 = 1_000_000_000_000_000;
 /// The first token that a script cannot distinguish from its neighbours.
 pub(crate) const TOKEN_LIMIT: u64 = 1 << 53;
@@ -131,7 +131,7 @@ impl Encoding {
             return Self::Script(None);
         };
         let slot = Keys::new(prefix, request.key()).slot();
-        // Only the script can strike us off the list of waiters.
+        // Only the script can remove this acquisition from the list of waiters.
         if registered || !conn.is_seeded(slot) {
             Self::Script(Some(slot))
         } else if request.yields_to_waiters() {
@@ -141,7 +141,7 @@ impl Encoding {
         }
     }
 
-    /// The script, where it is one.
+    /// Returns the script of an operation with this encoding.
     pub(crate) fn script(self, operation: Operation) -> &'static Script {
         if let Self::YieldingScript(_) = self {
             &scripts::ACQUIRE_YIELDING
@@ -197,13 +197,14 @@ impl Encoding {
         }
     }
 
-    /// Takes this operation's part of the answers: what the script says, or as [`plain`].
+    /// Takes this operation's answers from the iterator and returns its result: the script's
+    /// answer, or that of [`plain`].
     pub(crate) fn read(
         self,
         conn: &Connection,
         answers: &mut impl Iterator<Item = Value>,
     ) -> Result<Value, RedisError> {
-        // There is one for each command, or the whole pipeline has failed.
+        // There is one answer for each command, or the whole pipeline has failed.
         let mut next = || answers.next().unwrap_or(Value::Nil);
         match self {
             Self::Pipeline(slot) => {

@@ -113,7 +113,7 @@ impl Lease for RedisLease {
         }
         let sent = self.request.now();
         let answer = match self.send_renewal().await {
-            // Once more: a renewal may be repeated.
+            // A renewal may be repeated.
             Err(error) if error::broke(&error) => {
                 Box::pin(self.send_renewal()).await.map_err(|_| error)?
             }
@@ -152,8 +152,7 @@ impl Lease for RedisLease {
         if let Err(error) = &answer
             && error::broke(error)
         {
-            // Once more. What comes now is judged as the answer to a release that may have worked
-            // already.
+            // The second answer is judged as that of a release that may already have taken effect.
             let again = Box::pin(self.send_release());
             drop(self.release.complete(Err(error.clone()), still_valid));
             if let Ok(again) = again.await {

@@ -16,23 +16,24 @@ pub(crate) enum Refusal {
     Writers,
 }
 
-/// The holder that an attempt was refused for. The same holder again means that nothing has
-/// changed.
+/// The holder because of which an attempt was refused. Finding the same holder again means that
+/// nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ObservedHolder {
-    /// The value of who holds it; of permits, of the one that ends last.
+    /// The holder's lock value. For permits, that of the permit that expires last.
     pub(crate) holder: Vec<u8>,
-    /// The server's time in ms at which that ends; negative if it has no end. Of permits, the sum
-    /// of those times.
+    /// The server's time at which the lock expires, in milliseconds; negative if it never does. For
+    /// permits, the sum of these times.
     pub(crate) ends: i64,
 }
 
 /// The reply of an acquire script.
 pub(crate) enum AcquireReply {
     Granted(Option<FencingToken>),
-    /// With the milliseconds until the next attempt is useful; negative if the lock has no expiry.
+    /// Refused, with the time in milliseconds after which to retry; negative if the lock has no
+    /// expiry.
     Refused(Refusal, i64, ObservedHolder),
-    /// Refused, without the time of the next attempt.
+    /// Refused, without the time at which to retry.
     RefusedNoInfo,
     Mismatch {
         theirs: i64,

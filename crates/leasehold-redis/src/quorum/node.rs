@@ -27,7 +27,7 @@ impl QuorumNode for RedisBackend {
         request: Request,
         requirements: VoteRequirements,
     ) -> Result<Attempt> {
-        // Whether an earlier attempt has registered is not known here.
+        // An earlier attempt may have registered the waiter, which is not known here.
         let registered = request.is_waiting();
         self.attempt(request, Some(&requirements), registered).await
     }
@@ -43,7 +43,8 @@ impl QuorumNode for RedisBackend {
 
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
         let manager = self.manager();
-        // What was sent on a connection that is gone is undone as an attempt of unknown outcome.
+        // An attempt on a connection that broke is undone by the cleanup queue, as one of unknown
+        // outcome.
         let Some(conn) = manager.current_connection() else {
             return Err(manager.no_connection("withdraw"));
         };
