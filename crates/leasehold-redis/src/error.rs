@@ -11,13 +11,13 @@ pub(crate) const BACKEND: &str = "redis";
 /// The effect that an operation may have had if its answer is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SideEffect {
-    /// The operation changes something: without an answer it may have happened.
+    /// The operation writes. If its answer is lost, it may have taken effect.
     Writes,
-    /// It changes nothing.
+    /// The operation changes nothing.
     None,
 }
 
-/// How the messages begin that say that a connection broke while an answer was awaited.
+/// The beginning of every message about a connection that broke before the answer arrived.
 const BROKE: &str = "the connection broke";
 
 /// Returns an error of this backend without a source.
@@ -27,7 +27,7 @@ pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into
         .with_operation(operation)
 }
 
-/// Returns the error of a reply that the script never gives.
+/// Returns the error for a reply that the scripts never send.
 pub(crate) fn protocol(operation: &'static str) -> Error {
     plain(
         ErrorKind::UnexpectedResponse,
@@ -36,7 +36,7 @@ pub(crate) fn protocol(operation: &'static str) -> Error {
     )
 }
 
-/// Maps an error of a command that was handed to the connection.
+/// Maps an error of a command that was queued on the connection.
 pub(crate) fn from_command(
     error: RedisError,
     operation: &'static str,
@@ -55,7 +55,7 @@ pub(crate) fn from_command(
     plain(kind, operation, message).with_source(error)
 }
 
-/// Returns the error of an answer that did not come within this time.
+/// Returns the error for an answer that did not arrive within `time_out`.
 pub(crate) fn silent(
     error: RedisError,
     operation: &'static str,
@@ -73,14 +73,14 @@ pub(crate) fn silent(
     plain(kind, operation, message).with_source(error)
 }
 
-/// Returns whether the connection broke while an answer was awaited, so that the operation may be
+/// Returns whether the connection broke before the answer arrived, so that the operation may be
 /// repeated on a new one.
 pub(crate) fn broke(error: &Error) -> bool {
     error.message().starts_with(BROKE)
 }
 
-/// Maps an error of a connection attempt to `endpoint`. `time_out`: the option that says how long
-/// to wait, and its value.
+/// Maps an error of a connection attempt to `endpoint`. `time_out` is the name and the value of the
+/// option that limits the attempt.
 pub(crate) fn from_connect(error: RedisError, endpoint: &str, time_out: (&str, Duration)) -> Error {
     let (kind, message) = match error.kind() {
         _ if is_certificate(&error) => (
@@ -121,7 +121,7 @@ pub(crate) fn from_connect(error: RedisError, endpoint: &str, time_out: (&str, D
             ),
         ),
         _ if asks_for_credentials(&error) => denied(endpoint),
-        // The driver says so of every refusal of SELECT.
+        // The driver uses this text for every refused `SELECT`.
         _ if error.to_string().contains("refused to switch database") => {
             refused_database(&error, endpoint)
         }
@@ -133,13 +133,13 @@ pub(crate) fn from_connect(error: RedisError, endpoint: &str, time_out: (&str, D
     plain(kind, "connect", message).with_source(error)
 }
 
-/// Returns whether the server refused the user or the password, or asks for them.
+/// Returns whether the server refused the user or the password, or requires them.
 pub(crate) fn asks_for_credentials(error: &RedisError) -> bool {
     match error.kind() {
         Driver::AuthenticationFailed => true,
         Driver::Extension => matches!(error.code(), Some("NOAUTH" | "WRONGPASS")),
         Driver::Io | Driver::Parse => false,
-        // The driver wraps what a proxy or an older server answers to its greeting.
+        // The driver wraps the answer of a proxy or an older server to its greeting.
         _ => {
             error.code().is_none()
                 && ["WRONGPASS", "NOAUTH"]
@@ -149,7 +149,7 @@ pub(crate) fn asks_for_credentials(error: &RedisError) -> bool {
     }
 }
 
-/// Returns whether a connection attempt failed in a way that other credentials may cure.
+/// Returns whether a connection attempt failed because of its credentials.
 pub(crate) fn is_unauthenticated(error: &Error) -> bool {
     error
         .source()
@@ -157,7 +157,8 @@ pub(crate) fn is_unauthenticated(error: &Error) -> bool {
         .is_some_and(asks_for_credentials)
 }
 
-/// Returns the error of credentials that were valid before. Their provider may supply valid ones.
+/// Returns the error for credentials that the server accepted before. It is retryable, because the
+/// provider may supply new ones.
 pub(crate) fn outdated(error: Error, operation: &'static str) -> Error {
     let message =
         "the server refuses credentials that it accepted before; their provider is asked again";
@@ -190,7 +191,8 @@ fn denied(endpoint: &str) -> (ErrorKind, String) {
     )
 }
 
-/// Why a server takes no writes for now: nothing was taken.
+/// The error codes of a server that refuses writes for now, and what they mean. The refused request
+/// had no effect.
 const REFUSALS: [(&str, &str); 3] = [
     (
         "OOM",
@@ -206,7 +208,8 @@ const REFUSALS: [(&str, &str); 3] = [
     ),
 ];
 
-/// Whether an answer has this code, also as Redis 6.2 words it when a script finds out.
+/// Returns whether an error has this code. Redis 6.2 puts the code of an error in a script into the
+/// text of another error.
 fn is_coded(error: &RedisError, code: &str) -> bool {
     match error.kind() {
         Driver::Server(Server::ResponseError) => error
@@ -216,8 +219,7 @@ fn is_coded(error: &RedisError, code: &str) -> bool {
     }
 }
 
-/// The server answered, and the answer is an error: a script that fails half-way has been
-/// undone by itself.
+/// Maps an error that the server answered. A script that fails half-way undoes its own writes.
 fn from_answer(error: &RedisError) -> (ErrorKind, String) {
     let retry = |why: &str| (ErrorKind::Unavailable, why.to_owned());
     if let Some((_, why)) = REFUSALS.iter().find(|(code, _)| is_coded(error, code)) {
@@ -257,7 +259,7 @@ fn from_answer(error: &RedisError) -> (ErrorKind, String) {
             (ErrorKind::Denied, "the server refused the user or the password; check both in the URL".into())
         }
         Driver::Extension => match error.code() {
-            // Protected mode. The rest of the text is advice that fills a page.
+            // Protected mode. The rest of the text is a page of advice.
             Some("DENIED") => {
                 (ErrorKind::Denied, format!("the server refuses connections: {}", first_sentence(&detail(error))))
             }
@@ -287,7 +289,7 @@ fn of_read_only() -> (ErrorKind, String) {
     )
 }
 
-/// Returns whether the error is that of a server that is no longer the primary.
+/// Returns whether the error is that of a server that is not the primary.
 pub(crate) fn is_of_replica(error: &RedisError) -> bool {
     matches!(
         error.kind(),
@@ -304,8 +306,8 @@ pub(crate) fn may_have_taken(error: &Error) -> bool {
     ) || driver.is_some_and(is_within_script)
 }
 
-/// Whether a right was found missing in the middle of a script: what it did before stays. Redis 7.2
-/// words it anew.
+/// Returns whether a script failed in the middle because the user lacks a permission. Its earlier
+/// writes stay. Redis 7.2 changed the text of this error.
 fn is_within_script(error: &RedisError) -> bool {
     let detail = detail(error);
     detail.contains("The user executing the script can't")
@@ -334,16 +336,16 @@ fn detail(error: &RedisError) -> String {
     }
 }
 
-/// Whether TLS refused the server's certificate. The driver does not say so in a type: its source
-/// is an I/O error whose text is that of rustls.
+/// Returns whether TLS refused the server's certificate. The driver has no error kind for this: it
+/// returns an I/O error with the text of rustls.
 fn is_certificate(error: &RedisError) -> bool {
     error.is_io_error()
         && error.to_string().contains("certificate")
         && !is_of_our_certificate(error)
 }
 
-/// Returns whether the server refused the client's certificate, or requires one: it sends one of
-/// these TLS alerts.
+/// Returns whether the server refused the client's certificate, or requires one. It then sends one
+/// of the TLS alerts below.
 fn is_of_our_certificate(error: &RedisError) -> bool {
     const ALERTS: [&str; 4] = ["ertificate", "UnknownCA", "DecryptError", "AccessDenied"];
     let text = error.to_string();

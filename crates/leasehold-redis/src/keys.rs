@@ -1,23 +1,23 @@
-//! Names: which Redis keys a lock uses.
+//! The Redis keys of a lock.
 //!
-//! The lock itself is the prefix and the raw name, as other programs expect it. What else belongs
-//! to it must be in the same cluster slot and must never be another lock's key, whatever bytes
-//! the name has:
+//! The key of the lock itself is the prefix and the raw name, as other programs expect it. The
+//! lock's other keys are derived from it. They must be in the same cluster slot and must never
+//! equal a key of another lock, whatever bytes the name has:
 //!
-//! | the name | derived key | why it hashes as the name does |
+//! | the name | derived key | why the slot is the same |
 //! |---|---|---|
-//! | has a hash tag `{…}` | `NAME:lh1:KIND` | the tag is still the first |
+//! | has a hash tag `{…}` | `NAME:lh1:KIND` | the name's tag remains the first one |
 //! | has no `}` | `{NAME}:lh2:KIND` | the name is the tag |
-//! | else (`{}`, `a}b`) | `{N}NAME:lh3:KIND` | `N` is a number of the same slot |
+//! | other names (`{}`, `a}b`) | `{N}NAME:lh3:KIND` | the number `N` hashes to the name's slot |
 //!
-//! The token counter does not belong to one lock but to all whose keys are in one slot:
-//! `{N}PREFIX:lh4:token`. Tokens of one lock then have gaps, and a connection can remember for
-//! which of the 16 384 counters it has seen to it that they stand above the clock.
+//! All locks in one slot share a token counter, `{N}PREFIX:lh4:token`. The tokens of one lock
+//! therefore have gaps. In return there are at most 16 384 counters, and a connection can remember
+//! which of them it has raised above the clock.
 //!
-//! A server that is a node of a quorum keeps three keys of its own, which hash as they may:
-//! `PREFIX:lh4:mark`, `…:since`, `…:top`.
+//! A server that is a node of a quorum has three more keys, which may be in any slot:
+//! `PREFIX:lh4:mark`, `…:since` and `…:top`.
 //!
-//! A name that ends as one of these keys does is refused, so that the mapping is injective.
+//! A name that ends like one of these keys is refused, so that no key belongs to two locks.
 
 use std::{fmt, io::Write, sync::LazyLock};
 
@@ -37,26 +37,26 @@ const KINDS: [Kind; 7] = [
 ];
 const MARKS: [&str; 3] = [":lh1:", ":lh2:", ":lh3:"];
 const TOKEN: &str = ":lh4:token";
-/// After the prefix, what the keys of the server itself begin with, as a node of a quorum.
+/// The part after the prefix with which a quorum node's own keys begin.
 pub(crate) const NODE_KEYS: &[u8] = b":lh4:";
 const OF_NODE: [&str; 3] = [":lh4:mark", ":lh4:since", ":lh4:top"];
 
-/// The kind of a derived key. The scripts know these names too: they derive one key from another.
+/// The kind of a derived key. The scripts use the same names to derive keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The readers that hold the lock, by expiry.
+    /// The readers that hold the lock, ordered by expiry.
     Readers,
-    /// The writers that wait for it, by expiry of their registration.
+    /// The waiting writers, ordered by the expiry of their registrations.
     Writers,
-    /// All that wait for it, by when they began to wait.
+    /// All waiters, ordered by the time at which they began to wait.
     Order,
-    /// The readers that wait for it, by expiry of their registration.
+    /// The waiting readers, ordered by the expiry of their registrations.
     Waiters,
-    /// The permits that are held, by expiry.
+    /// The held permits, ordered by expiry.
     Permits,
     /// The waiters for a permit.
     Queue,
-    /// The last token and its owner, at a node of a quorum. Never expires.
+    /// The last token and its owner, on a node of a quorum. This key never expires.
     Fence,
 }
 
@@ -114,7 +114,7 @@ impl Slot {
 }
 
 impl<'a> Keys<'a> {
-    /// Returns the keys of a lock that was [checked](Self::check).
+    /// Returns the keys of a lock. Its name must have passed [`check`](Self::check).
     pub(crate) fn new(prefix: &'a [u8], key: &'a LockKey) -> Self {
         let name = key.as_bytes();
         let form = match Braces::of(prefix.iter().chain(name)) {
@@ -125,10 +125,11 @@ impl<'a> Keys<'a> {
         Self { prefix, name, form }
     }
 
-    /// Refuses a name that another lock's derived key has.
+    /// Returns an error for a name that may make the lock's key equal a derived key.
     pub(crate) fn check(prefix: &[u8], key: &LockKey) -> Result<()> {
         let name = key.as_bytes();
-        // `:lh1:permits` is the longest ending; usual names have no colon that near their end.
+        // `:lh1:permits` is the longest reserved ending. Most names have no colon that close to
+        // their end.
         let (mut tail, mut from) = ([0; 12], 12);
         for byte in prefix.iter().chain(name).rev().take(12) {
             from -= 1;
@@ -165,7 +166,7 @@ impl<'a> Keys<'a> {
         self.derived_by(kind.name().as_bytes())
     }
 
-    /// Returns the prefix of the derived keys, which the name of a kind follows.
+    /// Returns the common beginning of the derived keys. The name of a kind follows it.
     pub(crate) fn base(&self) -> Parts<'_> {
         self.derived_by(b"")
     }
@@ -208,7 +209,7 @@ impl<'a> Keys<'a> {
     /// Returns the slot of all keys of the lock.
     pub(crate) fn slot(&self) -> Slot {
         match self.form {
-            // Without a tag the whole key counts.
+            // Without a hash tag, the whole key is hashed.
             Form::Plain | Form::Odd => {
                 let mut crc = crc16::State::<crc16::XMODEM>::new();
                 crc.update(self.prefix);
@@ -238,13 +239,13 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// The meaning of the braces of a name for its slot.
+/// The effect of the braces in a name on its slot.
 enum Braces {
-    /// It has a tag: something between the first `{` and the first `}` after it.
+    /// The name has a hash tag: at least one byte between the first `{` and the first `}` after it.
     Tag,
-    /// It has no `}`.
+    /// The name has no `}`.
     None,
-    /// It has `}`, but no tag.
+    /// The name has a `}`, but no hash tag.
     Odd,
 }
 
@@ -264,7 +265,7 @@ impl Braces {
     }
 }
 
-/// One argument of a command in several pieces, so that nobody has to put them together first.
+/// One argument of a command, in pieces that are joined only in the output buffer.
 #[derive(Clone, Copy)]
 pub(crate) struct Parts<'a>(pub(crate) [&'a [u8]; 7]);
 
@@ -284,13 +285,13 @@ impl ToRedisArgs for Parts<'_> {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
         let mut writer = out.writer_for_next_arg();
         for part in self.0 {
-            // A command is built in memory, where nothing fails.
+            // The output is a buffer in memory, so writing never fails.
             drop(writer.write_all(part));
         }
     }
 }
 
-/// The cluster slot of a key, by the rule of the Redis Cluster specification.
+/// Returns the cluster slot of a key as the Redis Cluster specification defines it.
 fn slot_of(key: &[u8]) -> Slot {
     let tag = key.iter().position(|byte| *byte == b'{').and_then(|open| {
         let rest = &key[open + 1..];
@@ -302,7 +303,7 @@ fn slot_of(key: &[u8]) -> Slot {
     Slot(crc16::State::<crc16::XMODEM>::calculate(tag.unwrap_or(key)) % SLOTS as u16)
 }
 
-/// Of each slot the smallest number that hashes to it. Made at the first use, in about a
+/// The smallest number that hashes to each slot. The table is built on first use, in about a
 /// millisecond.
 static NUMBERS: LazyLock<Vec<Box<[u8]>>> = LazyLock::new(|| {
     use crc16::{CrcType, XMODEM};
@@ -385,7 +386,7 @@ mod tests {
         assert_ne!(slot_of(b"foo{}{bar}"), slot_of(b"bar"));
     }
 
-    /// Every name of up to six bytes over the bytes that matter, under several prefixes.
+    /// Tries every name of up to six of the bytes that matter, under several prefixes.
     #[test]
     fn keys_of_one_lock_share_a_slot_and_no_key_is_shared() {
         let mut names: Vec<Vec<u8>> = vec![vec![]];
