@@ -1,4 +1,4 @@
-//! [`NotificationBackoff`]: no attempt follows at once from a notification without a change.
+//! [`NotificationBackoff`]: delays attempts after notifications that report no change.
 
 use std::{
     collections::HashMap,
@@ -11,23 +11,24 @@ use tokio::time::Instant;
 
 use crate::reply::ObservedHolder;
 
-/// The pause after a needless attempt, doubled up to the second.
+/// The first and the longest delay. The delay doubles with each needless attempt.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
-/// A refusal that is older says nothing about what the next attempt follows from: waiters ask every
-/// two seconds anyway.
+/// The age from which a refusal is ignored. Waiters make an attempt every two seconds anyway, so an
+/// older refusal says nothing about notifications.
 const RECENT: Duration = Duration::from_secs(2);
-/// How much the end of a grant seems to move if nobody moves it: the server's clock and its time to
-/// live are rounded apart.
+/// The largest difference, in milliseconds, between two readings of an unchanged expiry. The server
+/// rounds its clock and the time to live separately.
 const ROUNDING: u64 = 5;
-/// Up to so many waiters are remembered before those that are gone are looked for.
+/// The smallest number of remembered waiters at which old ones are removed.
 const FEW: usize = 64;
 
-/// Delays the wake-ups of waiters to which notifications bring nothing new.
+/// A record of refusals that delays notifications which bring a waiter nothing new.
 ///
-/// A server that has more waited-for keys than `tracking-table-max-keys` forgets some of them, and
-/// says of each that it has changed. The waiter then asks, is refused, and is tracked again, for
-/// which the server forgets another. Where two attempts in a row are refused for the same, with a
-/// notification in between, the next one is heeded only after a pause.
+/// A server that tracks more keys than `tracking-table-max-keys` allows forgets some of them, and
+/// reports each of these as changed. The notified waiter makes an attempt, is refused, and is
+/// tracked again, which makes the server forget another key. If two attempts in a row are refused
+/// because of the same holder, with a notification in between, the next notification is therefore
+/// delayed.
 #[derive(Debug, Default)]
 pub(crate) struct NotificationBackoff {
     by_waiter: Mutex<Refusals>,
@@ -36,7 +37,7 @@ pub(crate) struct NotificationBackoff {
 #[derive(Debug, Default)]
 struct Refusals {
     last: HashMap<AcquisitionId, Refused>,
-    /// How many may be remembered before old ones are removed.
+    /// The number of remembered waiters at which old ones are removed.
     limit: usize,
     warned: bool,
 }
@@ -45,21 +46,21 @@ struct Refusals {
 struct Refused {
     found: ObservedHolder,
     at: Instant,
-    /// The waiter was notified since.
+    /// Whether the waiter was notified after the refusal.
     notified: bool,
     pause: Duration,
 }
 
 impl NotificationBackoff {
-    /// Notes that a waiter was notified, and asks for that. One that asks for another reason learns
-    /// nothing about notifications.
+    /// Records that a waiter makes its next attempt because it was notified. An attempt for another
+    /// reason says nothing about notifications.
     pub(crate) fn notified(&self, waiter: AcquisitionId) {
         if let Some(refused) = self.lock().last.get_mut(&waiter) {
             refused.notified = true;
         }
     }
 
-    /// Notes a refusal. Returns for how long after it a notification must wait.
+    /// Records a refusal and returns for how long after it a notification is delayed.
     pub(crate) fn refused(&self, waiter: AcquisitionId, found: ObservedHolder) -> Duration {
         let now = Instant::now();
         let mut refusals = self.lock();
@@ -96,8 +97,8 @@ impl NotificationBackoff {
     }
 
     fn lock(&self) -> MutexGuard<'_, Refusals> {
-        // Nothing panics while it is held, but perhaps a subscriber; and then it is as good as
-        // before.
+        // Only a `tracing` subscriber can panic while the lock is held, and it leaves the state
+        // intact.
         self.by_waiter
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -121,7 +122,7 @@ mod tests {
         }
     }
 
-    /// It is refused, and notified.
+    /// Records a refusal and then a notification.
     fn refused(
         backoff: &NotificationBackoff,
         waiter: AcquisitionId,
@@ -155,7 +156,7 @@ mod tests {
             pause(1_000);
         }
         assert_eq!(pause(1_000), 1_000);
-        // It was renewed.
+        // The holder has renewed the lock.
         assert_eq!((pause(2_000), pause(2_000)), (0, 10));
         assert_eq!(
             backoff.refused(AcquisitionId::random(), found("a", 2_000)),

@@ -1,7 +1,7 @@
-//! [`Metered`]: a stream that ends if a server sends more than anybody asked for.
+//! [`Metered`]: a stream that fails if the server sends too much for one answer.
 //!
-//! The driver keeps an answer in memory until it is whole, however long it is. So what comes is
-//! counted, and each answer that somebody has taken sets the count back.
+//! The driver keeps an answer in memory until it is complete, whatever its length. The stream
+//! therefore counts the received bytes, and each answer that is taken resets the count.
 
 use std::{
     io,
@@ -28,18 +28,18 @@ use tokio::{
     time::timeout,
 };
 
-/// The largest answer, in bytes: some 12 000 waiters of one lock.
+/// The largest answer, in bytes. It has room for about 12 000 waiters of one lock.
 const LARGEST: usize = 8 << 20;
-/// The bytes that each line counts beside its own: the driver needs so much memory for the smallest
-/// part of an answer.
+/// The bytes that are added to the count for each line. The driver needs this much memory for the
+/// smallest part of an answer.
 const LINE: usize = 64;
 
-/// A counter of the bytes that have come since an answer was last taken.
+/// A counter of the bytes that were received since an answer was last taken.
 #[derive(Debug, Default)]
 pub(crate) struct Meter(AtomicUsize);
 
 impl Meter {
-    /// Resets the counter after an answer was received.
+    /// Resets the counter after an answer was taken.
     pub(crate) fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
@@ -60,7 +60,7 @@ impl Meter {
     }
 }
 
-/// The driver's task. It ends when this is dropped.
+/// The driver's task. Dropping this value aborts it.
 #[derive(Debug)]
 pub(crate) struct Task(AbortHandle);
 
@@ -77,8 +77,8 @@ impl Drop for Task {
     }
 }
 
-/// Connects over a stream that is metered. Over TLS the driver makes the stream, and there is no
-/// meter and no task.
+/// Connects over a metered stream. Over TLS the driver makes the stream itself, so there is neither
+/// a meter nor a task.
 pub(crate) async fn connect(
     client: &Client,
     settings: AsyncConnectionConfig,
@@ -138,8 +138,8 @@ async fn connect_tcp(host: &str, port: u16, settings: &TcpSettings) -> io::Resul
     Ok(stream)
 }
 
-/// Connects to all addresses of a host at once, and uses the first that answers: one that is silent
-/// delays nothing.
+/// Connects to all addresses of a host at once and returns the first connection. A silent address
+/// causes no delay.
 async fn connect_to_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
     let mut connecting = addresses
         .map(|address| Box::pin(TcpStream::connect(address)))
@@ -167,7 +167,7 @@ where
     Ok((connection, Some(Task(tokio::spawn(driver).abort_handle()))))
 }
 
-/// A stream on which what comes is counted.
+/// A stream that counts the bytes it receives.
 struct Metered<S> {
     stream: S,
     meter: Arc<Meter>,
@@ -221,7 +221,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_is_silent_delays_no_other() {
-        // Its queue of connections is full, so that it answers no other.
+        // The listener's queue is full, so it accepts no further connection.
         let silent = tokio::net::TcpSocket::new_v4().unwrap();
         silent.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let silent = silent.listen(1).unwrap();

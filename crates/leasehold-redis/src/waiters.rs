@@ -20,9 +20,9 @@ const GENERATIONS: usize = 256;
 /// The waiters of this process.
 ///
 /// A waiter must not miss an invalidation that arrives between its attempt and its registration,
-/// and an attempt that succeeds should not pay for a registration. So the attempt only reads an
-/// [`Generation`] before it is sent; who was refused registers, and is woken at once if the
-/// generation has moved by then.
+/// and an attempt that succeeds should not pay for a registration. The caller therefore only reads
+/// a [`Generation`] before it sends an attempt. If the attempt is refused, the caller registers a
+/// waiter, which is notified at once if the generation has changed since.
 #[derive(Debug)]
 pub(crate) struct WaiterRegistry {
     generations: Box<[AtomicU64]>,
@@ -125,7 +125,7 @@ impl WaiterRegistry {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiters> {
-        // Nothing panics while it is held; and if, the map is as good as before.
+        // No code panics while it holds the lock, and a panic would leave the map intact.
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -180,8 +180,8 @@ impl RedisConfig {
             .map_err(|error| error::from_command(error, "connect", error::SideEffect::None))
     }
 
-    /// A black hole is noticed by probes when idle, and by unacknowledged data when not: both
-    /// within seconds.
+    /// Returns socket options that detect a silent network within seconds: by keepalive probes when
+    /// idle, and by unacknowledged data otherwise.
     fn tcp_settings(&self) -> TcpSettings {
         use redis::io::tcp::socket2::TcpKeepalive;
         let second = Duration::from_secs(1);
@@ -223,12 +223,12 @@ impl fmt::Debug for RedisConfig {
     }
 }
 
-/// The driver takes the process's crypto provider, and panics if there is none and several to
-/// choose from.
+/// Sets the process's crypto provider if there is none. Without one, the driver panics when several
+/// are compiled in.
 #[cfg(feature = "tls")]
 fn choose_crypto_provider() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Fails only if another thread has just chosen one, which is as good.
+        // This fails only if another thread has just set one, which serves as well.
         drop(rustls::crypto::ring::default_provider().install_default());
     }
 }
