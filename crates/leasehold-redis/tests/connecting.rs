@@ -1,4 +1,4 @@
-//! URLs, users, passwords, sockets; what is wrong is told without secrets.
+//! URLs, users, passwords and sockets. Errors name the problem and show no secrets.
 
 mod support;
 
@@ -47,7 +47,7 @@ async fn a_password_is_asked_for_used_and_never_shown() {
     }
 }
 
-/// Makes the README's user, with these changes.
+/// Creates the README's user, with these changes.
 fn acl(changes: &[&str]) -> redis::Cmd {
     let rules = include_str!("../README.md")
         .lines()
@@ -116,7 +116,7 @@ async fn a_user_with_the_rights_of_the_readme_can_do_everything() {
         backend.revoke(&holder, Revocation::Graceful).await.unwrap();
         let () = redis::cmd("FLUSHALL").query_async(&mut raw).await.unwrap();
     }
-    // Another's keys are not theirs, and that is told.
+    // The user has no right to keys with another prefix, and the error says so.
     let stranger = RedisBackend::connect(&format!(
         "redis://shop:pass@{}/?prefix=bank:",
         server.address()
@@ -131,7 +131,7 @@ async fn a_user_with_the_rights_of_the_readme_can_do_everything() {
     assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
-/// What the README's user may not do, and would harm others.
+/// Harmful commands that the README's user has no right to.
 const FORBIDDEN: &[&str] = &[
     "GET bank:k",
     "SET bank:k v",
@@ -199,7 +199,7 @@ async fn a_user_with_the_rights_of_the_readme_can_do_nothing_else() {
             "{line}: {error}"
         );
     }
-    // Within a script, too. Redis 7.0 words it as a script that fails.
+    // The same within a script. Redis 7.0 reports it as a failing script.
     for call in [
         "'FLUSHALL'",
         "'CONFIG','GET','*'",
@@ -343,7 +343,7 @@ async fn a_server_that_refuses_connections_tells_why() {
             "{error}"
         );
     }
-    // As a server of protected mode and as a proxy do it.
+    // Answers of a server in protected mode and of a proxy.
     for (said, kind, told) in [
         (
             &b"-DENIED Redis is running in protected mode because so it is. Advice.\r\n"[..],
@@ -375,7 +375,7 @@ async fn a_server_that_refuses_connections_tells_why() {
 
 #[tokio::test]
 async fn a_sentinel_is_told_from_a_server() {
-    // The empty file is its configuration, which it writes.
+    // The sentinel writes its configuration to this file.
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("sentinel.conf");
     std::fs::write(&file, "").unwrap();
@@ -470,7 +470,7 @@ fn a_client_that_was_connected_on_another_runtime_says_so() {
     let first = runtime();
     let client = first.block_on(async { LockClient::new(server.backend().await) });
     let elsewhere = async {
-        // Nobody drives its connection.
+        // No task drives this connection.
         let error = client.mutex("k").lock().await.unwrap_err();
         (
             error.kind(),

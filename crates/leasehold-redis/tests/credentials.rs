@@ -1,4 +1,4 @@
-//! Passwords that change while locks are held and waited for.
+//! Passwords that change while locks are held and while waiters wait.
 
 mod support;
 
@@ -22,7 +22,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Gives the password that it was told last.
+/// A provider of the password that was set last.
 #[derive(Debug, Default)]
 struct Secrets {
     password: Mutex<String>,
@@ -55,7 +55,7 @@ async fn connect(at: SocketAddr, secrets: &Arc<Secrets>) -> Result<Arc<RedisBack
     RedisBackend::from_client(&client, config).await
 }
 
-/// Gives the user this password and no other, and ends its connections.
+/// Replaces the user's password and ends its connections.
 async fn rotate(server: &Server, password: &str) {
     let mut raw = server.raw().await;
     let mut user = redis::cmd("ACL");
@@ -74,7 +74,7 @@ async fn rotate(server: &Server, password: &str) {
         .unwrap();
 }
 
-/// Renews, and again while that fails in a way that may be over soon.
+/// Renews the lease, and repeats this while the error is retryable.
 async fn renewed(lease: &Arc<dyn Lease>) {
     until("renewed", || async {
         match Arc::clone(lease).renew().await {
@@ -121,7 +121,7 @@ async fn a_changed_password_costs_neither_holder_nor_waiter_anything() {
     .await;
     secrets.tell("four");
     renewed(&held).await;
-    // One that panics is one that does not answer.
+    // A provider that panics counts as one that does not answer.
     secrets.panics.store(true, Relaxed);
     rotate(&server, "five").await;
     secrets.tell("five");
@@ -164,8 +164,7 @@ async fn credentials_that_were_never_right_are_denied() {
     );
 }
 
-/// Stands before the server, and answers the next command as a service does whose token has
-/// expired.
+/// Proxies the server, and answers the next command as a service with an expired token does.
 async fn expiring(server: SocketAddr) -> (SocketAddr, Arc<AtomicBool>) {
     let (listener, expired) = (
         TcpListener::bind("127.0.0.1:0").await.unwrap(),

@@ -206,7 +206,7 @@ async fn tokens_grow_across_a_restart_without_persistence_and_a_flush() {
         match round {
             2 => {
                 server.restart();
-                // The broken connection is noticed at once, so nothing is lost but time.
+                // The broken connection is noticed at once, so this only costs time.
                 support::until("reconnected", || async {
                     backend.inspect(&support::key("k")).await.is_ok()
                 })
@@ -272,15 +272,15 @@ async fn a_script_that_the_server_forgot_is_sent_again() {
         .unwrap();
 }
 
-/// The first poll of a release queues it, so that whatever starts later on this backend comes after
-/// it.
+/// The first poll of a release queues it ahead of every operation of this backend that starts
+/// later.
 #[tokio::test]
 async fn a_release_is_ordered_before_later_acquires() {
     use futures_util::FutureExt;
     let server = Server::start();
     let backend = server.backend().await;
     for round in 0..300 {
-        // At times among many others, so that it goes through the queue of gathered operations.
+        // Every third round has many other operations, so that the release is batched.
         let crowd: Vec<_> = (0..if round % 3 == 0 { 200 } else { 0 })
             .map(|n| {
                 let backend = Arc::clone(&backend);
@@ -298,7 +298,7 @@ async fn a_release_is_ordered_before_later_acquires() {
         let lease = granted(&backend, request("k")).await;
         let mut release = lease.release();
         let early = (&mut release).now_or_never();
-        // Alternately by the ways that are gathered and that are not.
+        // The next operation is batched in half of the rounds and yields to waiters in the others.
         let next = match round % 4 {
             0 | 1 => granted(&backend, request("k")).await,
             _ => granted(&backend, request("k").with_yield_to_waiters(true)).await,

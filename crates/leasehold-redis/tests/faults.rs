@@ -1,4 +1,4 @@
-//! Lost answers, silent and slow servers, broken connections.
+//! Lost answers, silent and slow servers, and broken connections.
 
 mod support;
 
@@ -23,19 +23,18 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Longer than anything here takes on a busy machine, and shorter than the TTLs that must not end
-/// meanwhile.
+/// A limit that is longer than any step here on a busy machine, and shorter than the TTLs of locks
+/// that must not expire meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A proxy that swallows the server's answers while told to, and then cuts; and the one address of
-/// several servers.
+/// A proxy that can drop the server's answers, close connections, and switch to another server.
 struct Proxy {
     address: SocketAddr,
     server: Arc<Mutex<SocketAddr>>,
     deaf: Arc<AtomicBool>,
     cut: Arc<AtomicBool>,
     refusing: Arc<AtomicBool>,
-    /// Whether the lock `k` is freed before the next connection is cut.
+    /// Whether the lock `k` is freed before the next connection is closed.
     freeing: Arc<AtomicBool>,
 }
 
@@ -76,7 +75,7 @@ impl Proxy {
                 tokio::spawn(async move {
                     let mut buffer = [0; 4096];
                     while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
-                        // The first answer that is lost takes the connection with it, if told so.
+                        // If `cut` is set, the first lost answer also closes the connection.
                         if deaf.load(Ordering::SeqCst) {
                             if cut.load(Ordering::SeqCst) {
                                 deaf.store(false, Ordering::SeqCst);
@@ -102,7 +101,7 @@ impl Proxy {
         proxy
     }
 
-    /// New connections go there; those that are open stay where they are.
+    /// Leads new connections to `server`. Open connections stay.
     fn lead_to(&self, server: &Server) {
         *self.server.lock().unwrap() = server.address();
     }
@@ -117,14 +116,14 @@ impl Proxy {
         RedisBackend::from_client(&client, config).await.unwrap()
     }
 
-    /// From now on answers are lost. `cut`: the first takes the connection with it, and there is no
-    /// new one.
+    /// Drops all answers from now on. If `cut` is set, the first one closes the connection and new
+    /// connections are refused.
     fn lose_answers(&self, cut: bool) {
         self.refusing.store(cut, Ordering::SeqCst);
         self.cut_off_an_answer(cut);
     }
 
-    /// The next answer is lost. `cut`: with its connection.
+    /// Drops the next answer. If `cut` is set, this also closes the connection.
     fn cut_off_an_answer(&self, cut: bool) {
         self.cut.store(cut, Ordering::SeqCst);
         self.deaf.store(true, Ordering::SeqCst);
@@ -160,7 +159,7 @@ async fn a_lock_whose_answer_was_lost_is_undone() {
             let error = Arc::clone(&backend).try_acquire(wanted).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Indeterminate, "{error}");
             if !cut {
-                // It did happen.
+                // The server has granted the lock.
                 assert!(!server.leftovers().await.is_empty());
             }
             proxy.heal();
@@ -169,7 +168,7 @@ async fn a_lock_whose_answer_was_lost_is_undone() {
     }
 }
 
-/// Every operation is repeated where that does no harm.
+/// Every operation that may be repeated is repeated.
 #[tokio::test]
 async fn truncated_reply_costs_nothing_while_the_server_runs() {
     let server = Server::start();
@@ -203,7 +202,7 @@ async fn truncated_reply_costs_nothing_while_the_server_runs() {
     }
 }
 
-/// An attempt that is repeated may have registered a waiter before.
+/// The first sending of a repeated attempt may have registered a waiter.
 #[tokio::test]
 async fn a_waiter_that_is_granted_by_the_repetition_waits_no_longer() {
     let server = Server::start();
@@ -263,7 +262,7 @@ async fn release_over_a_closed_connection_reports_the_earlier_loss() {
     }
 }
 
-/// The server that took over knows nothing of the lock, and may have granted it to another.
+/// The new server does not know the lock and may have granted it to another holder.
 #[tokio::test]
 async fn release_answered_by_a_server_without_the_lock_is_a_loss() {
     for wanted in modes() {
@@ -289,8 +288,8 @@ async fn release_answered_by_a_server_without_the_lock_is_a_loss() {
     }
 }
 
-/// The first connection is closed at the next request, the second when it is to end the first one
-/// at the server.
+/// The first connection is closed at the next request. The second is closed when it asks the server
+/// to end the first.
 #[tokio::test]
 async fn lost_connection_is_killed_even_if_the_next_is_lost_too() {
     let server = Server::start();
@@ -340,7 +339,7 @@ async fn lost_connection_is_killed_even_if_the_next_is_lost_too() {
     .await;
 }
 
-/// A node that could not be used at first may turn out to be one of the others.
+/// A node that could not be used at first may turn out to be a node that is known already.
 #[tokio::test]
 async fn a_node_that_comes_later_and_is_another_has_no_vote() {
     let mut servers = [Server::start(), Server::start()];
@@ -458,8 +457,8 @@ async fn kill_clients(server: &Server) {
         .unwrap();
 }
 
-/// Clients that learn of a lost connection only when they use it: by a choice, and because the
-/// server has no RESP3.
+/// Returns clients that notice a lost connection only when they use it. One is configured to poll,
+/// and one finds no RESP3 on the server.
 async fn without_pushes(server: &Server) -> [Arc<RedisBackend>; 2] {
     let mut raw = server.raw().await;
     let mut acl = redis::cmd("ACL");
@@ -515,7 +514,7 @@ async fn an_idle_connection_that_was_closed_costs_no_operation() {
     }
 }
 
-/// The idle disconnection hits all servers of a quorum alike.
+/// All servers of a quorum close idle connections at the same time.
 #[tokio::test]
 async fn idle_connections_that_were_closed_cost_a_quorum_nothing() {
     let servers = [Server::start(), Server::start(), Server::start()];
@@ -568,7 +567,7 @@ async fn stopped_server_is_reported_in_time_and_leaves_no_orphan() {
     assert!(Arc::clone(&held).renew().await.unwrap_err().is_retryable());
     assert!(started.elapsed() < Duration::from_secs(10));
     server.signal("CONT");
-    // The first attempt was in the server's buffer and is carried out only now.
+    // The first attempt was in the server's buffer and is executed only now.
     until("undone", || async { server.leftovers().await == ["held"] }).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(server.leftovers().await, ["held"]);
@@ -591,8 +590,8 @@ async fn a_waiter_rides_out_lost_answers() {
             .is_empty()
     })
     .await;
-    // The grant's answer is lost: the waiter must not take it for a refusal by somebody else for
-    // ever.
+    // The answer of the grant is lost. The waiter must not mistake its own lock for that of another
+    // holder.
     proxy.cut_off_an_answer(true);
     held.release().await.unwrap();
     let lease = tokio::time::timeout(Duration::from_secs(5), waiting)
@@ -670,7 +669,7 @@ async fn a_server_that_may_not_write_is_a_typed_error() {
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
 }
 
-/// Two servers behind one address, of which one is the primary of the other.
+/// A primary and its replica behind one address.
 struct Pair {
     servers: [Server; 2],
     primary: usize,
@@ -679,7 +678,7 @@ struct Pair {
 
 impl Pair {
     async fn start() -> Self {
-        // Else a primary waits for more replicas before it sends them its data.
+        // By default, a primary waits for more replicas before it sends its data.
         let start = || Server::with(&["--repl-diskless-sync-delay", "0"]);
         let servers = [start(), start()];
         let pair = Self {
@@ -699,7 +698,7 @@ impl Pair {
         &self.servers[1 - self.primary]
     }
 
-    /// The replica takes over. The address leads to what is a replica now.
+    /// Promotes the replica. The address then leads to the demoted server.
     async fn fail_over(&mut self) {
         let mut replica = self.replica().raw().await;
         let () = redis::cmd("REPLICAOF")
@@ -712,7 +711,7 @@ impl Pair {
         self.follow().await;
     }
 
-    /// The address leads to the primary again.
+    /// Leads the address to the primary again.
     fn heal(&self) {
         self.address.lead_to(self.primary());
     }
@@ -735,7 +734,7 @@ impl Pair {
         .await;
     }
 
-    /// What the primary has written is at the replica, too.
+    /// Waits until the replica has received all writes of the primary.
     async fn settle(&self) {
         let offset = |info: String, field: &str| {
             info.lines()
@@ -759,12 +758,12 @@ impl Pair {
     }
 }
 
-/// The lock is renewed by each way that an answer can take: alone, by a script, with others.
+/// Renews locks in each way that an answer can arrive: alone, from a script, and in a batch.
 #[tokio::test]
 async fn demoted_server_is_left_for_its_successor_at_the_address() {
     let mut pair = Pair::start().await;
-    // A busy machine answers late; an answer that does not come would lead to a new connection,
-    // too.
+    // The time-out is long, because a missing answer on a busy machine would also open a new
+    // connection.
     let backend = pair.address.patient_backend(PATIENCE).await;
     let shared = request("shared")
         .with_mode(Mode::Shared)
@@ -795,7 +794,7 @@ async fn demoted_server_is_left_for_its_successor_at_the_address() {
             lease.renew().await.unwrap();
         }
     }
-    // The second time by plain commands.
+    // The second grant uses plain commands.
     for _ in 0..2 {
         granted(&backend, request("new"))
             .await

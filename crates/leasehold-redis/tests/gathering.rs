@@ -1,4 +1,4 @@
-//! Many operations at a time.
+//! Many concurrent operations, which share batches.
 
 mod support;
 
@@ -16,10 +16,10 @@ use tracing::{
     span::{Attributes, Id, Record},
 };
 
-/// Enough that operations are gathered.
+/// Enough operations for batches.
 const MANY: usize = 100;
 
-/// Enough tasks that operations are gathered into shared calls.
+/// Enough tasks for batches.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gathered_operations_are_as_good_as_lone_ones() {
     let server = Server::start();
@@ -76,7 +76,7 @@ async fn many_releases_share_scripts_and_each_is_told_the_truth() {
     let backend = server.backend().await;
     let mut raw = server.raw().await;
     let leases = many_held(&backend).await;
-    // Gone, another's, and no lock at all.
+    // One key is gone, one has another holder, and one is no lock.
     () = redis::cmd("DEL")
         .arg("k20")
         .arg("k21")
@@ -163,7 +163,7 @@ async fn many_releases_report_each_lock_also_where_one_waits() {
     }
 }
 
-/// Panics at every event of this crate.
+/// A subscriber that panics at every event of this crate.
 struct PanicsAtEvents;
 
 impl Subscriber for PanicsAtEvents {
@@ -172,7 +172,7 @@ impl Subscriber for PanicsAtEvents {
     }
 
     fn event(&self, _: &Event<'_>) {
-        // Without a message in the test's output for each.
+        // Panics without a message in the test's output.
         resume_unwind(Box::new("told to panic"));
     }
 
@@ -192,8 +192,7 @@ async fn a_pipeline_that_panics_ends_no_later_one() {
     let backend = server.backend().await;
     for _ in 0..3 {
         let leases = many_held(&backend).await;
-        // The pipelines learn that the server does not know their script, and tell the subscriber
-        // of it.
+        // The server no longer knows the script of the pipelines, which log that to the subscriber.
         () = redis::cmd("SCRIPT")
             .arg("FLUSH")
             .query_async(&mut server.raw().await)
@@ -288,7 +287,7 @@ async fn read_only_server_does_not_report_a_loss() {
         cmd
     };
     () = replicas(1).query_async(&mut raw).await.unwrap();
-    // Alone, and among many.
+    // One lock alone, and one of many.
     for outcome in [
         Arc::clone(&leases[0]).renew().await,
         Arc::clone(&leases[0]).release().await.map(|_| ()),

@@ -1,4 +1,4 @@
-//! Shared locks, permits, inspection and breaking.
+//! Shared locks, permits, inspection and revocation.
 
 mod support;
 

@@ -54,7 +54,7 @@ async fn odd_names_work_in_every_mode() {
             Request::new(key.clone()).with_permit_of(1.try_into().unwrap()),
         )
         .await;
-        // The waiter of above is still registered, so readers must come by another name.
+        // The waiter from above is still registered, so the readers use another name.
         let () = redis::cmd("FLUSHALL")
             .query_async(&mut server.raw().await)
             .await

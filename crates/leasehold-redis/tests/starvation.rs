@@ -1,4 +1,5 @@
-//! Nobody starves, and the dead hold nobody up. The bounds are numbers of hand-offs.
+//! No waiter starves, and killed waiters delay others only briefly. The bounds are numbers of
+//! hand-offs.
 
 mod support;
 
@@ -19,10 +20,11 @@ use leasehold_redis::{RedisBackend, redis};
 use support::{Server, granted, granted_to, key, refused, request, ttl, until};
 use tokio::task::JoinSet;
 
-/// The hand-offs that a waiter may have to see pass by. Each of three other processes takes four
-/// turns in a row and four when its own waiter is ahead. Twice that leaves room for a slow machine.
+/// The largest number of hand-offs that may pass a waiter. Each of three other processes may be
+/// granted the lock four times in a row, and four times when its own waiter is ahead. Twice that
+/// leaves room for a slow machine.
 const HAND_OFFS: u64 = 50;
-/// Far more than a waiter that does not starve needs: the end of a test in which one does.
+/// The time limit of a test. A waiter that does not starve needs far less.
 const STARVED: u64 = 2_000;
 const HOUR: u64 = 3_600_000;
 const MODES: [Mode; 3] = [
@@ -33,7 +35,7 @@ const MODES: [Mode; 3] = [
     },
 ];
 
-/// Processes, as the server sees them, whose tasks write and count.
+/// Writing tasks of several processes, as the server sees them, that count their grants.
 struct Writers {
     granted: Arc<AtomicU64>,
     over: Arc<AtomicBool>,
@@ -69,7 +71,7 @@ impl Writers {
         writers
     }
 
-    /// How many grants this acquisition sees pass by.
+    /// Returns how many grants pass by during this acquisition.
     async fn passed<T>(&self, acquisition: impl Future<Output = T>) -> Option<u64> {
         let before = self.granted.load(Relaxed);
         let starved = async {
@@ -122,7 +124,7 @@ async fn quorum_clients(servers: &[Server], count: usize) -> Vec<LockClient> {
     clients
 }
 
-/// Returns the hand-offs that a reader sees pass by beside these writers, for 20 acquisitions.
+/// Returns the hand-offs that pass a reader beside these writers, for each of 20 acquisitions.
 async fn reader_beside(others: &[LockClient], reader: &LockClient, tasks: usize) -> Vec<u64> {
     let writers = Writers::begin(others, tasks).await;
     let lock = reader.rwlock("k");
@@ -155,15 +157,16 @@ async fn a_reader_beside_writers_is_not_starved_on_a_quorum() {
     let clients = quorum_clients(&servers, 4).await;
     let (reader, others) = clients.split_first().unwrap();
     let seen = reader_beside(others, reader, 8).await;
-    // A vote may be split again and again, and gives all places at a node away that granted.
+    // A vote may be split repeatedly, and each split vote gives up the positions at the nodes that
+    // granted it.
     assert!(
         seen.iter().all(|passed| *passed <= 4 * HAND_OFFS),
         "{seen:?}"
     );
 }
 
-/// Returns the hand-offs that a waiter sees pass by beside a task that only tries, again and again,
-/// for 10 acquisitions.
+/// Returns the hand-offs that pass a waiter beside a task that repeats `try_lock`, for each of 10
+/// acquisitions.
 async fn waiter_beside_tries(trying: &LockClient, waiting: &LockClient) -> Vec<u64> {
     let (granted, over): (Arc<AtomicU64>, Arc<AtomicBool>) = Default::default();
     let tries = {
@@ -260,7 +263,7 @@ async fn behind_a_holder_without_an_end_the_earlier_waiter_is_first() {
     assert_eq!(first, ["earlier", "later"].repeat(6));
 }
 
-/// No key of the bookkeeping outlives the last use by more than its TTL and a second.
+/// No key beside the lock outlives its last use by more than its TTL and a second.
 #[tokio::test]
 async fn the_lifetime_of_the_bookkeeping_does_not_grow_with_its_use() {
     let server = Server::start();
@@ -296,7 +299,7 @@ async fn the_lifetime_of_the_bookkeeping_does_not_grow_with_its_use() {
     }
 }
 
-/// Numbers that look random and are the same in every run.
+/// A generator of pseudo-random numbers with a fixed seed.
 struct Random(u64);
 
 impl Random {
@@ -309,15 +312,14 @@ impl Random {
     }
 }
 
-/// Readers and writers in tasks of several processes, holds of random length, and waiters that are
-/// killed meanwhile.
+/// Runs readers and writers in several processes, with random hold times, while waiters are killed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn among_readers_writers_and_killed_waiters_nobody_is_starved() {
     const PROCESSES: u64 = 4;
     const TASKS: u64 = 6;
     const ROUNDS: u64 = 40;
-    // Of ten locks of each process. Where readers and writers are as many, there are moments
-    // without a writer that waits, and a reader that waits for such a moment is not seen to starve.
+    // The number of shared locks among ten locks of each process. With as many readers as writers,
+    // there are moments without a waiting writer, and they would hide that a reader starves.
     const READS: [u64; PROCESSES as usize] = [8, 1, 0, 0];
     let server = Server::start();
     let killed = server.backend().await;
@@ -372,17 +374,17 @@ async fn among_readers_writers_and_killed_waiters_nobody_is_starved() {
     }
     println!("{deaths} killed waiters; at most {worst} hand-offs passed by");
     assert!(deaths > 5, "nobody was killed");
-    // A task may wait behind all other tasks of its process, and each of these behind two turns of
-    // all processes.
+    // A task may wait behind all other tasks of its process, and each of these behind two quotas of
+    // every process.
     assert!(worst <= TASKS * PROCESSES * 8, "{worst}");
 }
 
-/// Leaves a registration behind, as a waiter that is killed does.
+/// Leaves a registration on the server, as a killed waiter does.
 async fn dead_waiter(backend: &Arc<RedisBackend>, mode: Mode) {
     refused(backend, request("k").with_mode(mode).with_waiting(true)).await;
 }
 
-/// Acquires, and says how often it was refused.
+/// Acquires the lock and returns how often it was refused.
 async fn refusals(backend: &Arc<RedisBackend>, request: Request) -> u32 {
     let mut refusals = 0;
     let mut wanted = request.with_waiting(true);
@@ -416,7 +418,7 @@ async fn a_killed_waiter_slows_nobody_more_than_once() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.backend().await);
     for mode in MODES {
-        // A reader never asks with yielding. A dead one stands before writers that do.
+        // Readers do not yield here. A killed reader is ahead of writers that do.
         let wanted = request("k").with_mode(mode).with_ttl(ttl(HOUR));
         let holder = if mode == Mode::Shared {
             wanted.clone().with_mode(Mode::Exclusive)
@@ -432,7 +434,7 @@ async fn a_killed_waiter_slows_nobody_more_than_once() {
         for _ in 0..10 {
             seen.push(refusals(&a, holder.as_new_owner().with_yield_to_waiters(true)).await);
         }
-        // One finds out that they are dead. On a machine that is slow it may take another.
+        // The first refusal finds that they were killed. A slow machine may need a second one.
         assert!(seen.iter().sum::<u32>() <= 2, "{mode}: {seen:?}");
     }
 }
@@ -448,7 +450,7 @@ async fn a_killed_writer_keeps_no_reader_from_a_free_lock() {
     assert!(refusals <= 2, "{refusals}");
 }
 
-/// The registrations on the lists of `k`, with the ms for which each lives from now on.
+/// Returns the registrations on the lists of `k`, each with its remaining milliseconds.
 async fn registrations(server: &Server) -> Vec<i64> {
     let mut raw = server.raw().await;
     let mut lives = Vec::new();
@@ -471,7 +473,7 @@ async fn registrations(server: &Server) -> Vec<i64> {
     lives
 }
 
-/// How long a registration may outlive its waiter.
+/// The time for which a registration may outlive its waiter.
 const LIFE: i64 = 5_000;
 
 #[tokio::test]
@@ -516,7 +518,7 @@ async fn a_registration_ends_within_seconds_whatever_the_ttl() {
     }
 }
 
-/// Against whom this one waits.
+/// Returns the mode of a holder for which a waiter of `mode` waits.
 fn holder_against(mode: Mode) -> Mode {
     if mode == Mode::Shared {
         Mode::Exclusive
@@ -553,7 +555,7 @@ async fn a_living_waiter_of_any_mode_stays_registered() {
         })
         .await;
     }
-    // Each is renewed before it ends.
+    // Each registration is renewed before it expires.
     let mut scores = [0.0; 3];
     let mut renewed = [0; 3];
     while renewed.iter().any(|renewed| *renewed < 3) {

@@ -10,7 +10,7 @@ use leasehold_redis::RedisBackend;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use support::{Server, granted, request};
 
-/// A CA, and a certificate of it for this host name, as files.
+/// Creates a CA and a certificate that it signed for this host name, as files in `folder`.
 fn certificates(folder: &Path, host: &str) {
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
@@ -38,7 +38,7 @@ fn tls_server(folder: &Path, port: u16) -> Server {
     tls_server_that_asks(folder, port, "no")
 }
 
-/// `ask`: whether clients need a certificate.
+/// Starts a server with TLS. `ask` says whether clients need a certificate.
 fn tls_server_that_asks(folder: &Path, port: u16, ask: &str) -> Server {
     let file = |name: &str| folder.join(name).to_string_lossy().into_owned();
     Server::with(&[
@@ -72,7 +72,7 @@ async fn tls_works_without_own_provider_and_refuses_wrong_certificate() {
         .unwrap();
     assert_eq!(backend.to_string(), format!("rediss://localhost:{port}/0"));
 
-    // Signed by nobody that the web knows; signed by another CA; for another name.
+    // An unknown CA, another CA than the given one, and another host name.
     let other = tempfile::tempdir().unwrap();
     certificates(other.path(), "localhost");
     let other_ca = other.path().join("ca.pem");
@@ -112,7 +112,7 @@ async fn client_certificate_is_sent_and_its_refusal_is_reported() {
         .await
         .unwrap();
     assert!(quorum.nodes()[0].problem.is_none(), "{:?}", quorum.nodes());
-    // None; and one of a CA that the server does not trust.
+    // No certificate, and one of a CA that the server does not trust.
     for (url, reason) in [(ca.clone(), "ertificate"), (with(other.path()), "CA")] {
         let error = RedisBackend::connect(&url).await.expect_err(&url);
         assert_eq!(error.kind(), ErrorKind::Denied, "{url}: {error}");

@@ -1,4 +1,4 @@
-//! Tokens drawn by plain commands: they grow whatever becomes of the counter.
+//! Tokens that plain commands draw. They grow even if the counter is lost or set back.
 
 mod support;
 
@@ -73,7 +73,7 @@ async fn they_grow_when_the_server_comes_back_with_older_data() {
 #[tokio::test]
 async fn a_readers_token_grows_when_older_data_comes_back() {
     let shared = || request("k").with_mode(Mode::Shared);
-    // The data that comes back knows of no lock, or of one that readers share.
+    // The restored data has no lock, or one that readers share.
     for held in [false, true] {
         let mut server = Server::start();
         let backend = server.backend().await;
@@ -255,8 +255,7 @@ async fn who_is_refused_by_the_plain_way_and_waits_is_woken() {
     assert!(token(&next) > before);
 }
 
-/// Behind a proxy a server can change without the connection breaking, and then there are no pushes
-/// either.
+/// Behind a proxy, the server can change while the connection stays open. There are no pushes then.
 #[tokio::test]
 async fn without_pushes_the_script_draws_every_token() {
     let server = Server::start();
@@ -279,7 +278,7 @@ async fn yielding_is_short_without_waiters_and_works_with_them() {
     let held = granted(&a, polite()).await;
     assert!(token(&held) > first);
     assert_eq!(calls(&server, "time").await, before, "the long script ran");
-    // Somebody registers, and stays away.
+    // A waiter registers and makes no further attempt.
     let absent = request("k").with_waiting(true);
     refused(&b, absent.clone()).await;
     held.release().await.unwrap();
@@ -290,7 +289,7 @@ async fn yielding_is_short_without_waiters_and_works_with_them() {
     );
     let next = granted(&b, absent).await;
     next.release().await.unwrap();
-    // With a counter that is lost, too.
+    // The same with a lost counter.
     let () = redis::cmd("SET")
         .arg(COUNTER)
         .arg("x")

@@ -1,4 +1,4 @@
-//! What the proof of the quorum takes a server for, on a real one.
+//! Tests on a real server of the properties that the quorum's proof assumes.
 
 mod support;
 
@@ -16,8 +16,8 @@ use support::{Server, TERMS, granted_to, key, request, token, ttl};
 
 const TTL: u64 = 10_000;
 
-/// The model of the quorum has a request that arrives again, behind the renewal, never make the
-/// lock end earlier.
+/// The quorum's model assumes that a duplicate request which arrives after a renewal never shortens
+/// the lock.
 #[tokio::test]
 async fn duplicate_request_after_renewal_does_not_shorten_the_lock() {
     let server = Server::start();
@@ -46,7 +46,7 @@ async fn duplicate_request_after_renewal_does_not_shorten_the_lock() {
             again > Duration::from_millis(TTL - 250),
             "{mode:?}: {again:?} left after the request came again"
         );
-        // The other grant is of the same owner.
+        // The other grant has the same owner.
         lease.release().await.unwrap();
         assert!(
             backend
@@ -59,8 +59,8 @@ async fn duplicate_request_after_renewal_does_not_shorten_the_lock() {
     }
 }
 
-/// Who stops waiting may hold the server by now; and what is given back under one name of an
-/// acquisition is not held under another.
+/// An acquisition that stops waiting may already hold the lock on this server. A release under one
+/// of its ids must not free a lock that it holds under another.
 #[tokio::test]
 async fn what_an_acquisition_leaves_late_frees_nothing_that_it_holds() {
     let server = Server::start();
@@ -86,7 +86,7 @@ async fn what_an_acquisition_leaves_late_frees_nothing_that_it_holds() {
     }
 }
 
-/// The scripts draw and accept tokens as the functions do that the model and the simulation call.
+/// The scripts draw and accept tokens as the functions of the model and the simulation do.
 #[tokio::test]
 async fn the_scripts_decide_on_tokens_as_the_model_does() {
     let server = Server::start();
@@ -183,8 +183,8 @@ fn record(recalled: &NodeState, largest_ttl: u64, above: u64) -> EpochRecord {
     }
 }
 
-/// One of two that attest a server recalled it earlier, and knows of smaller tokens and of a
-/// shorter largest TTL.
+/// Two clients attest a server. One read its state earlier and knows smaller tokens and a shorter
+/// largest TTL.
 #[tokio::test]
 async fn late_attestation_lowers_neither_tokens_nor_largest_ttl() {
     let server = Server::start();
@@ -197,7 +197,7 @@ async fn late_attestation_lowers_neither_tokens_nor_largest_ttl() {
         .record_epoch(record(&early, 60_000, 1_000))
         .await
         .unwrap();
-    // The same once more is no harm: an answer may have been lost.
+    // A repetition is accepted, because the first answer may have been lost.
     Arc::clone(&one)
         .record_epoch(record(&early, 60_000, 1_000))
         .await
@@ -212,7 +212,7 @@ async fn late_attestation_lowers_neither_tokens_nor_largest_ttl() {
         (now.largest_ttl, now.highest_token),
         (Some(ttl(60_000)), FencingToken::new(1_000))
     );
-    // Who has seen that may.
+    // A client that has read the current state may record it.
     Arc::clone(&other)
         .record_epoch(record(&now, 10_000, 1_001))
         .await
@@ -223,7 +223,7 @@ async fn late_attestation_lowers_neither_tokens_nor_largest_ttl() {
     );
 }
 
-/// The run is the same, and what was recalled of it is not what it remembers.
+/// The run is the same, but the server has lost the state that was read.
 #[tokio::test]
 async fn server_wiped_after_the_look_is_not_marked() {
     let server = Server::start();

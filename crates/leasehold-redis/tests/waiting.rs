@@ -1,4 +1,4 @@
-//! Waiters: woken by pushes, also across trouble; nothing of them stays.
+//! Waiters are notified by pushes, even after failures, and leave nothing behind.
 
 mod support;
 
@@ -117,7 +117,7 @@ async fn a_lost_connection_and_a_restart_do_not_lose_a_waiter() {
         !a.inspect(&key("k")).await.unwrap().waiters.is_empty()
     })
     .await;
-    // Cut all but our own: the waiter connects again and switches tracking on again.
+    // Close all other connections. The waiter reconnects and enables tracking again.
     let mut raw = server.raw().await;
     let () = redis::cmd("CLIENT")
         .arg("KILL")
@@ -201,7 +201,7 @@ async fn a_cancelled_waiter_leaves_no_lock_and_no_registration() {
 async fn a_courteous_request_lets_a_foreign_waiter_pass() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.pushed().await);
-    // Nobody waits: yielding costs nothing.
+    // Yielding costs nothing without waiters.
     let held = granted(&a, request("k").with_yield_to_waiters(true)).await;
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
     until("registered", || async {
@@ -210,7 +210,7 @@ async fn a_courteous_request_lets_a_foreign_waiter_pass() {
     .await;
     let release = held.release();
     let again = Arc::clone(&a).acquire(request("k").with_yield_to_waiters(true));
-    // In one task, so that only yielding lets the other in between.
+    // All attempts are in one task, so only yielding lets the other one in.
     let (released, again) = tokio::join!(release, async {
         let mut again = again;
         assert!((&mut again).now_or_never().is_none());
@@ -317,8 +317,8 @@ async fn a_config_that_polls_needs_no_resp3() {
     assert_eq!(server.leftovers().await, ["p:k"]);
 }
 
-/// Every waiting process asks once per hand-over, and once more if it is woken by what it does not
-/// want.
+/// Every waiting process makes one attempt per hand-off, and another one after a notification that
+/// does not concern it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hand_off_costs_each_waiting_process_bounded_commands() {
     const PROCESSES: usize = 8;
@@ -376,7 +376,7 @@ async fn hand_off_costs_each_waiting_process_bounded_commands() {
     assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
 
-/// How many scripts the server has run by their hash.
+/// Returns how many scripts the server has run by their hash.
 async fn scripts_run(server: &Server) -> u64 {
     let stats = server.info("commandstats").await;
     let calls = stats.lines().find_map(|line| {
@@ -389,7 +389,7 @@ async fn scripts_run(server: &Server) -> u64 {
     calls.unwrap_or(0)
 }
 
-/// Waits for ever on this many keys that are held.
+/// Starts a task for each of this many held keys that waits for it forever.
 async fn wait_for(
     backend: &Arc<RedisBackend>,
     holder: &Arc<RedisBackend>,
@@ -415,8 +415,8 @@ async fn wait_for(
     tasks
 }
 
-/// A server that forgets who waits for what says that everything changed. Only so many requests may
-/// follow from it.
+/// A server that no longer tracks a key reports it as changed. The number of requests that follow
+/// is bounded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_waited_for_keys_than_the_server_tracks_cause_no_storm() {
     const KEYS: usize = 60;
@@ -431,8 +431,8 @@ async fn more_waited_for_keys_than_the_server_tracks_cause_no_storm() {
         let (before, began) = (scripts_run(&server).await, std::time::Instant::now());
         tokio::time::sleep(Duration::from_secs(3)).await;
         let (run, took) = (scripts_run(&server).await - before, began.elapsed());
-        // Each waiter may ask a few times at first, then once a second, and every two seconds to
-        // stay registered.
+        // Each waiter may make a few attempts at first, then one per second, and one every two
+        // seconds to stay registered.
         let most = (KEYS as f64 * (10.0 + 2.0 * took.as_secs_f64())) as u64;
         println!("{run} scripts in {took:?}");
         assert!(
@@ -469,7 +469,7 @@ impl tracing::Subscriber for Warnings {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-/// The permit that is taken anew each time ends before another one that is held all the while.
+/// The permit that is acquired again each time expires before the one that is always held.
 #[tokio::test]
 async fn permits_of_other_ttls_that_come_and_go_slow_no_waiter_down() {
     let warnings = Warnings::default();
@@ -493,7 +493,7 @@ async fn permits_of_other_ttls_that_come_and_go_slow_no_waiter_down() {
     assert_eq!(warnings.0.load(Ordering::Relaxed), 0, "it is notified late");
 }
 
-/// Who asks again without being notified says nothing about notifications.
+/// An attempt without a notification says nothing about notifications.
 #[tokio::test]
 async fn a_waiter_that_asks_often_is_notified_as_soon_as_any_other() {
     let warnings = Warnings::default();
@@ -516,12 +516,12 @@ async fn a_waiter_that_asks_often_is_notified_as_soon_as_any_other() {
     assert_eq!(warnings.0.load(Ordering::Relaxed), 0, "it is notified late");
 }
 
-/// A request of a waiter.
+/// Returns a request of a waiter.
 fn waiter() -> Request {
     request("k").with_waiting(true)
 }
 
-/// As a waiter asks when it was woken. A quorum asks as another owner each time.
+/// Returns the request of a notified waiter. A quorum uses a new owner for each attempt.
 fn again(waiter: &Request, node: bool) -> Request {
     if node {
         waiter.as_new_owner()
@@ -530,7 +530,8 @@ fn again(waiter: &Request, node: bool) -> Request {
     }
 }
 
-/// `a` has the lock, `b` and `c` begin to wait, in this order, and `a` releases it.
+/// Acquires the lock for `a`, registers waiters of `b` and `c` in this order, and releases the
+/// lock.
 async fn two_wait([a, b, c]: [&Arc<RedisBackend>; 3], node: bool) -> [Request; 2] {
     let held = granted_to(a, waiter(), node).await;
     let (first, second) = (waiter(), waiter());
@@ -579,7 +580,7 @@ async fn waiter_that_does_not_take_its_turn_loses_its_position() {
     );
     for node in [false, true] {
         let [slow, second] = two_wait([&a, &b, &c], node).await;
-        // It may have asked just now, and has its time only then.
+        // The slow waiter may have made its attempt just now, and its time starts only then.
         let held = loop {
             match attempt(&c, again(&second, node).with_order(true), node).await {
                 Attempt::Granted(held) => break held,
@@ -605,7 +606,7 @@ async fn waiter_that_does_not_take_its_turn_loses_its_position() {
     }
 }
 
-/// The lists of waiters that there are.
+/// Returns the existing lists of waiters.
 async fn lists(server: &Server) -> Vec<String> {
     server
         .leftovers()
@@ -615,7 +616,7 @@ async fn lists(server: &Server) -> Vec<String> {
         .collect()
 }
 
-/// One that never waited.
+/// Returns a request that does not wait.
 fn passer_by() -> Request {
     waiter().with_waiting(false)
 }

@@ -1,4 +1,4 @@
-//! A real redis-server per test, on a free port, in a folder of its own, ended with the test.
+//! A real redis-server for each test, with its own port and directory. It ends with the test.
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::{
@@ -18,7 +18,7 @@ use leasehold_core::{
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use tempfile::TempDir;
 
-/// A server. Dropping it kills it.
+/// A running redis-server. Dropping this value kills it.
 pub(crate) struct Server {
     child: Option<Child>,
     port: u16,
@@ -27,12 +27,12 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts one without persistence.
+    /// Starts a server without persistence.
     pub(crate) fn start() -> Self {
         Self::with(&[])
     }
 
-    /// Starts one with more arguments.
+    /// Starts a server with additional arguments.
     pub(crate) fn with(arguments: &[&str]) -> Self {
         let mut server = Self {
             child: None,
@@ -44,7 +44,7 @@ impl Server {
         server
     }
 
-    /// Kills it, if it runs, and starts it again on the same port and folder.
+    /// Kills the server if it runs, and starts it again with the same port and directory.
     pub(crate) fn restart(&mut self) {
         self.kill();
         let log = File::create(self.folder.path().join("log")).unwrap();
@@ -76,7 +76,8 @@ impl Server {
             )
         }));
         let deadline = Instant::now() + Duration::from_secs(10);
-        // The log says it when all sockets, TLS too, are open and the data is loaded.
+        // The server logs this line when all sockets, including TLS, are open and the data is
+        // loaded.
         while !self.log().contains("Ready to accept connections") {
             assert!(
                 Instant::now() < deadline,
@@ -87,7 +88,7 @@ impl Server {
         }
     }
 
-    /// Kills it with SIGKILL.
+    /// Kills the server with SIGKILL.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -95,7 +96,7 @@ impl Server {
         }
     }
 
-    /// Stops or continues it: `STOP`, `CONT`.
+    /// Sends the server a signal, such as `STOP` or `CONT`.
     pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
         assert!(
@@ -127,25 +128,25 @@ impl Server {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// A backend with a connection of its own: another process, as far as the server can tell.
+    /// Connects a new backend. To the server, each backend is another process.
     pub(crate) async fn backend(&self) -> Arc<RedisBackend> {
         RedisBackend::connect(&self.url()).await.unwrap()
     }
 
-    /// A backend whose waiters only pushes can wake in time.
+    /// Connects a backend whose waiters depend on pushed notifications.
     pub(crate) async fn pushed(&self) -> Arc<RedisBackend> {
         let client = redis::Client::open(self.url()).unwrap();
         let config = RedisConfig::new().with_fallback_poll_interval(Duration::from_secs(3600));
         RedisBackend::from_client(&client, config).await.unwrap()
     }
 
-    /// A plain connection of another program.
+    /// Opens a plain connection, as another program does.
     pub(crate) async fn raw(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(self.url()).unwrap();
         client.get_multiplexed_async_connection().await.unwrap()
     }
 
-    /// All keys but token counters.
+    /// Returns all keys except token counters.
     pub(crate) async fn leftovers(&self) -> Vec<String> {
         let keys: Vec<String> = redis::cmd("KEYS")
             .arg("*")
@@ -157,7 +158,7 @@ impl Server {
             .collect()
     }
 
-    /// A section of INFO.
+    /// Returns a section of `INFO`.
     pub(crate) async fn info(&self, section: &str) -> String {
         redis::cmd("INFO")
             .arg(section)
@@ -188,19 +189,19 @@ pub(crate) fn ttl(millis: u64) -> Ttl {
     Ttl::from_millis(millis).unwrap()
 }
 
-/// One attempt that is granted.
+/// Makes one attempt, which must be granted.
 pub(crate) async fn granted(backend: &Arc<RedisBackend>, request: Request) -> Arc<dyn Lease> {
     granted_to(backend, request, false).await
 }
 
-/// Requirements that a node without a mark meets at once.
+/// Requirements that a node without a marker meets at once.
 pub(crate) const TERMS: VoteRequirements = VoteRequirements {
     epoch_required: false,
     largest_ttl: Duration::ZERO,
     token_floor: FencingToken::new(0),
 };
 
-/// One attempt: of a quorum's client, if `node`.
+/// Makes one attempt. If `node` is set, it is that of a quorum's client.
 pub(crate) async fn attempt(backend: &Arc<RedisBackend>, request: Request, node: bool) -> Attempt {
     let backend = Arc::clone(backend);
     if node {
@@ -211,7 +212,7 @@ pub(crate) async fn attempt(backend: &Arc<RedisBackend>, request: Request, node:
     .unwrap()
 }
 
-/// One attempt that is granted: of a quorum's client, if `node`.
+/// Makes one attempt, which must be granted. `node` is as for [`attempt`].
 pub(crate) async fn granted_to(
     backend: &Arc<RedisBackend>,
     request: Request,
@@ -223,7 +224,7 @@ pub(crate) async fn granted_to(
     }
 }
 
-/// One attempt that is refused: of a quorum's client, if `node`.
+/// Makes one attempt, which must be refused. `node` is as for [`attempt`].
 pub(crate) async fn refused_to(
     backend: &Arc<RedisBackend>,
     request: Request,
@@ -235,7 +236,7 @@ pub(crate) async fn refused_to(
     }
 }
 
-/// One attempt that is refused.
+/// Makes one attempt, which must be refused.
 pub(crate) async fn refused(backend: &Arc<RedisBackend>, request: Request) -> Contention {
     refused_to(backend, request, false).await
 }
@@ -244,7 +245,7 @@ pub(crate) fn token(lease: &Arc<dyn Lease>) -> u64 {
     lease.fencing_token().unwrap().get()
 }
 
-/// Waits until it is true, for up to five seconds: far less than the usual TTL.
+/// Waits until `check` returns true, for at most five seconds. That is far less than the usual TTL.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
     until_within(Duration::from_secs(5), what, check).await;
 }
