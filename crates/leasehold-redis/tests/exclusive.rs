@@ -298,7 +298,8 @@ async fn a_release_is_ordered_before_later_acquires() {
         let lease = granted(&backend, request("k")).await;
         let mut release = lease.release();
         let early = (&mut release).now_or_never();
-        // The next operation is batched in half of the rounds and yields to waiters in the others.
+        // The next acquisition uses plain commands in half of the rounds and a script in the
+        // others.
         let next = match round % 4 {
             0 | 1 => granted(&backend, request("k")).await,
             _ => granted(&backend, request("k").with_yield_to_waiters(true)).await,
