@@ -24,7 +24,7 @@ use crate::{
     stream::{Meter, Task},
 };
 
-/// An open connection, as far as is known.
+/// A connection that is open as far as is known.
 pub(crate) struct Connection {
     connection: MultiplexedConnection,
     /// The task of the driver. `None` if the driver manages it.

@@ -20,19 +20,19 @@ const OLDEST: (u32, u32) = (6, 2);
 
 /// The properties of a server and of one connection to it.
 pub(crate) struct ServerInfo {
-    /// The connection's id; `None` if the user may not ask.
+    /// The connection's id, or `None` if the user lacks the right to read it.
     pub(crate) id: Option<i64>,
-    /// Names this run of the server: after a restart, ids are given again. Empty if the user may
-    /// not ask.
+    /// The name of this run of the server. Connection ids are valid only within a run, because they
+    /// are reused after a restart. Empty if the user lacks the right to read the name.
     pub(crate) run: String,
     /// Whether invalidations are pushed.
     pub(crate) pushes: bool,
-    /// Whether its settings promise that held locks stay.
+    /// The effect of a restart on held locks, by the server's settings.
     pub(crate) restart: Restart,
 }
 
-/// Checks the server, names the connection, loads the scripts and switches tracking on, in one
-/// round trip. `first`: it is the first connection.
+/// Checks the server, names the connection, loads the scripts and enables tracking, in one round
+/// trip. `first` means that this is the first connection.
 pub(crate) async fn check(
     mut connection: MultiplexedConnection,
     can_push: bool,
@@ -69,7 +69,7 @@ pub(crate) async fn check(
     for _ in SECTIONS {
         match next().map(redis::from_redis_value::<String>) {
             Ok(Ok(section)) => info.push_str(&section),
-            // Nothing can be checked, and nothing speaks against trying.
+            // Without the right to `INFO`, the server is not checked.
             Ok(Err(_)) | Err(_) if first => {
                 tracing::warn!(%endpoint, "INFO is not allowed here: version, role and settings are not checked");
             }
@@ -119,7 +119,7 @@ fn restart(info: &str, save: Option<&str>) -> Restart {
     }
 }
 
-/// Whether a full memory may cost held locks.
+/// Returns whether the server may evict held locks when its memory is full.
 fn evicts(info: &str) -> bool {
     !matches!(field(info, "maxmemory"), "" | "0")
         && !matches!(field(info, "maxmemory_policy"), "" | "noeviction")
@@ -127,8 +127,8 @@ fn evicts(info: &str) -> bool {
 
 fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
     let field = |name| field(info, name);
-    // At first it is a mistake in the address. Later a fail-over or an upgrade is under way,
-    // and the address may be right soon.
+    // On the first connection, the address is wrong. Later, a fail-over or an upgrade may be in
+    // progress, after which the server can be used.
     let kind = if first {
         ErrorKind::Unsupported
     } else {
@@ -182,8 +182,8 @@ pub(crate) fn field<'a>(info: &'a str, name: &str) -> &'a str {
         .unwrap_or_default()
 }
 
-/// Returns the error that the server sends to a new connection before it closes it: there are too
-/// many clients, or it is in protected mode. The driver drops that error.
+/// Returns the error that the server sends to a new connection before it closes it, because it has
+/// too many clients or is in protected mode. The driver drops that error.
 pub(crate) async fn connection_refusal(client: &Client) -> Option<RedisError> {
     let told = async {
         let (mut told, mut buffer) = (Vec::new(), [0; 512]);
@@ -196,7 +196,7 @@ pub(crate) async fn connection_refusal(client: &Client) -> Option<RedisError> {
                     told.extend_from_slice(&buffer[..count]);
                 }
             }
-            // Through TLS and a socket no such thing was seen.
+            // No such answer was seen over TLS or a Unix socket.
             _ => return None,
         }
         Some(told)
@@ -235,8 +235,8 @@ pub(crate) fn with_resp3(client: &Client) -> Result<Client> {
 
 /// Returns the client as another user, or with another password.
 pub(crate) fn with_credentials(client: &Client, credentials: &Credentials) -> Result<Client> {
-    // The name of the default user, so that a user of the URL is not kept beside another's
-    // password.
+    // The default user is named explicitly, so that the URL's user is not combined with another
+    // user's password.
     let username = credentials.username().unwrap_or("default");
     with_settings(client, |settings| {
         settings
@@ -282,7 +282,7 @@ mod tests {
             restart(&memory(1 << 20, "volatile-lru"), Some("3600 1")),
             Restart::FreesAtOnce
         );
-        // Neither says that it forgets.
+        // Neither answer shows that locks may be lost.
         assert!(
             restart(&plain, None) == Restart::AsPersisted
                 && restart("", Some("")) == Restart::AsPersisted

@@ -20,17 +20,18 @@ const NAME: &str = "redlock";
 /// Opens a quorum of independent servers: Redlock with fencing tokens.
 ///
 /// The URL is `redlock://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT],…[/DB][?OPTIONS]`, with an odd
-/// number of hosts, in the same order everywhere; `redlocks://` is the same over TLS. The options
-/// are those of [`RedisBackend::connect`], for every server, and
+/// number of hosts. All clients must name them in the same order. `redlocks://` is the same over
+/// TLS. The options of [`RedisBackend::connect`] apply to every server. The quorum adds these:
 ///
 /// | option | |
 /// |---|---|
-/// | `node-timeout=200ms` | how long a server may take to answer; by default a twentieth of the TTL, from 50 ms to 1 s |
-/// | `largest-ttl=60s` | the longest TTL of any lock; what the servers were provisioned with goes before it |
+/// | `node-timeout=200ms` | the maximum time for a server's answer; by default a twentieth of the TTL, from 50 ms to 1 s |
+/// | `largest-ttl=60s` | the longest TTL of any lock; the value with which the servers were provisioned takes precedence |
 ///
-/// Servers that cannot be reached or used, because they refuse the password or are replicas, are no
-/// error as long as a majority can: each is named in an error of the log and by
-/// [`QuorumBackend::nodes`], with the reason, and takes part as soon as that is cured.
+/// Some servers may be unreachable or unusable, for example because they refuse the password or are
+/// replicas. This is no error as long as a majority of the servers can be used. The log and
+/// [`QuorumBackend::nodes`] name each such server with the reason, and it takes part as soon as it
+/// can be used.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), leasehold_redis::Error> {
@@ -40,13 +41,13 @@ const NAME: &str = "redlock";
 /// ```
 ///
 /// # Errors
-/// - [`ErrorKind::InvalidInput`] for the URL, naming what is wrong with it; for an even number of
-///   servers, or one named twice.
-/// - [`ErrorKind::Unavailable`] if no majority can be used, [`ErrorKind::Denied`] if that is
-///   because they refuse the user or the password.
+/// - [`ErrorKind::InvalidInput`] if the URL is invalid, has an even number of servers, or names a
+///   server twice. The message names the problem.
+/// - [`ErrorKind::Unavailable`] if no majority can be used, or [`ErrorKind::Denied`] if the reason
+///   is that servers refuse the user or the password.
 ///
 /// # Cancel safety
-/// Safe: nothing is left behind.
+/// Safe. A cancelled call leaves nothing on the servers.
 pub async fn redlock(url: &str) -> Result<Arc<QuorumBackend>> {
     let Servers { locations, config } = Servers::parse(url)?;
     let opening = locations
@@ -61,11 +62,11 @@ pub async fn redlock(url: &str) -> Result<Arc<QuorumBackend>> {
     QuorumBackend::open(servers.collect::<Result<Vec<_>>>()?, config).await
 }
 
-/// Returns what any quorum at `url` does, without connecting to it. For a
-/// [`LazyBackend`](leasehold_core::backend::LazyBackend).
+/// Returns the capabilities that every quorum at `url` has, without connecting to it. A
+/// [`LazyBackend`](leasehold_core::backend::LazyBackend) reports them until it is connected.
 ///
 /// # Errors
-/// As [`redlock`] for the URL.
+/// Those of [`redlock`] for an invalid URL.
 pub fn redlock_provisional_capabilities(url: &str) -> Result<Capabilities> {
     let Servers { locations, config } = Servers::parse(url)?;
     let servers = locations.into_iter().map(|ParsedUrl { client, config }| {
