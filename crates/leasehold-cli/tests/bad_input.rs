@@ -50,7 +50,7 @@ fn bad_names_durations_and_urls_exit_with_64() {
         (&["--url", "redis:host", "k"], "no `://`"),
         (
             &["--url", "redis://127.0.0.1/?nonsense=secret", "k"],
-            "one of the options is not known",
+            "one of the options is unknown",
         ),
         #[cfg(not(feature = "redis-tls"))]
         (
