@@ -10,7 +10,7 @@ release=trixie
 
 [[ ! -x $into/usr/bin/etcd ]] || exit 0
 
-printf 'etcd: installing the release of Debian %s beside the system's\n' "$release" >&2
+printf 'etcd: installing the release of Debian %s beside the one of the system\n' "$release" >&2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/lists/partial" "$work/cache/archives/partial"

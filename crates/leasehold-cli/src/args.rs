@@ -56,8 +56,9 @@ Signals:
 Loss of the lock:
   If renewals fail, the program and everything that it started get TERM when a third of the TTL is
   left, and KILL when a tenth is left, before another process can get the lock.
-  If the lock is taken away at once (revoke --now, or deleted on the server), they get TERM at once,
-  and KILL after a tenth of the TTL or a second, whichever is shorter.
+  If a renewal finds that the lock was taken away (deleted, revoke --now, and on Redis and ZooKeeper
+  each revoke), they get TERM at once, and KILL after a tenth of the TTL or a second, whichever is
+  shorter. On etcd and PostgreSQL a revoke without --now only stops the renewals.
   File locks do not expire: after a stop (Ctrl-Z) of any length the program continues. The command
   checks every third of the TTL whether the lock file was removed.
   If the command itself is killed, a file lock is held as long as the program or a process that it

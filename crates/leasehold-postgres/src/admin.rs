@@ -364,11 +364,11 @@ async fn revoke_gracefully(
     connection: &mut PgConnection,
     id: HolderId,
 ) -> Result<RevokeOutcome> {
-    let failed = |error| connector.map_error(error, "break");
+    let failed = |error| connector.map_error(error, "revoke");
     let mark = id.key.revocation_marker(id.pid);
     let identity = Identity::random();
     connector
-        .within(connector.claim(&mut *connection, &identity, "break"))
+        .within(connector.claim(&mut *connection, &identity, "revoke"))
         .await??;
     let take = AssertSqlSafe(format!(
         "SELECT pg_try_advisory_lock_shared({mark}) WHERE {}",
@@ -397,7 +397,7 @@ async fn revoke_gracefully(
         let Some((ttl, _)) = parse_session_name(&name) else {
             return Err(error::plain(
                 ErrorKind::Unsupported,
-                "break",
+                "revoke",
                 "another program holds it and would not notice; it can only be revoked at once",
             ));
         };
@@ -408,7 +408,7 @@ async fn revoke_gracefully(
         if begun.elapsed() > ttl * 3 / 2 {
             return Err(error::plain(
                 ErrorKind::Unavailable,
-                "break",
+                "revoke",
                 "its holder is alive but has not noted the revocation; is it an older version? Revoke it at once",
             ));
         }
@@ -428,12 +428,12 @@ pub(crate) async fn revoke(
         .ok_or_else(|| {
             error::plain(
                 ErrorKind::InvalidInput,
-                "break",
+                "revoke",
                 "this holder was not shown by an inspection of Postgres",
             )
         })?;
-    let failed = |error| connector.map_error(error, "break");
-    let mut connection = connector.connect("leasehold breaks", "break").await?;
+    let failed = |error| connector.map_error(error, "revoke");
+    let mut connection = connector.connect("leasehold breaks", "revoke").await?;
     // These disappear with the lock: markers of waiters in the same session, and the key of the
     // count of a semaphore.
     let semaphore = connector.names.semaphore(&holder.key, 1)?;
@@ -461,7 +461,7 @@ pub(crate) async fn revoke(
         let (whose, ours): (String, String) = (connector.read(&row, 2)?, connector.read(&row, 4)?);
         return Err(error::plain(
             ErrorKind::Denied,
-            "break",
+            "revoke",
             format!(
                 "its session belongs to the role `{whose}`, whose sessions `{ours}` may not end; use a member of that role or \
                  of pg_signal_backend, or a superuser if `{whose}` is one"
@@ -476,7 +476,7 @@ pub(crate) async fn revoke(
     if others > 0 {
         return Err(error::plain(
             ErrorKind::Unsupported,
-            "break",
+            "revoke",
             format!(
                 "its session holds {others} other locks and markers, and the server frees all or none; run SELECT \
                  pg_terminate_backend({}) to free them all",

@@ -246,7 +246,7 @@ impl LockBackend for PostgresBackend {
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         let holder = holder.clone();
         self.connector
-            .on_driver_thread("break", |connector| async move {
+            .on_driver_thread("revoke", |connector| async move {
                 admin::revoke(&connector, &holder, revocation).await
             })
             .await

@@ -119,7 +119,7 @@ pub(crate) async fn revoke(
     use Revocation::{Graceful, Immediate};
 
     Keys::check(&manager.config.prefix, &holder.key)
-        .map_err(|error| error.with_operation("break"))?;
+        .map_err(|error| error.with_operation("revoke"))?;
     let keys = Keys::new(&manager.config.prefix, &holder.key);
     let id = holder.id.as_slice();
     let script = match (holder.mode, revocation) {
@@ -144,9 +144,9 @@ pub(crate) async fn revoke(
             cmd.arg("again");
         }
     };
-    let conn = manager.connection_flushed("break").await?;
+    let conn = manager.connection_flushed("revoke").await?;
     let answer = match manager
-        .run_on(&conn, script, "break", SideEffect::Writes, |cmd| {
+        .run_on(&conn, script, "revoke", SideEffect::Writes, |cmd| {
             revoke_arguments(cmd, false);
         })
         .await
@@ -156,7 +156,7 @@ pub(crate) async fn revoke(
                 return Err(broken);
             };
             manager
-                .run_on(&conn, script, "break", SideEffect::Writes, |cmd| {
+                .run_on(&conn, script, "revoke", SideEffect::Writes, |cmd| {
                     revoke_arguments(cmd, true);
                 })
                 .await?
@@ -170,6 +170,6 @@ pub(crate) async fn revoke(
         (Value::Int(left), Graceful) => Ok(RevokeOutcome::FreeWithin(
             u64::try_from(left).ok().map(Duration::from_millis),
         )),
-        _ => Err(error::protocol("break")),
+        _ => Err(error::protocol("revoke")),
     }
 }

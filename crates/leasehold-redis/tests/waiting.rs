@@ -198,7 +198,7 @@ async fn a_cancelled_waiter_leaves_no_lock_and_no_registration() {
 }
 
 #[tokio::test]
-async fn a_courteous_request_lets_a_foreign_waiter_pass() {
+async fn a_yielding_request_lets_another_process_pass() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.pushed().await);
     // Yielding costs nothing without waiters.
@@ -228,7 +228,7 @@ async fn a_courteous_request_lets_a_foreign_waiter_pass() {
 }
 
 #[tokio::test]
-async fn a_courteous_request_is_not_held_up_by_a_waiter_that_died() {
+async fn a_yielding_request_is_not_blocked_by_a_dead_waiter() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.backend().await);
     let held = granted(&a, request("k")).await;

@@ -361,7 +361,7 @@ impl LockBackend for ZookeeperBackend {
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         let broken = revoke::revoke(&self.cluster, holder, revocation).await;
-        if self.is_cured("break", &broken).await {
+        if self.is_cured("revoke", &broken).await {
             return revoke::revoke(&self.cluster, holder, revocation).await;
         }
         broken

@@ -34,7 +34,7 @@ pub(crate) async fn revoke(
     let invalid = || {
         error::plain(
             ErrorKind::InvalidInput,
-            "break",
+            "revoke",
             "this holder was not shown by an inspection of ZooKeeper",
         )
     };
@@ -47,17 +47,17 @@ pub(crate) async fn revoke(
     if revocation == Revocation::Graceful && !member.is_ours() {
         return Err(error::plain(
             ErrorKind::Unsupported,
-            "break",
+            "revoke",
             "another program holds it, which may not notice; it can only be broken at once",
         ));
     }
-    let (link, patience) = (cluster.shared("break").await?, cluster.config.timeout);
+    let (link, patience) = (cluster.shared("revoke").await?, cluster.config.timeout);
     let read = async {
         let (sync, read) = (link.client.sync(&path), link.client.get_data(&path));
         let (_synced, read) = futures_util::future::join(sync, read).await;
         found(read)
     };
-    let read = cluster.ask("break", Effect::None, patience, read).await?;
+    let read = cluster.ask("revoke", Effect::None, patience, read).await?;
     let Some((data, stat)) = read.filter(|(_, stat)| stat.czxid == czxid) else {
         return Ok(RevokeOutcome::AlreadyGone);
     };
@@ -65,7 +65,7 @@ pub(crate) async fn revoke(
         // Names are never reused, so this is the node that was read.
         let deleted = async { found(link.client.delete(&path, None).await) };
         let deleted = cluster
-            .ask("break", Effect::Writes, patience, deleted)
+            .ask("revoke", Effect::Writes, patience, deleted)
             .await?;
         return Ok(if deleted.is_some() {
             RevokeOutcome::Freed
@@ -87,7 +87,7 @@ pub(crate) async fn revoke(
             }
         };
         if cluster
-            .ask("break", Effect::Writes, patience, written)
+            .ask("revoke", Effect::Writes, patience, written)
             .await?
             .is_none()
         {

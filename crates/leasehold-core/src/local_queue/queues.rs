@@ -81,7 +81,7 @@ impl LocalQueues {
         }
     }
 
-    /// Calls `read` on a key's queue, if there is one.
+    /// Calls `look` on a key's queue, if there is one.
     pub(super) fn with_existing<T>(
         &self,
         key: &QueueKey,
@@ -132,6 +132,6 @@ impl State {
 pub(super) fn closed() -> Error {
     Error::new(
         ErrorKind::Closed,
-        "the client is closed or drains; make a new one",
+        "the client is closed or drains; create a new one",
     )
 }

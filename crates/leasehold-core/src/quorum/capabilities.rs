@@ -13,7 +13,7 @@ use crate::{
 
 /// The reason why a quorum has no permits.
 const NO_PERMITS: &str = "a majority on each permit cannot bound their number: with two permits of five nodes, one client \
-     may held a permit on nodes 1 to 3, another on 3 to 5, and a third on 1, 4 and 5; use a single backend for semaphores";
+     may hold a permit on nodes 1 to 3, another on 3 to 5, and a third on 1, 4 and 5; use a single backend for semaphores";
 
 pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Discovery) -> Capabilities {
     let each: Vec<_> = members

@@ -35,7 +35,7 @@ pub(super) async fn revoke(
                 "this holder does not come from an inspection of this quorum; inspect the key again",
             )
             .with_backend(quorum.config.scheme)
-            .with_operation("break")
+            .with_operation("revoke")
         })?;
     let revoker = Revoker {
         quorum,
@@ -174,7 +174,7 @@ impl Outcome {
             .filter_map(|(node, problem)| Some((node, problem?)))
             .collect();
         if problems.len() > quorum.majority.spare() {
-            return Err(quorum.unavailable(&problems).with_operation("break"));
+            return Err(quorum.unavailable(&problems).with_operation("revoke"));
         }
         Ok(match self.marked {
             Some(left) => RevokeOutcome::FreeWithin(left),

@@ -82,7 +82,7 @@ impl QuorumNode for RedisBackend {
 
     async fn read_state(self: Arc<Self>, watched: Option<Watched>) -> Result<NodeState> {
         let manager = self.manager();
-        let conn = manager.connection_flushed("recall").await?;
+        let conn = manager.connection_flushed("read_state").await?;
         let node_state = read_state::read(manager, &conn, watched).await?;
         Ok(NodeState {
             incarnation: node_state.run.clone(),
@@ -98,11 +98,11 @@ impl QuorumNode for RedisBackend {
 
     async fn record_epoch(self: Arc<Self>, record: EpochRecord) -> Result<()> {
         let manager = self.manager();
-        let conn = manager.connection_flushed("attest").await?;
+        let conn = manager.connection_flushed("record_epoch").await?;
         if record.incarnation.is_empty() {
             return Err(error::plain(
                 ErrorKind::Unsupported,
-                "attest",
+                "record_epoch",
                 "the server does not say which run it is in; allow this user INFO (`+info`)",
             ));
         }
@@ -111,7 +111,7 @@ impl QuorumNode for RedisBackend {
             if !node_state.durable {
                 return Err(error::plain(
                     ErrorKind::Unsupported,
-                    "attest",
+                    "record_epoch",
                     "it does not keep everything through a restart, or does not tell; set `appendonly yes` and \
                      `appendfsync always`, and allow this user INFO and CONFIG GET",
                 ));
@@ -129,7 +129,7 @@ impl QuorumNode for RedisBackend {
             .run_on(
                 &conn,
                 &scripts::QUORUM_MARK,
-                "attest",
+                "record_epoch",
                 SideEffect::Writes,
                 arguments,
             )
@@ -139,10 +139,10 @@ impl QuorumNode for RedisBackend {
             Value::Int(1) => Ok(()),
             Value::Int(0) => Err(error::plain(
                 ErrorKind::Unavailable,
-                "attest",
+                "record_epoch",
                 "the server was attested by another, was wiped or has restarted meanwhile; try again",
             )),
-            _ => Err(error::protocol("attest")),
+            _ => Err(error::protocol("record_epoch")),
         }
     }
 }

@@ -51,7 +51,7 @@ pub(crate) async fn read(
     pipeline.cmd("CONFIG").arg("GET").arg("*appendfsync*");
     let answers = conn.send_all(&pipeline).await;
     let answers =
-        answers.map_err(|error| manager.map_error(conn, error, "recall", SideEffect::None))?;
+        answers.map_err(|error| manager.map_error(conn, error, "read_state", SideEffect::None))?;
     let mut answers = answers.into_iter();
     let mut next = || {
         answers
@@ -86,13 +86,13 @@ pub(crate) async fn read(
         .run_on(
             conn,
             &scripts::QUORUM_STATE,
-            "recall",
+            "read_state",
             SideEffect::None,
             arguments,
         )
         .await?;
     let (run, mark, highest, watched, version, now): (String, String, u64, u64, String, u64) =
-        redis::from_redis_value(answer).map_err(|_| error::protocol("recall"))?;
+        redis::from_redis_value(answer).map_err(|_| error::protocol("read_state"))?;
     let mark = NodeMarker::parse(mark);
     let memory = if mark.is_of_run(&run) {
         Durability::Confirmed
