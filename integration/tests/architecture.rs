@@ -30,12 +30,12 @@ const CRATES: [(&str, &[&str]); 9] = [
 
 /// The folders and files of `leasehold-core`. A new one is added where its imports allow it.
 const CORE: [&str; 25] = [
-    // What users call.
+    // The public API of users.
     "lock",
     "client",
     "lease",
     "local_queue",
-    // Backends made of other parts, and what the client tells of itself.
+    // Backends made of other parts, and what the client reports about itself.
     "quorum",
     "session",
     "serde_impls",
@@ -128,7 +128,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Returns `segments` as a path from the root of the crate, or nothing for a path into another crate.
+    /// Returns `segments` as a path from the root of the crate, or nothing for a path into another
+    /// crate.
     fn absolute(&self, segments: &[String]) -> Option<Vec<String>> {
         let (first, rest) = segments.split_first()?;
         match first.as_str() {

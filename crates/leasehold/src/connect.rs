@@ -35,8 +35,10 @@ use crate::scheme::Scheme;
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// use leasehold::ErrorKind;
 ///
-/// assert_eq!(leasehold::connect("redis-sentinel://10.0.0.7").await.unwrap_err().kind(), ErrorKind::Unsupported);
-/// assert_eq!(leasehold::connect("10.0.0.7:6379").await.unwrap_err().kind(), ErrorKind::InvalidInput);
+/// let error = leasehold::connect("redis-sentinel://10.0.0.7").await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Unsupported);
+/// let error = leasehold::connect("10.0.0.7:6379").await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidInput);
 /// # }
 /// ```
 ///

@@ -9,7 +9,8 @@
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
 //! # #[cfg(feature = "local")] {
-//! let client = leasehold::connect("memory:").await?; // or "file:/var/lib/shop", "redis://127.0.0.1/?prefix=shop:"
+//! // Or "file:/var/lib/shop", "redis://127.0.0.1/?prefix=shop:".
+//! let client = leasehold::connect("memory:").await?;
 //! let item = client.mutex("item/42");
 //!
 //! let guard = item.lock().await?; // waits; see also try_lock and lock_timeout(duration)
@@ -179,7 +180,8 @@
 //! ```no_run
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
 //! # #[cfg(feature = "zookeeper")] {
-//! let client = leasehold::connect("zookeeper://10.0.0.1,10.0.0.2,10.0.0.3/shop/locks?tick=2s").await?;
+//! let url = "zookeeper://10.0.0.1,10.0.0.2,10.0.0.3/shop/locks?tick=2s";
+//! let client = leasehold::connect(url).await?;
 //! let guard = client.mutex("item-42").lock().await?;
 //! # drop(guard);
 //! # }

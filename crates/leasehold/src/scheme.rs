@@ -122,7 +122,8 @@ impl Scheme {
 /// ```
 /// use std::path::PathBuf;
 ///
-/// let (dir, config) = leasehold::file_options("file:/var/lib/shop?shared=true")?.expect("it is a file: URL");
+/// let options = leasehold::file_options("file:/var/lib/shop?shared=true")?;
+/// let (dir, config) = options.expect("it is a file: URL");
 /// assert_eq!(dir, PathBuf::from("/var/lib/shop"));
 /// let config = config.with_sync(true);
 ///
