@@ -139,7 +139,6 @@ impl LockBackend for SqliteBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        self.capabilities().check(request.mode(), request.ttl())?;
         // The deadline is counted from before the request is sent.
         let sent = request.now();
         Ok(match self.execute("acquire", ACQUIRE, &request).await? {

@@ -11,11 +11,12 @@ use std::{
 };
 
 use leasehold_core::{
-    Capabilities, Clock, Error, ErrorKind, Fencing, LockClient, TestClock, Timestamp, Ttl,
-    backend::{LazyBackend, LockBackend},
+    Capabilities, Clock, Error, ErrorKind, Fencing, LockClient, LockKey, Mode, TestClock,
+    Timestamp, Ttl,
+    backend::{LazyBackend, LockBackend, Request},
 };
 use leasehold_local::MemoryBackend;
-use support::{secs, settle};
+use support::{secs, settle, spy::Spy};
 use tokio::sync::Semaphore;
 
 /// A server that is down at first.
@@ -104,6 +105,29 @@ async fn a_server_that_is_down_is_unavailable_with_the_cause() {
         );
     }
     assert_eq!(server.attempts.load(SeqCst), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_are_checked_against_the_connected_server() {
+    let ttl = Ttl::from_secs(60).unwrap();
+    let lazy = Arc::new(LazyBackend::new(weakest(), || async {
+        let spy = Spy::new(MemoryBackend::new());
+        *spy.watched.max_ttl.lock().unwrap() = Some(Ttl::from_secs(59).unwrap());
+        Ok(spy)
+    }));
+    let request = || Request::new(LockKey::new("k").unwrap()).with_ttl(ttl);
+    weakest().check(Mode::Exclusive, ttl).unwrap();
+    for round in ["connects", "is connected"] {
+        let acquired = Arc::clone(&lazy).acquire(request()).await.map(drop);
+        let tried = Arc::clone(&lazy).try_acquire(request()).await.map(drop);
+        for outcome in [acquired, tried] {
+            assert_eq!(
+                outcome.unwrap_err().kind(),
+                ErrorKind::InvalidInput,
+                "{round}"
+            );
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -154,9 +154,6 @@ impl EtcdBackend {
     }
 
     fn lock_prefix(&self, request: &Request) -> Result<LockPrefix> {
-        self.capabilities
-            .check(request.mode(), request.ttl())
-            .map_err(|error| error.with_operation("acquire"))?;
         self.cluster
             .layout
             .lock_prefix(request.key(), request.mode().is_permit())

@@ -126,11 +126,8 @@ impl PostgresBackend {
         ))
     }
 
-    /// Checks the request against the capabilities, and returns its keys.
+    /// Returns the keys of the request.
     fn lock_request(&self, request: &Request) -> Result<LockRequest> {
-        self.capabilities
-            .check(request.mode(), request.ttl())
-            .map_err(|error| error.with_operation("acquire"))?;
         let names = &self.connector.names;
         Ok(match request.mode() {
             Mode::Exclusive => LockRequest::Exclusive(names.lock(request.key())?),

@@ -178,9 +178,6 @@ impl RedisBackend {
     ) -> Result<Attempt> {
         let prefix = &self.manager.config.prefix;
         Keys::check(prefix, request.key()).map_err(in_acquire)?;
-        self.capabilities
-            .check(request.mode(), request.ttl())
-            .map_err(in_acquire)?;
         if requirements
             .is_some_and(|requirements| requirements.token_floor.get() >= TOKEN_LIMIT - 2)
         {
@@ -266,7 +263,7 @@ impl RedisBackend {
             (_, Mode::Permit { of }) => {
                 Box::pin(self.permit(request, keys, registered, of.get())).await
             }
-            // A mode that this version does not know was refused by the capabilities.
+            // The client refuses a mode that the capabilities do not have.
             _ => Err(error::protocol("acquire")),
         }
     }

@@ -154,14 +154,10 @@ impl ZookeeperBackend {
         }))
     }
 
-    fn check(&self, request: &Request) -> Result<Directory> {
-        self.capabilities
-            .check(request.mode(), request.ttl())
-            .map_err(|error| error.with_operation("acquire"))?;
-        Ok(self
-            .cluster
+    fn directory(&self, request: &Request) -> Directory {
+        self.cluster
             .names
-            .directory(request.key(), request.mode().is_permit()))
+            .directory(request.key(), request.mode().is_permit())
     }
 
     async fn pending(&self, request: &Request, directory: &Directory) -> Result<PendingLock> {
@@ -314,7 +310,7 @@ impl LockBackend for ZookeeperBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        let directory = self.check(&request)?;
+        let directory = self.directory(&request);
         let tried = attempt_with_session_retry(request.clone(), |request| {
             let (backend, directory) = (&self, &directory);
             async move { backend.try_once(&request, directory).await }
@@ -343,7 +339,7 @@ impl LockBackend for ZookeeperBackend {
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        let directory = self.check(&request)?;
+        let directory = self.directory(&request);
         let queued = queue_with_session_retry(request, |request| {
             let (backend, directory) = (&self, &directory);
             async move { backend.queue(&request, directory).await }

@@ -201,11 +201,14 @@ impl LockBackend for LazyBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        self.0.connected().await?.try_acquire(request).await
+        let backend = self.0.connected().await?;
+        check(&*backend, &request)?;
+        backend.try_acquire(request).await
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         if let Some(backend) = self.0.backend.get() {
+            check(&**backend, &request)?;
             return Arc::clone(backend).acquire(request).await;
         }
         let mut retries = RetryBudget::none();
@@ -221,6 +224,7 @@ impl LockBackend for LazyBackend {
             }
             sleep_unless_cancelled(&request, retries.pause()).await;
         };
+        check(&*backend, &request)?;
         backend.acquire(request).await
     }
 
@@ -248,6 +252,12 @@ impl LockBackend for LazyBackend {
             (None, State::Idle | State::Closed) => Ok(()),
         }
     }
+}
+
+/// Checks a request against the capabilities of the server. The client may have checked it against
+/// the provisional ones, which allow more.
+fn check(backend: &dyn LockBackend, request: &Request) -> Result<()> {
+    backend.capabilities().check(request.mode(), request.ttl())
 }
 
 impl fmt::Display for LazyBackend {

@@ -158,7 +158,6 @@ impl QuorumBackend {
     }
 
     async fn attempt(&self, request: &Request, history: &AttemptHistory) -> Result<Attempt> {
-        self.capabilities.check(request.mode(), request.ttl())?;
         // Maintenance reads how the nodes are provisioned. It starts even if the TTL is rejected
         // below.
         maintenance::now_and_then(&self.state);

@@ -356,7 +356,6 @@ impl LockBackend for Model {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
-        self.capabilities().check(request.mode(), request.ttl())?;
         let mut sent = request.now();
         let two_steps = self.store.has(Bug::SetnxThenExpire);
         let ttl = if two_steps {

@@ -89,7 +89,6 @@ impl SimBackend {
         request: Request,
         requirements: Option<VoteRequirements>,
     ) -> Result<Attempt> {
-        self.capabilities().check(request.mode(), request.ttl())?;
         let mut sent = request.now();
         let wake = self.wake();
         let asked = request.clone();
