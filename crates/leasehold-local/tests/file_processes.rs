@@ -848,7 +848,7 @@ async fn yielding_request_lets_another_processes_waiter_go_first() {
         .unwrap();
     let mut other = Holder::start(dir.path(), "exclusive");
     until(async || backend.inspect(&key()).await.unwrap().waiters.len() == 1).await;
-    let yielding = request("exclusive").with_yield_to_waiters(true);
+    let yielding = request("exclusive").with_waiting(|waiting| waiting.yields = true);
     assert!(matches!(
         Arc::clone(&backend).try_acquire(yielding).await.unwrap(),
         Attempt::Contended(_)

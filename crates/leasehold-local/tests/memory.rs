@@ -223,11 +223,17 @@ async fn no_reader_overtakes_a_waiting_writer() {
 async fn retrying_writer_is_not_overtaken_and_is_notified() {
     let backend = Arc::new(MemoryBackend::new());
     let reader = granted(&backend, request("k").with_mode(Mode::Shared)).await;
-    let refused = contended(&backend, request("k").with_waiting(true)).await;
+    let refused = contended(
+        &backend,
+        request("k").with_waiting(|waiting| waiting.keeps_waiting = true),
+    )
+    .await;
     contended(&backend, request("k").with_mode(Mode::Shared)).await;
     let late = contended(
         &backend,
-        request("k").with_mode(Mode::Shared).with_waiting(true),
+        request("k")
+            .with_mode(Mode::Shared)
+            .with_waiting(|waiting| waiting.keeps_waiting = true),
     )
     .await;
     reader.release().await.unwrap();

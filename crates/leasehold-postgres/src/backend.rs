@@ -159,7 +159,7 @@ impl PostgresBackend {
                 .fallback_poll_interval
                 .min(request.ttl().as_duration() / 8),
         );
-        if !request.is_waiting() {
+        if !request.waiting().keeps_waiting {
             return Ok(Attempt::Contended(Contention {
                 retry_after,
                 ..Contention::default()

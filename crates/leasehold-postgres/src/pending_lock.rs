@@ -77,7 +77,7 @@ impl PendingLock {
 
     /// Makes one attempt, which leaves nothing on the server if it is refused.
     pub(crate) async fn attempt(self) -> Result<AttemptOutcome<Self>> {
-        let acquire = self.job(None, self.request.yields_to_waiters());
+        let acquire = self.job(None, self.request.waiting().yields);
         match run(&self.claim, "acquire", Job::Acquire(acquire)).await? {
             JobResult::Granted { key, token } => {
                 self.granted(key, token).map(AttemptOutcome::Granted)

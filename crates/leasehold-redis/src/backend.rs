@@ -212,7 +212,7 @@ impl RedisBackend {
             )))),
             Ok(AcquireReply::Refused(refusal, left, found)) => {
                 let mut contention = self.contention(&request, &keys, before, refusal, left);
-                if request.is_waiting() {
+                if request.waiting().keeps_waiting {
                     self.put_off(&mut contention, &request, found);
                 }
                 Ok(Attempt::Contended(contention))
@@ -227,7 +227,7 @@ impl RedisBackend {
                 ),
             )),
             Err(error) => {
-                if error::may_have_taken(&error) || again && request.is_waiting() {
+                if error::may_have_taken(&error) || again && request.waiting().keeps_waiting {
                     self.cleanup_queue.add(&self.manager, &request);
                 }
                 Err(error)
@@ -245,7 +245,7 @@ impl RedisBackend {
         registered: bool,
         again: bool,
     ) -> Result<Value> {
-        let registered = registered || again && request.is_waiting();
+        let registered = registered || again && request.waiting().keeps_waiting;
         match (requirements, request.mode()) {
             (Some(requirements), Mode::Exclusive | Mode::Shared) => {
                 Box::pin(vote::acquire(
@@ -282,7 +282,7 @@ impl RedisBackend {
         {
             // The refusal came from commands that neither request a notification nor register a
             // waiter. The script does both.
-            Value::Nil if request.is_waiting() || request.yields_to_waiters() => {
+            Value::Nil if request.waiting().keeps_waiting || request.waiting().yields => {
                 Box::pin(self.acquire_by_script(
                     request,
                     keys,
@@ -411,8 +411,14 @@ impl RedisBackend {
                         .is_some_and(|waiter| waiter.owner() == request.owner());
                     // A registered waiter asks in order even without a notification, because the
                     // server passes over a waiter that does not take a free lock in time.
-                    self.attempt(request.clone().with_order(registered), None, registered)
-                        .await
+                    self.attempt(
+                        request
+                            .clone()
+                            .with_waiting(|waiting| waiting.in_order = registered),
+                        None,
+                        registered,
+                    )
+                    .await
                 }
             };
             if let Ok(Attempt::Contended(_)) = attempt {
@@ -483,7 +489,7 @@ impl RedisBackend {
             .fallback_poll_interval
             .unwrap_or(REFRESH);
         let wake = wake.map(|wake| {
-            let (manager, waiter) = (Arc::clone(&self.manager), request.waiter());
+            let (manager, waiter) = (Arc::clone(&self.manager), request.waiting().id);
             let refreshed = async move {
                 if tokio::time::timeout(refresh, wake).await.is_ok() {
                     manager.notification_backoff.notified(waiter);
@@ -515,7 +521,7 @@ impl RedisBackend {
         let pause = self
             .manager
             .notification_backoff
-            .refused(request.waiter(), found);
+            .refused(request.waiting().id, found);
         if pause.is_zero() {
             return;
         }
@@ -537,12 +543,12 @@ impl LockBackend for RedisBackend {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         // An earlier attempt may have registered the waiter, which is not known here.
-        let registered = request.is_waiting();
+        let registered = request.waiting().keeps_waiting;
         self.attempt(request, None, registered).await
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        let request = request.with_waiting(true);
+        let request = request.with_waiting(|waiting| waiting.keeps_waiting = true);
         if request.is_cancelled() {
             return Box::pin(self.wait(request, None)).await;
         }

@@ -76,10 +76,10 @@ impl Operation {
 /// Returns the flags of the acquire scripts.
 pub(crate) fn flags(request: &Request, registered: bool) -> &'static str {
     match (
-        request.is_waiting(),
-        request.yields_to_waiters(),
+        request.waiting().keeps_waiting,
+        request.waiting().yields,
         registered,
-        registered && request.is_in_order(),
+        registered && request.waiting().in_order,
     ) {
         (false, false, false, _) => "",
         (true, false, false, _) => "w",
@@ -134,7 +134,7 @@ impl Encoding {
         // Only the script can remove this acquisition from the list of waiters.
         if registered || !conn.is_seeded(slot) {
             Self::Script(Some(slot))
-        } else if request.yields_to_waiters() {
+        } else if request.waiting().yields {
             Self::YieldingScript(slot)
         } else {
             Self::Pipeline(slot)

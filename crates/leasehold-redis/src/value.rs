@@ -34,7 +34,7 @@ impl<'a> LockValue<'a> {
     /// Returns the value under which the request waits.
     pub(crate) fn waiting(request: &'a Request) -> Self {
         Self {
-            hex: request.waiter().to_hex(),
+            hex: request.waiting().id.to_hex(),
             ..Self::of(request)
         }
     }

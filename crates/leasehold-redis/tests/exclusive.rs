@@ -302,7 +302,13 @@ async fn a_release_is_ordered_before_later_acquires() {
         // others.
         let next = match round % 4 {
             0 | 1 => granted(&backend, request("k")).await,
-            _ => granted(&backend, request("k").with_yield_to_waiters(true)).await,
+            _ => {
+                granted(
+                    &backend,
+                    request("k").with_waiting(|waiting| waiting.yields = true),
+                )
+                .await
+            }
         };
         assert_eq!(
             match early {

@@ -36,7 +36,11 @@ async fn odd_names_work_in_every_mode() {
     for name in names {
         let key = LockKey::new(name).unwrap();
         let lease = granted(&backend, Request::new(key.clone()).with_label("me")).await;
-        refused(&backend, Request::new(key.clone()).with_waiting(true)).await;
+        refused(
+            &backend,
+            Request::new(key.clone()).with_waiting(|waiting| waiting.keeps_waiting = true),
+        )
+        .await;
         let exists: bool = redis::cmd("EXISTS")
             .arg(name)
             .query_async(&mut server.raw().await)
@@ -105,10 +109,16 @@ async fn all_keys_of_a_lock_are_in_one_slot_of_a_real_server() {
             Arc::clone(&backend).try_acquire(wanted()).await.is_ok()
         })
         .await;
-        refused(&backend, wanted().with_waiting(true)).await;
         refused(
             &backend,
-            wanted().with_mode(Mode::Shared).with_waiting(true),
+            wanted().with_waiting(|waiting| waiting.keeps_waiting = true),
+        )
+        .await;
+        refused(
+            &backend,
+            wanted()
+                .with_mode(Mode::Shared)
+                .with_waiting(|waiting| waiting.keeps_waiting = true),
         )
         .await;
         granted(&backend, wanted().with_permit_of(2.try_into().unwrap())).await;

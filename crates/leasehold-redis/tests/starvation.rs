@@ -364,7 +364,7 @@ async fn among_readers_writers_and_killed_waiters_nobody_is_starved() {
             ended = tasks.join_next() => worst = worst.max(ended.unwrap().unwrap()),
             () = tokio::time::sleep(Duration::from_millis(40)) => {
                 let mode = MODES[random.below(3) as usize];
-                let request = request("k").with_mode(mode).with_ttl(ttl(HOUR)).with_waiting(true);
+                let request = request("k").with_mode(mode).with_ttl(ttl(HOUR)).with_waiting(|waiting| waiting.keeps_waiting = true);
                 match Arc::clone(&killed).try_acquire(request).await.unwrap() {
                     Attempt::Granted(lease) => drop(lease.release().await.unwrap()),
                     Attempt::Contended(_) => deaths += 1,
@@ -381,13 +381,19 @@ async fn among_readers_writers_and_killed_waiters_nobody_is_starved() {
 
 /// Leaves a registration on the server, as a killed waiter does.
 async fn dead_waiter(backend: &Arc<RedisBackend>, mode: Mode) {
-    refused(backend, request("k").with_mode(mode).with_waiting(true)).await;
+    refused(
+        backend,
+        request("k")
+            .with_mode(mode)
+            .with_waiting(|waiting| waiting.keeps_waiting = true),
+    )
+    .await;
 }
 
 /// Acquires the lock and returns how often it was refused.
 async fn refusals(backend: &Arc<RedisBackend>, request: Request) -> u32 {
     let mut refusals = 0;
-    let mut wanted = request.with_waiting(true);
+    let mut wanted = request.with_waiting(|waiting| waiting.keeps_waiting = true);
     loop {
         match Arc::clone(backend)
             .try_acquire(wanted.clone())
@@ -407,7 +413,7 @@ async fn refusals(backend: &Arc<RedisBackend>, request: Request) -> u32 {
                     "a dead waiter is waited for as long as a living one: {again:?}"
                 );
                 tokio::time::sleep(again).await;
-                wanted = wanted.with_yield_to_waiters(false);
+                wanted = wanted.with_waiting(|waiting| waiting.yields = false);
             }
         }
     }
@@ -432,7 +438,15 @@ async fn a_killed_waiter_slows_nobody_more_than_once() {
         held.release().await.unwrap();
         let mut seen = Vec::new();
         for _ in 0..10 {
-            seen.push(refusals(&a, holder.as_new_owner().with_yield_to_waiters(true)).await);
+            seen.push(
+                refusals(
+                    &a,
+                    holder
+                        .as_new_owner()
+                        .with_waiting(|waiting| waiting.yields = true),
+                )
+                .await,
+            );
         }
         // The first refusal finds that they were killed. A slow machine may need a second one.
         assert!(seen.iter().sum::<u32>() <= 2, "{mode}: {seen:?}");
@@ -494,7 +508,7 @@ async fn a_registration_ends_within_seconds_whatever_the_ttl() {
             request("k")
                 .with_mode(mode)
                 .with_ttl(ttl(HOUR))
-                .with_waiting(true),
+                .with_waiting(|waiting| waiting.keeps_waiting = true),
         )
         .await;
         let lives = registrations(&server).await;

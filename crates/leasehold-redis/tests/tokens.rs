@@ -272,14 +272,14 @@ async fn without_pushes_the_script_draws_every_token() {
 async fn yielding_is_short_without_waiters_and_works_with_them() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.backend().await);
-    let polite = || request("k").with_yield_to_waiters(true);
+    let polite = || request("k").with_waiting(|waiting| waiting.yields = true);
     let first = drawn(&a).await;
     let before = calls(&server, "time").await;
     let held = granted(&a, polite()).await;
     assert!(token(&held) > first);
     assert_eq!(calls(&server, "time").await, before, "the long script ran");
     // A waiter registers and makes no further attempt.
-    let absent = request("k").with_waiting(true);
+    let absent = request("k").with_waiting(|waiting| waiting.keeps_waiting = true);
     refused(&b, absent.clone()).await;
     held.release().await.unwrap();
     let contention = refused(&a, polite()).await;

@@ -70,7 +70,7 @@ async fn what_an_acquisition_leaves_late_frees_nothing_that_it_holds() {
         let first = request(&name)
             .with_mode(mode)
             .with_ttl(ttl(TTL))
-            .with_waiting(true);
+            .with_waiting(|waiting| waiting.keeps_waiting = true);
         let healing = first.clone().with_owner(first.owner().again(1));
         let lease = granted_to(&backend, healing.clone(), true).await;
         Arc::clone(&backend)

@@ -202,14 +202,18 @@ async fn a_yielding_request_lets_another_process_pass() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.pushed().await);
     // Yielding costs nothing without waiters.
-    let held = granted(&a, request("k").with_yield_to_waiters(true)).await;
+    let held = granted(
+        &a,
+        request("k").with_waiting(|waiting| waiting.yields = true),
+    )
+    .await;
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
     until("registered", || async {
         !a.inspect(&key("k")).await.unwrap().waiters.is_empty()
     })
     .await;
     let release = held.release();
-    let again = Arc::clone(&a).acquire(request("k").with_yield_to_waiters(true));
+    let again = Arc::clone(&a).acquire(request("k").with_waiting(|waiting| waiting.yields = true));
     // All attempts are in one task, so only yielding lets the other one in.
     let (released, again) = tokio::join!(release, async {
         let mut again = again;
@@ -232,14 +236,23 @@ async fn a_yielding_request_is_not_blocked_by_a_dead_waiter() {
     let server = Server::start();
     let (a, b) = (server.backend().await, server.backend().await);
     let held = granted(&a, request("k")).await;
-    refused(&b, request("k").with_waiting(true)).await;
+    refused(
+        &b,
+        request("k").with_waiting(|waiting| waiting.keeps_waiting = true),
+    )
+    .await;
     held.release().await.unwrap();
-    let contention = refused(&a, request("k").with_yield_to_waiters(true)).await;
+    let contention = refused(
+        &a,
+        request("k").with_waiting(|waiting| waiting.yields = true),
+    )
+    .await;
     assert!(
         contention.retry_after.unwrap() < Duration::from_secs(1),
         "a short time, not a TTL"
     );
-    let acquired = Arc::clone(&a).acquire(request("k").with_yield_to_waiters(true));
+    let acquired =
+        Arc::clone(&a).acquire(request("k").with_waiting(|waiting| waiting.yields = true));
     tokio::time::timeout(Duration::from_secs(3), acquired)
         .await
         .expect("well within the TTL")
@@ -483,7 +496,7 @@ async fn permits_of_other_ttls_that_come_and_go_slow_no_waiter_down() {
     };
     let _long = granted(&a, permit(600_000)).await;
     let mut short = granted(&a, permit(60_000)).await;
-    let waiter = permit(60_000).with_waiting(true);
+    let waiter = permit(60_000).with_waiting(|waiting| waiting.keeps_waiting = true);
     for _ in 0..15 {
         let wake = refused(&b, waiter.clone()).await.wake.unwrap();
         short.release().await.unwrap();
@@ -518,7 +531,7 @@ async fn a_waiter_that_asks_often_is_notified_as_soon_as_any_other() {
 
 /// Returns a request of a waiter.
 fn waiter() -> Request {
-    request("k").with_waiting(true)
+    request("k").with_waiting(|waiting| waiting.keeps_waiting = true)
 }
 
 /// Returns the request of a notified waiter. A quorum uses a new owner for each attempt.
@@ -551,22 +564,35 @@ async fn who_came_earlier_goes_first() {
     );
     for node in [false, true] {
         let [first, second] = two_wait([&a, &b, &c], node).await;
-        let contention = refused_to(&c, again(&second, node).with_order(true), node).await;
+        let contention = refused_to(
+            &c,
+            again(&second, node).with_waiting(|waiting| waiting.in_order = true),
+            node,
+        )
+        .await;
         let soon = contention.retry_after.unwrap();
         assert!(
             soon < Duration::from_secs(1),
             "the other may be dead: {soon:?}"
         );
-        granted_to(&b, again(&first, node).with_order(true), node)
-            .await
-            .release()
-            .await
-            .unwrap();
-        granted_to(&c, again(&second, node).with_order(true), node)
-            .await
-            .release()
-            .await
-            .unwrap();
+        granted_to(
+            &b,
+            again(&first, node).with_waiting(|waiting| waiting.in_order = true),
+            node,
+        )
+        .await
+        .release()
+        .await
+        .unwrap();
+        granted_to(
+            &c,
+            again(&second, node).with_waiting(|waiting| waiting.in_order = true),
+            node,
+        )
+        .await
+        .release()
+        .await
+        .unwrap();
     }
 }
 
@@ -582,7 +608,13 @@ async fn waiter_that_does_not_take_its_turn_loses_its_position() {
         let [slow, second] = two_wait([&a, &b, &c], node).await;
         // The slow waiter may have made its attempt just now, and its time starts only then.
         let held = loop {
-            match attempt(&c, again(&second, node).with_order(true), node).await {
+            match attempt(
+                &c,
+                again(&second, node).with_waiting(|waiting| waiting.in_order = true),
+                node,
+            )
+            .await
+            {
                 Attempt::Granted(held) => break held,
                 Attempt::Contended(contention) => {
                     tokio::time::sleep(contention.retry_after.unwrap()).await;
@@ -592,17 +624,30 @@ async fn waiter_that_does_not_take_its_turn_loses_its_position() {
         let third = waiter();
         refused_to(&a, third.clone(), node).await;
         held.release().await.unwrap();
-        refused_to(&b, again(&slow, node).with_order(true), node).await;
-        granted_to(&a, again(&third, node).with_order(true), node)
-            .await
-            .release()
-            .await
-            .unwrap();
-        granted_to(&b, again(&slow, node).with_order(true), node)
-            .await
-            .release()
-            .await
-            .unwrap();
+        refused_to(
+            &b,
+            again(&slow, node).with_waiting(|waiting| waiting.in_order = true),
+            node,
+        )
+        .await;
+        granted_to(
+            &a,
+            again(&third, node).with_waiting(|waiting| waiting.in_order = true),
+            node,
+        )
+        .await
+        .release()
+        .await
+        .unwrap();
+        granted_to(
+            &b,
+            again(&slow, node).with_waiting(|waiting| waiting.in_order = true),
+            node,
+        )
+        .await
+        .release()
+        .await
+        .unwrap();
     }
 }
 
@@ -618,7 +663,7 @@ async fn lists(server: &Server) -> Vec<String> {
 
 /// Returns a request that does not wait.
 fn passer_by() -> Request {
-    waiter().with_waiting(false)
+    waiter().with_waiting(|waiting| waiting.keeps_waiting = false)
 }
 
 #[tokio::test]
@@ -632,19 +677,37 @@ async fn who_is_first_and_finds_it_taken_keeps_its_place() {
     for node in [false, true] {
         let [first, second] = two_wait([&a, &b, &c], node).await;
         let held = granted_to(&a, passer_by(), node).await;
-        refused_to(&b, again(&first, node).with_order(true), node).await;
+        refused_to(
+            &b,
+            again(&first, node).with_waiting(|waiting| waiting.in_order = true),
+            node,
+        )
+        .await;
         held.release().await.unwrap();
-        refused_to(&c, again(&second, node).with_order(true), node).await;
-        granted_to(&b, again(&first, node).with_order(true), node)
-            .await
-            .release()
-            .await
-            .unwrap();
-        granted_to(&c, again(&second, node).with_order(true), node)
-            .await
-            .release()
-            .await
-            .unwrap();
+        refused_to(
+            &c,
+            again(&second, node).with_waiting(|waiting| waiting.in_order = true),
+            node,
+        )
+        .await;
+        granted_to(
+            &b,
+            again(&first, node).with_waiting(|waiting| waiting.in_order = true),
+            node,
+        )
+        .await
+        .release()
+        .await
+        .unwrap();
+        granted_to(
+            &c,
+            again(&second, node).with_waiting(|waiting| waiting.in_order = true),
+            node,
+        )
+        .await
+        .release()
+        .await
+        .unwrap();
     }
     assert_eq!(lists(&server).await, Vec::<String>::new());
 }
@@ -662,7 +725,12 @@ async fn request_behind_a_lone_waiter_keeps_its_position() {
     let first = waiter();
     refused_to(&b, first.clone(), true).await;
     held.release().await.unwrap();
-    refused_to(&c, again(&passer_by(), true).with_order(true), true).await;
+    refused_to(
+        &c,
+        again(&passer_by(), true).with_waiting(|waiting| waiting.in_order = true),
+        true,
+    )
+    .await;
     for list in lists(&server).await {
         let left: i64 = redis::cmd("PTTL")
             .arg(&list)
@@ -671,10 +739,14 @@ async fn request_behind_a_lone_waiter_keeps_its_position() {
             .unwrap();
         assert!(left > 0, "{list} would stay for ever: {left}");
     }
-    granted_to(&b, again(&first, true).with_order(true), true)
-        .await
-        .release()
-        .await
-        .unwrap();
+    granted_to(
+        &b,
+        again(&first, true).with_waiting(|waiting| waiting.in_order = true),
+        true,
+    )
+    .await
+    .release()
+    .await
+    .unwrap();
     assert_eq!(lists(&server).await, Vec::<String>::new());
 }

@@ -195,7 +195,7 @@ impl ZookeeperBackend {
         directory: &Directory,
     ) -> Result<Option<Arc<dyn Lease>>> {
         let contended = self.contended.is_set(directory.lane());
-        if request.is_waiting() {
+        if request.waiting().keeps_waiting {
             // A client that polls stays in the queue for a while. Otherwise it might never be
             // granted.
             return match self.waits_apart(request) {

@@ -189,7 +189,7 @@ pub(crate) async fn cancel_everywhere(
             let ttl = Ttl::from_millis(LONG_TTL).unwrap();
             let request = Request::new(LockKey::new(&key).unwrap())
                 .with_ttl(ttl)
-                .with_waiting(true);
+                .with_waiting(|waiting| waiting.keeps_waiting = true);
             let mut operation = Arc::clone(&backend).acquire(request.clone());
             let releasing = async {
                 if let Some(other) = other {

@@ -42,6 +42,7 @@ pub mod support {
         backend::{
             driver_thread::{DriverThread, on_driver_thread},
             release_tracker::ReleaseTracker,
+            request::Waiting,
             retry_budget::RetryBudget,
         },
         panics::{contained, supervised},

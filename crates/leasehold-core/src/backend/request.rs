@@ -34,11 +34,7 @@ pub struct Request {
     mode: Mode,
     ttl: Ttl,
     owner: AcquisitionId,
-    /// The owner of the first attempt, by which the waiter is registered.
-    waiter: AcquisitionId,
-    yielding: bool,
-    waiting: bool,
-    in_order: bool,
+    waiting: Waiting,
     context: Arc<RequestContext>,
     signal: Arc<Signal>,
 }
@@ -147,6 +143,13 @@ impl Request {
         self.signal.set_contended();
     }
 
+    /// Returns how this request waits, for backends that know their waiters. Other backends ignore
+    /// it.
+    #[must_use]
+    pub fn waiting(&self) -> Waiting {
+        self.waiting
+    }
+
     /// Returns the handle by which a backend reports that a grant of this request was lost before
     /// its deadline.
     #[must_use]
@@ -197,32 +200,17 @@ impl Request {
         self
     }
 
-    /// Sets the owner, also as the [`waiter`](Self::waiter).
+    /// Sets the owner, also as the id of the [waiter](Waiting::id).
     #[must_use]
     pub fn with_owner(mut self, owner: AcquisitionId) -> Self {
-        (self.owner, self.waiter) = (owner, owner);
+        (self.owner, self.waiting.id) = (owner, owner);
         self
     }
 
-    /// Sets whether the attempt is refused if another process is waiting; see
-    /// [`yields_to_waiters`](Self::yields_to_waiters).
+    /// Changes how this request waits; see [`waiting`](Self::waiting).
     #[must_use]
-    pub fn with_yield_to_waiters(mut self, yielding: bool) -> Self {
-        self.yielding = yielding;
-        self
-    }
-
-    /// Sets whether the caller continues to wait if refused; see [`is_waiting`](Self::is_waiting).
-    #[must_use]
-    pub fn with_waiting(mut self, waiting: bool) -> Self {
-        self.waiting = waiting;
-        self
-    }
-
-    /// Sets whether earlier waiters are served first; see [`is_in_order`](Self::is_in_order).
-    #[must_use]
-    pub fn with_order(mut self, in_order: bool) -> Self {
-        self.in_order = in_order;
+    pub fn with_waiting(mut self, change: impl FnOnce(&mut Waiting)) -> Self {
+        change(&mut self.waiting);
         self
     }
 
@@ -266,45 +254,6 @@ impl Request {
     }
 }
 
-/// # For backends that know their waiters
-/// A backend may ignore these methods if its server keeps waiters in order, or if it does not
-/// register them.
-impl Request {
-    /// Returns the id by which this acquisition is registered as a waiter: the owner of its first
-    /// attempt, also after [`as_new_owner`](Self::as_new_owner).
-    #[must_use]
-    pub fn waiter(&self) -> AcquisitionId {
-        self.waiter
-    }
-
-    /// Returns whether this attempt should be refused if a waiter of *another process* is known,
-    /// because this process has used up its fairness quota for the key. A backend that serves
-    /// waiters in order, or that does not know its waiters, ignores it. The other waiter may be
-    /// dead, so such a refusal must come with a short
-    /// [`retry_after`](crate::backend::Contention::retry_after).
-    #[must_use]
-    pub fn yields_to_waiters(&self) -> bool {
-        self.yielding
-    }
-
-    /// Returns whether the caller continues to wait if this attempt is refused. A backend may then
-    /// register the waiter, so that [`inspect`](crate::backend::LockBackend::inspect) lists it and
-    /// no reader overtakes a waiting writer.
-    #[must_use]
-    pub fn is_waiting(&self) -> bool {
-        self.waiting
-    }
-
-    /// Returns whether this attempt should be refused while an earlier waiter is known. The earlier
-    /// waiter may be dead, so the refusal must have a short
-    /// [`retry_after`](crate::backend::Contention::retry_after). A waiter that is not notified
-    /// within this time makes its next attempt without this flag.
-    #[must_use]
-    pub fn is_in_order(&self) -> bool {
-        self.in_order
-    }
-}
-
 impl Request {
     pub(crate) fn in_context(
         key: LockKey,
@@ -318,10 +267,12 @@ impl Request {
             mode,
             ttl,
             owner,
-            waiter: owner,
-            yielding: false,
-            waiting: false,
-            in_order: false,
+            waiting: Waiting {
+                id: owner,
+                keeps_waiting: false,
+                yields: false,
+                in_order: false,
+            },
             context,
             signal: Arc::default(),
         }
@@ -366,6 +317,41 @@ impl fmt::Debug for Request {
             .field("label", &self.label())
             .finish_non_exhaustive()
     }
+}
+
+/// How a request waits among the other waiters for its key.
+///
+/// A backend may ignore it if its server keeps waiters in order, or if it does not register them.
+///
+/// ```
+/// use leasehold_core::{LockKey, backend::Request};
+///
+/// let request = Request::new(LockKey::new("item/42")?)
+///     .with_waiting(|waiting| waiting.keeps_waiting = true);
+/// assert!(request.waiting().keeps_waiting && !request.waiting().yields);
+/// // A later attempt is registered as the same waiter.
+/// assert_eq!(request.as_new_owner().waiting().id, request.owner());
+/// # Ok::<(), leasehold_core::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Waiting {
+    /// The id by which the waiter is registered: the owner of the first attempt, also after
+    /// [`Request::as_new_owner`].
+    pub id: AcquisitionId,
+    /// Whether the caller continues to wait if the attempt is refused. The backend may then
+    /// register the waiter, so that [`inspect`](crate::backend::LockBackend::inspect) lists it and
+    /// no reader overtakes a waiting writer.
+    pub keeps_waiting: bool,
+    /// Whether the attempt is refused if a waiter of *another process* is known, because this
+    /// process has used up its fairness quota for the key. The other waiter may be dead, so the
+    /// refusal must have a short [`retry_after`](crate::backend::Contention::retry_after).
+    pub yields: bool,
+    /// Whether the attempt is refused while an earlier waiter is known. The earlier waiter may be
+    /// dead, so the refusal must have a short
+    /// [`retry_after`](crate::backend::Contention::retry_after). A waiter that is not notified
+    /// within this time makes its next attempt without this flag.
+    pub in_order: bool,
 }
 
 /// A handle by which a backend reports the loss of one grant before its deadline.

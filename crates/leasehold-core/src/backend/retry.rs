@@ -34,7 +34,7 @@ where
     F: Fn(Request) -> Fut,
     Fut: Future<Output = Result<Attempt>>,
 {
-    let mut request = request.with_waiting(true);
+    let mut request = request.with_waiting(|waiting| waiting.keeps_waiting = true);
     let mut retries = RetryBudget::none();
     loop {
         if request.is_cancelled() {
@@ -45,11 +45,11 @@ where
             Ok(Attempt::Contended(contention)) => {
                 request.set_contended();
                 retries = RetryBudget::none();
-                request = request.with_yield_to_waiters(false);
+                request = request.with_waiting(|waiting| waiting.yields = false);
                 // Boxed, so that an attempt that is granted at once has a smaller future.
                 let notified = Box::pin(wait(&request, contention)).await;
                 // A waiter that was not notified in time may be behind a waiter that is dead.
-                request = request.with_order(notified);
+                request = request.with_waiting(|waiting| waiting.in_order = notified);
             }
             Err(error) => {
                 if error.kind() == ErrorKind::Indeterminate {

@@ -133,9 +133,9 @@ async fn granted<'a>(
 async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     client.context.room_in_background(None).await;
     let place = enter(client, &request).await?;
-    let request = request
-        .with_yield_to_waiters(place.yields_to_waiters())
-        .with_waiting(true);
+    let request = request.with_waiting(|waiting| {
+        (waiting.keeps_waiting, waiting.yields) = (true, place.yields_to_waiters());
+    });
     let acquire = || Arc::clone(&client.context.backend).acquire(request.clone());
     match warn_if_waiting_for_self(
         client,
@@ -221,7 +221,7 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant
     let yielding = place
         .as_ref()
         .map_or(request.mode() != Mode::Shared, Place::yields_to_waiters);
-    let request = request.with_yield_to_waiters(yielding);
+    let request = request.with_waiting(|waiting| waiting.yields = yielding);
     // Only the backend knows whether a release of this process makes a permit available.
     let mut releases = match request.mode() {
         Mode::Permit { .. } => client.queues.releases(request.key(), request.mode()),

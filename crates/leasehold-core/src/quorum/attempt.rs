@@ -65,7 +65,7 @@ pub(super) async fn attempt(
                 timeout,
                 ..
             } = attempt;
-            if request.is_waiting()
+            if request.waiting().keeps_waiting
                 && replies
                     .iter()
                     .any(|reply| matches!(reply, NodeReply::Refused(_)))

@@ -164,7 +164,7 @@ impl QuorumBackend {
         self.state.check_ttl(request.ttl())?;
         let request = request
             .clone()
-            .with_order(request.is_in_order() && history.respects_order());
+            .with_waiting(|waiting| waiting.in_order &= history.respects_order());
         attempt::attempt(&self.state, &request, history)
             .await
             .map_err(|error| error.with_backend(self.state.config.scheme))

@@ -122,7 +122,7 @@ impl QuorumLease {
             self.quorum.members[node].learn(&answer, asked.now());
             let granted = match answer {
                 Ok(Attempt::Granted(lease)) => Some(lease),
-                Ok(Attempt::Contended(_)) if asked.is_waiting() => {
+                Ok(Attempt::Contended(_)) if asked.waiting().keeps_waiting => {
                     // The node has registered the waiter, and would keep other waiters waiting for
                     // it.
                     self.quorum.stop_waiting_at(&asked, |at| at == node);
@@ -197,12 +197,9 @@ impl QuorumLease {
     /// again.
     fn reacquire(self: &Arc<Self>, timeout: Duration) {
         let now = self.request.now();
-        let mut request = self
-            .request
-            .clone()
-            .with_yield_to_waiters(false)
-            .with_order(false)
-            .with_waiting(false);
+        let mut request = self.request.clone().with_waiting(|waiting| {
+            (waiting.keeps_waiting, waiting.yields, waiting.in_order) = (false, false, false);
+        });
         let mut requirements = self.requirements;
         if let Some(token) = self.token {
             // The nodes then grant the token of this lease, unless they have seen a larger one.

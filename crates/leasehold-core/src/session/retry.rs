@@ -60,7 +60,7 @@ pub async fn queue_with_session_retry<Fut>(
 where
     Fut: Future<Output = Result<Arc<dyn Lease>>>,
 {
-    let mut request = request.with_waiting(true);
+    let mut request = request.with_waiting(|waiting| waiting.keeps_waiting = true);
     let (mut restarts, mut retries) = (0, RetryBudget::none());
     loop {
         if request.is_cancelled() {
@@ -79,7 +79,9 @@ where
             (restarts, retries) = (0, RetryBudget::none());
         }
         // A new acquisition id ensures that no entry of an earlier try is mistaken for this one.
-        request = request.as_new_owner().with_yield_to_waiters(false);
+        request = request
+            .as_new_owner()
+            .with_waiting(|waiting| waiting.yields = false);
         let lost = error.kind() == ErrorKind::Lost;
         retries.spend(if lost { sessions_end(error) } else { error }, &request)?;
         restarts += u32::from(lost);

@@ -98,7 +98,7 @@ impl LockBackend for Spy {
             .yielding
             .lock()
             .unwrap()
-            .push(request.yields_to_waiters());
+            .push(request.waiting().yields);
         Ok(
             match Arc::clone(&self.inner).try_acquire(request.clone()).await? {
                 Attempt::Granted(lease) => Attempt::Granted(self.watch(lease, &request)),
@@ -113,7 +113,7 @@ impl LockBackend for Spy {
             .yielding
             .lock()
             .unwrap()
-            .push(request.yields_to_waiters());
+            .push(request.waiting().yields);
         Ok(self.watch(
             Arc::clone(&self.inner).acquire(request.clone()).await?,
             &request,

@@ -180,7 +180,7 @@ impl FileBackend {
     async fn queue(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         let mut pending = PendingLock::new(Arc::clone(&self.dir), request.clone());
         let begun = request.now();
-        while request.yields_to_waiters()
+        while request.waiting().yields
             && request.now().since(begun) < YIELD_RETRY
             && pending.others_wait()?
         {
@@ -241,7 +241,7 @@ impl LockBackend for FileBackend {
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         let sent = request.now();
         let mut pending = PendingLock::new(Arc::clone(&self.dir), request.clone());
-        let yielding = request.yields_to_waiters() && pending.others_wait()?;
+        let yielding = request.waiting().yields && pending.others_wait()?;
         if !yielding && let Some(locked) = pending.attempt()? {
             return self
                 .grant(request, sent, locked)
@@ -254,7 +254,7 @@ impl LockBackend for FileBackend {
         };
         if yielding {
             contention.retry_after = Some(YIELD_STEP);
-        } else if request.is_waiting() {
+        } else if request.waiting().keeps_waiting {
             pending.register()?;
             if let Some(locked) = pending.attempt()? {
                 return self
@@ -277,7 +277,7 @@ impl LockBackend for FileBackend {
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
-        let request = request.with_waiting(true);
+        let request = request.with_waiting(|waiting| waiting.keeps_waiting = true);
         let mut budget = RetryBudget::none();
         loop {
             match Arc::clone(&self).queue(request.clone()).await {

@@ -100,7 +100,7 @@ impl MemoryBackend {
                 .first_expiry()
                 .map(|expiry| expiry.since(self.state.issuer.now())),
             last_token: entry.last_token,
-            wake: request.is_waiting().then(|| {
+            wake: request.waiting().keeps_waiting.then(|| {
                 let watcher =
                     WaiterGuard::as_watcher(Arc::clone(&self.state), entry, request.clone());
                 Box::pin(async move { watcher.waiter.notify.notified().await }) as _
@@ -150,7 +150,7 @@ impl LockBackend for MemoryBackend {
             return Err(cancelled());
         }
         let has_no_watchers = |entry: &mut LockEntry| entry.watchers.is_empty();
-        if request.yields_to_waiters() && !self.state.with_entry(&request, has_no_watchers) {
+        if request.waiting().yields && !self.state.with_entry(&request, has_no_watchers) {
             // A watcher has no place in the queue. It gets this time for its next attempt.
             tokio::select! {
                 () = tokio::time::sleep(YIELD_RETRY) => {}

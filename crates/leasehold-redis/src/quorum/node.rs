@@ -28,7 +28,7 @@ impl QuorumNode for RedisBackend {
         requirements: VoteRequirements,
     ) -> Result<Attempt> {
         // An earlier attempt may have registered the waiter, which is not known here.
-        let registered = request.is_waiting();
+        let registered = request.waiting().keeps_waiting;
         self.attempt(request, Some(&requirements), registered).await
     }
 

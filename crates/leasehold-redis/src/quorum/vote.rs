@@ -38,7 +38,7 @@ pub(crate) async fn acquire(
     };
     let node = [&*manager.config.prefix, NODE_KEYS].concat();
     // An earlier attempt of this acquisition may have registered it.
-    let flags = commands::flags(request, again || request.owner() != request.waiter());
+    let flags = commands::flags(request, again || request.owner() != request.waiting().id);
     let floor = requirements.token_floor.get();
     with_requirements(
         manager,

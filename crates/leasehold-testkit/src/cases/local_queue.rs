@@ -43,7 +43,8 @@ pub async fn local_queue_yields_to_other_clients(fixture: &dyn BackendFixture) {
     tokio::time::sleep(SOON).await;
     let mut worst = 0;
     for _ in 0..3 {
-        let asks = request(fixture, &one, &key).with_waiting(true);
+        let asks =
+            request(fixture, &one, &key).with_waiting(|waiting| waiting.keeps_waiting = true);
         let mut before = None;
         let lease = loop {
             match must(

@@ -232,7 +232,7 @@ impl Model {
                     .waiters
                     .iter()
                     .any(|waiter| waiter.mode == Mode::Exclusive && waiter.owner != owner);
-            let yielding = request.yields_to_waiters() && !store.has(Bug::LocalQueueNeverYields);
+            let yielding = request.waiting().yields && !store.has(Bug::LocalQueueNeverYields);
             let must_yield = yielding && key.waiters.iter().any(|waiter| waiter.handle != self.id);
             if (free || again) && !behind_writer && !must_yield {
                 key.waiters.retain(|waiter| waiter.owner != owner);
@@ -254,7 +254,9 @@ impl Model {
                 .iter()
                 .map(|holder| holder.until.since(now))
                 .min();
-            if request.is_waiting() && !key.waiters.iter().any(|waiter| waiter.owner == owner) {
+            if request.waiting().keeps_waiting
+                && !key.waiters.iter().any(|waiter| waiter.owner == owner)
+            {
                 key.waiters.push(Waiter {
                     handle: self.id,
                     owner,

@@ -24,7 +24,9 @@ async fn a_yielding_attempt_leaves_a_free_lock_to_a_waiter() {
     let holder = PostgresBackend::connect(&server.url()).await.unwrap();
     let waiter = client_of(&server.url(), HOUR).await;
     let attempt = async |request: Request| Arc::clone(&holder).try_acquire(request).await.unwrap();
-    let Attempt::Granted(lease) = attempt(turn("k").with_yield_to_waiters(true)).await else {
+    let Attempt::Granted(lease) =
+        attempt(turn("k").with_waiting(|waiting| waiting.yields = true)).await
+    else {
         panic!("refused without a waiter")
     };
     let waiting = waiting(&server, &waiter, 1).await;
@@ -35,7 +37,7 @@ async fn a_yielding_attempt_leaves_a_free_lock_to_a_waiter() {
         .unwrap();
     block_in_place(|| server.pause_backend(sleeper).unwrap());
     assert_eq!(lease.release().await.unwrap(), Released::Freed);
-    let polite = turn("k").with_yield_to_waiters(true);
+    let polite = turn("k").with_waiting(|waiting| waiting.yields = true);
     assert!(
         matches!(attempt(polite.clone()).await, Attempt::Contended(_)),
         "alone"
