@@ -29,7 +29,7 @@ const CRATES: [(&str, &[&str]); 9] = [
 ];
 
 /// The folders and files of `leasehold-core`. A new one is added where its imports allow it.
-const CORE: [&str; 25] = [
+const CORE: [&str; 22] = [
     // The public API of users.
     "lock",
     "client",
@@ -44,13 +44,10 @@ const CORE: [&str; 25] = [
     // The contract.
     "backend",
     // The bottom: each of these is used by many.
-    "background_releases",
-    "asker",
     "signal",
     "panics",
     "runtime",
     "label",
-    "random",
     "url",
     "clock",
     "ttl",

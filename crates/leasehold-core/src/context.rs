@@ -5,13 +5,13 @@ use std::{
     pin::pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Waker},
     time::Duration,
 };
 
-use tokio::{runtime::Handle, task::coop::unconstrained, time::timeout};
+use tokio::{runtime::Handle, sync::Notify, task::coop::unconstrained, time::timeout};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -24,11 +24,14 @@ use crate::{
         lease::BoxFuture,
         request::RequestContext,
     },
-    background_releases::BackgroundReleases,
     error::{Error, ErrorKind, Result},
     panics::contain,
     runtime,
 };
+
+/// Acquisitions wait while this many operations run in the background. A backend that answers stays
+/// far below it, and this many operations need little memory and few descriptors.
+const MAX_IN_BACKGROUND: usize = 1024;
 
 /// The backend, the runtime and the tasks of a client. It lives as long as the client or a guard.
 #[derive(Debug)]
@@ -208,4 +211,47 @@ fn poll_once(mut operation: BoxFuture<'static, ()>) -> Option<BoxFuture<'static,
     let polled =
         pin!(unconstrained(operation.as_mut())).poll(&mut Context::from_waker(Waker::noop()));
     polled.is_pending().then_some(operation)
+}
+
+/// Counts the operations in the background: releases of dropped guards, and cancelled acquisitions.
+/// Each of them follows an acquisition, so delaying acquisitions bounds their number.
+#[derive(Debug, Default)]
+struct BackgroundReleases {
+    count: AtomicUsize,
+    shrank: Notify,
+}
+
+impl BackgroundReleases {
+    /// Counts one more operation until the returned value is dropped.
+    fn enter(self: &Arc<Self>) -> Counted {
+        self.count.fetch_add(1, Ordering::AcqRel);
+        Counted(Arc::clone(self))
+    }
+
+    fn has_room(&self) -> bool {
+        self.count.load(Ordering::Acquire) < MAX_IN_BACKGROUND
+    }
+
+    /// Waits until there is room for another operation.
+    async fn room(&self) {
+        loop {
+            // Created before the count is read, so that no change in between is missed.
+            let shrank = self.shrank.notified();
+            if self.has_room() {
+                return;
+            }
+            shrank.await;
+        }
+    }
+}
+
+/// Counts one operation in the background until it is dropped.
+struct Counted(Arc<BackgroundReleases>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == MAX_IN_BACKGROUND {
+            self.0.shrank.notify_waiters();
+        }
+    }
 }

@@ -8,9 +8,7 @@
 //! - **Quorums**: [`quorum`] makes one lock of an odd number of backends.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod asker;
 pub mod backend;
-mod background_releases;
 mod client;
 mod clock;
 mod context;
@@ -24,7 +22,6 @@ mod lock;
 mod mode;
 mod panics;
 pub mod quorum;
-mod random;
 mod runtime;
 #[cfg(feature = "serde")]
 mod serde_impls;
@@ -57,7 +54,7 @@ pub use crate::{
     fencing::FencingToken,
     key::LockKey,
     label::default_label,
-    lease::renewal_mode::Renewal,
+    lease::held_lease::Renewal,
     lock::{
         guard::{LeaseInfo, LockGuard, SemaphorePermit},
         mutex::Mutex,

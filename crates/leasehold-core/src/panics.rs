@@ -8,10 +8,12 @@
 use std::{
     any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -22,6 +24,11 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// Runs foreign code. Returns `None` if it panicked, in which case the panic hook has reported it.
 pub(crate) fn contain<T>(foreign: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(foreign)).ok()
+}
+
+/// Runs code of a backend and turns a panic into an error.
+pub(crate) fn catch<T>(foreign: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(foreign)).map_err(|panic| panicked(&*panic))
 }
 
 /// Drives a future to completion and turns a panic into an error.
@@ -42,6 +49,38 @@ pub async fn contained<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
         .unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
+/// A call of a backend. A panic becomes the error of the call, and the future is not polled again.
+#[must_use]
+pub(crate) struct Call<T>(Option<BoxFuture<'static, Result<T>>>);
+
+impl<T: Send + 'static> Call<T> {
+    /// Starts a call. A backend may panic before it returns a future.
+    pub(crate) fn of(start: impl FnOnce() -> BoxFuture<'static, Result<T>>) -> Self {
+        let call = catch(start);
+        Self(Some(call.unwrap_or_else(|error| {
+            Box::pin(std::future::ready(Err(error)))
+        })))
+    }
+}
+
+impl<T> Future for Call<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(call) = &mut self.0 else {
+            return Poll::Pending;
+        };
+        let polled = catch(|| call.as_mut().poll(cx));
+        if matches!(polled, Ok(Poll::Pending)) {
+            return Poll::Pending;
+        }
+        let over = self.0.take();
+        // The destructor of the future is code of the backend, too.
+        let _dropped = contain(|| drop(over));
+        polled.unwrap_or_else(|error| Poll::Ready(Err(error)))
+    }
+}
+
 /// Runs a background task to completion. A task that panics is restarted after one second.
 ///
 /// # For implementors
@@ -60,7 +99,7 @@ pub async fn supervised<Fut: Future<Output = ()>>(mut start: impl FnMut() -> Fut
 }
 
 /// Returns the error of a call that panicked.
-pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Error {
+fn panicked(panic: &(dyn Any + Send)) -> Error {
     let text = panic.downcast_ref::<&'static str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     let text = text.unwrap_or("no message");

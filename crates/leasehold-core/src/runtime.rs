@@ -1,8 +1,12 @@
-//! Checks of the tokio runtime that the client needs.
+//! What the client needs to know about tokio: whether its runtime suits, and which task asks.
 
-use std::{panic::catch_unwind, time::Duration};
+use std::{
+    panic::catch_unwind,
+    thread::{self, ThreadId},
+    time::Duration,
+};
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, task};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -50,4 +54,18 @@ pub(crate) fn without_timer() -> Error {
 /// without a timer, and the panic hook prints it.
 pub(crate) fn has_timer() -> bool {
     catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
+}
+
+/// The task that requests a lock, or the thread outside of a task, as in the body of
+/// `#[tokio::main]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asker {
+    Task(task::Id),
+    Thread(ThreadId),
+}
+
+impl Asker {
+    pub(crate) fn current() -> Self {
+        task::try_id().map_or_else(|| Self::Thread(thread::current().id()), Self::Task)
+    }
 }

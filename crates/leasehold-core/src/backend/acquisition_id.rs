@@ -2,10 +2,9 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{
-    error::{Error, ErrorKind},
-    random::random_bytes,
-};
+use rand::{Rng, rand_core::UnwrapErr, rngs::SysRng};
+
+use crate::error::{Error, ErrorKind};
 
 /// The id of one acquisition: 128 random bits. Each acquisition has a new one, so that the release
 /// of an old grant can never free a newer grant.
@@ -101,6 +100,20 @@ impl fmt::Debug for AcquisitionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AcquisitionId({self})")
     }
+}
+
+/// Returns random bytes from the operating system's generator.
+///
+/// A generator inside the process would be copied by `fork(2)`. Both processes would then draw the
+/// same numbers, and two acquisitions with the same id could both hold one lock. Each call costs a
+/// system call of less than a microsecond.
+///
+/// # Panics
+/// Panics if the operating system has no generator.
+pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    UnwrapErr(SysRng).fill_bytes(&mut bytes);
+    bytes
 }
 
 #[cfg(test)]

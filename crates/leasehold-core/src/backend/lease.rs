@@ -1,4 +1,4 @@
-//! [`Lease`]: one granted lock, as a backend implements it.
+//! [`Lease`]: one granted lock, as a backend implements it; [`ContainedLease`]: as core calls it.
 
 use std::{
     fmt::Debug,
@@ -11,7 +11,12 @@ use std::{
 
 use async_trait::async_trait;
 
-use crate::{clock::Deadline, error::Result, fencing::FencingToken};
+use crate::{
+    clock::{Deadline, Timestamp},
+    error::Result,
+    fencing::FencingToken,
+    panics::{Call, catch, contain},
+};
 
 /// A boxed future that can be sent between threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -135,4 +140,34 @@ pub enum Released {
     AlreadyLost,
     /// Another guard of the same owner still holds the lock (re-entrancy).
     StillHeld,
+}
+
+/// A lease whose methods do not panic.
+#[derive(Clone, Debug)]
+pub(crate) struct ContainedLease(Arc<dyn Lease>);
+
+impl ContainedLease {
+    pub(crate) fn new(lease: Arc<dyn Lease>) -> Self {
+        Self(lease)
+    }
+
+    /// Returns the fencing token and the way of renewal, which never change.
+    pub(crate) fn facts(&self) -> Result<(Option<FencingToken>, KeepAlive)> {
+        catch(|| (self.0.fencing_token(), self.0.keep_alive()))
+    }
+
+    /// Returns the deadline. If the lease panics, it counts as expired.
+    pub(crate) fn valid_until(&self) -> Deadline {
+        contain(|| self.0.valid_until()).unwrap_or(Deadline::at(Timestamp::from_nanos(0)))
+    }
+
+    /// Calls [`Lease::renew`].
+    pub(crate) fn renew(&self) -> Call<()> {
+        Call::of(|| Arc::clone(&self.0).renew())
+    }
+
+    /// Calls [`Lease::release`].
+    pub(crate) fn release(&self) -> Call<Released> {
+        Call::of(|| Arc::clone(&self.0).release())
+    }
 }

@@ -8,7 +8,6 @@
 pub(crate) mod acquisition_id;
 pub(crate) mod attempt;
 pub(crate) mod capability;
-pub(crate) mod contained;
 pub(crate) mod contract;
 pub(crate) mod credentials;
 pub(crate) mod driver_thread;
@@ -18,7 +17,6 @@ pub(crate) mod lease;
 pub(crate) mod release_tracker;
 pub(crate) mod request;
 pub(crate) mod retry;
-pub(crate) mod retry_budget;
 
 pub use async_trait::async_trait;
 
@@ -43,7 +41,7 @@ pub mod support {
             driver_thread::{DriverThread, on_driver_thread},
             release_tracker::ReleaseTracker,
             request::Waiting,
-            retry_budget::RetryBudget,
+            retry::RetryBudget,
         },
         panics::{contained, supervised},
         runtime::check_runtime,

@@ -3,18 +3,20 @@
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use crate::{
-    asker::Asker,
     backend::{attempt::Attempt, request::Request},
-    client::{engine::Client, spec::Spec},
+    client::engine::{Client, Spec},
     error::{Error, ErrorKind, Result},
     key::LockKey,
     lease::{
-        complete_on_drop::CompleteOnDrop, grant::Grant, held_lease::HeldLease,
-        owned_lease::OwnedLease, renewal,
+        grant::{CompleteOnDrop, Grant},
+        held_lease::HeldLease,
+        release::OwnedLease,
+        renewal,
     },
     local_queue::Place,
     mode::Mode,
     panics::contain,
+    runtime::Asker,
     telemetry::{self, AcquireTimer, Span, TracedOp},
 };
 

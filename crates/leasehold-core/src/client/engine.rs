@@ -1,4 +1,4 @@
-//! [`Client`]: the state shared by the clones of a client.
+//! [`Client`]: the state shared by the clones of a client; [`Spec`]: what its locks acquire.
 
 use std::{
     sync::{Arc, Once, OnceLock},
@@ -8,8 +8,15 @@ use std::{
 use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
-    backend::capability::Capabilities, client::spec::Spec, context::ClientContext, error::Result,
-    lease::held_lease::Schedule, local_queue::LocalQueues, panics::contain, signal::LossReason,
+    backend::{capability::Capabilities, request::RequestContext},
+    context::ClientContext,
+    error::Result,
+    key::LockKey,
+    lease::held_lease::{Renewal, Schedule},
+    local_queue::LocalQueues,
+    mode::Mode,
+    panics::contain,
+    signal::LossReason,
     ttl::Ttl,
 };
 
@@ -29,6 +36,20 @@ pub(crate) struct Client {
     /// Completed when the log has an event that the default TTL was adapted.
     ttl_is_adapted: Once,
     closed: OnceCell<Result<()>>,
+}
+
+/// The key, the mode and the options of a lock.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    /// An invalid key is reported by the first acquisition, so that `client.mutex(key)` returns a
+    /// plain value.
+    pub(crate) key: Result<LockKey>,
+    pub(crate) mode: Mode,
+    /// `None` for the default, which adapts to the backend. An invalid TTL is reported by the first
+    /// acquisition.
+    pub(crate) ttl: Option<Result<Ttl>>,
+    pub(crate) renewal: Renewal,
+    pub(crate) context: Arc<RequestContext>,
 }
 
 impl Client {

@@ -5,15 +5,18 @@ use std::{fmt, sync::Arc, time::Duration};
 use crate::{
     backend::{
         capability::Capabilities,
-        contained::Call,
         contract::LockBackend,
         inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
     },
-    client::{acquire::unanswered, engine::Client, spec::Spec},
+    client::{
+        acquire::unanswered,
+        engine::{Client, Spec},
+    },
     error::{Error, ErrorKind, Result},
     key::LockKey,
-    lease::{complete_on_drop::CompleteOnDrop, renewal_mode::Renewal},
+    lease::{grant::CompleteOnDrop, held_lease::Renewal},
     mode::Mode,
+    panics::Call,
 };
 
 /// A handle for creating locks on one backend.

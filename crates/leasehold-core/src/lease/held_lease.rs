@@ -14,23 +14,19 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    asker::Asker,
     backend::{
-        contained::ContainedLease,
-        lease::{KeepAlive, SessionId},
+        lease::{ContainedLease, KeepAlive, SessionId},
         request::{Request, RequestContext},
     },
     clock::{AtomicDeadline, Clock, Deadline, Timestamp},
     context::ClientContext,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    lease::{
-        complete_on_drop::CompleteOnDrop, detached_release::release_detached, grant::Grant,
-        renewal_mode::Renewal,
-    },
+    lease::grant::{CompleteOnDrop, Grant, release_detached},
     local_queue::Place,
     mode::Mode,
     panics::contain,
+    runtime::Asker,
     signal::{LossReason, Signal},
     telemetry::{self, Span, TracedOp},
 };
@@ -394,6 +390,33 @@ impl HeldLease {
     pub(crate) fn unshare(&self) -> bool {
         self.guards.fetch_sub(1, Ordering::AcqRel) == 1
     }
+}
+
+/// The way in which a lease is renewed.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+/// # use leasehold_core::LockClient;
+/// # let client = LockClient::new(MemoryBackend::new());
+/// use leasehold_core::Renewal;
+///
+/// let mutex = client.mutex("item/42").with_renewal(Renewal::Manual);
+/// let guard = mutex.lock().await?;
+/// guard.renew().await?; // or the lock is released at its deadline
+/// # drop(guard);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Renewal {
+    /// The client renews the lease until its guard is dropped. If a guard is leaked
+    /// (`mem::forget`), its lock is held until the process ends.
+    #[default]
+    Automatic,
+    /// The owner of the guard calls [`LockGuard::renew`](crate::LockGuard::renew). A lease that is
+    /// not renewed is released at its deadline.
+    Manual,
 }
 
 /// The held leases of a client, ordered by when they are due. The renewal task works through it.

@@ -1,4 +1,5 @@
-//! [`Release`]: a release, in the caller's task or in the background.
+//! [`OwnedLease`], one share of a lease, which a guard owns, and [`Release`], the release that the
+//! last share starts.
 
 use std::{
     pin::Pin,
@@ -9,15 +10,57 @@ use std::{
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{
-    backend::{contained::Call, lease::Released},
+    backend::lease::Released,
     error::Result,
     lease::{
-        detached_release::{FIRST_PAUSE, retry_until_expired},
+        grant::{FIRST_PAUSE, retry_until_expired},
         held_lease::HeldLease,
     },
     local_queue::Place,
+    panics::Call,
     telemetry::{self, Span},
 };
+
+/// One share of a lease. Dropping the last share releases the lease in the background.
+pub(crate) struct OwnedLease {
+    held: Arc<HeldLease>,
+    /// Whether the share must still be given up.
+    owned: bool,
+}
+
+impl OwnedLease {
+    pub(crate) fn new(held: Arc<HeldLease>) -> Self {
+        Self { held, owned: true }
+    }
+
+    pub(crate) fn held(&self) -> &Arc<HeldLease> {
+        &self.held
+    }
+
+    pub(crate) async fn release(mut self) -> Result<Released> {
+        self.owned = false;
+        let held = &self.held;
+        if !held.unshare() {
+            return Ok(if held.loss().is_some() {
+                Released::AlreadyLost
+            } else {
+                Released::StillHeld
+            });
+        }
+        match Release::start(held) {
+            Some(releasing) => releasing.await,
+            None => Ok(Released::AlreadyLost),
+        }
+    }
+}
+
+impl Drop for OwnedLease {
+    fn drop(&mut self) {
+        if self.owned && self.held.unshare() {
+            Release::in_background(&self.held);
+        }
+    }
+}
 
 /// A future that releases a held lease in the caller's task. If it is dropped before it completes,
 /// the release continues in the background.

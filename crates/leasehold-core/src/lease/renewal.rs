@@ -12,10 +12,7 @@ use crate::{
     backend::lease::{BoxFuture, SessionId},
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
-    lease::{
-        held_lease::{HeldLease, Schedule, State, nanos, renewal_due},
-        renewal_mode::Renewal,
-    },
+    lease::held_lease::{HeldLease, Renewal, Schedule, State, nanos, renewal_due},
     panics::{contain, contained},
     signal::LossReason,
 };

@@ -6,11 +6,11 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 use crate::{
-    asker::Asker,
     backend::request::Request,
     clock::Timestamp,
     error::{Error, Result},
     mode::Mode,
+    runtime::Asker,
     signal::Signal,
 };
 

@@ -11,9 +11,7 @@
 //! quota for each key: once [`key_queue::QUOTA`] is used up, the next attempt yields, which means
 //! that the backend refuses it if another process waits.
 
-mod enter;
 mod key_queue;
-mod position;
 mod queues;
 
-pub(crate) use self::{position::Place, queues::LocalQueues};
+pub(crate) use self::queues::{LocalQueues, Place};

@@ -16,7 +16,7 @@ use crate::{
     key::LockKey,
     lease::{
         held_lease::{Facts, HeldLease},
-        owned_lease::OwnedLease,
+        release::OwnedLease,
     },
     lock::run::guard_run_methods,
     mode::Mode,

@@ -12,7 +12,7 @@ use crate::{
     client::handle::LockClient,
     error::{Error, Result},
     key::LockKey,
-    lease::{held_lease::HeldLease, owned_lease::OwnedLease},
+    lease::{held_lease::HeldLease, release::OwnedLease},
     lock::guard::{LeaseInfo, LockGuard},
     ttl::Ttl,
 };

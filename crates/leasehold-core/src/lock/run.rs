@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    lease::owned_lease::OwnedLease,
+    lease::release::OwnedLease,
     signal::LossReason,
 };
 

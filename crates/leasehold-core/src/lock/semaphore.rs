@@ -5,9 +5,8 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use crate::{
     client::{
         acquire::{acquire, acquire_for, try_acquire},
-        engine::Client,
+        engine::{Client, Spec},
         handle::LockClient,
-        spec::Spec,
     },
     error::{Error, ErrorKind, Result},
     key::LockKey,

@@ -5,10 +5,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use crate::{
-    backend::{contained::Call, lease::BoxFuture},
-    error::Result,
-};
+use crate::{backend::lease::BoxFuture, error::Result, panics::Call};
 
 /// Running calls, at most one per node, polled by the task that waits for them.
 ///

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use crate::random::random_bytes;
+use crate::backend::acquisition_id::random_bytes;
 
 thread_local! {
     static SEED: Cell<Option<u64>> = const { Cell::new(None) };

@@ -3,8 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::backend::{
-    contained::ContainedLease,
-    lease::{BoxFuture, Lease},
+    lease::{BoxFuture, ContainedLease, Lease},
     request::Request,
 };
 

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use crate::{
-    backend::{lease::Lease, request::Request, retry::cancelled, retry_budget::RetryBudget},
+    backend::{
+        lease::Lease,
+        request::Request,
+        retry::{RetryBudget, cancelled},
+    },
     error::{Error, ErrorKind, Result},
 };
 
