@@ -63,6 +63,49 @@ async fn dropped_acquisitions_leave_no_task_behind_on_memory() {
     }
 }
 
+/// The release is dropped before it is polled, or while it is under way.
+#[tokio::test(start_paused = true)]
+async fn dropped_release_continues_in_the_background() {
+    for polls in 0..4 {
+        let (client, watched, _) = spied();
+        let guard = client.mutex("a").lock().await.unwrap();
+        watched.releases_yield.store(10, SeqCst);
+        {
+            let mut releasing = pin!(guard.release());
+            for _ in 0..polls {
+                let pending = poll_fn(|cx| Poll::Ready(releasing.poll_unpin(cx).is_pending()));
+                assert!(pending.await, "it is under way");
+            }
+        }
+        settle().await;
+        assert!(
+            client.inspect("a").await.unwrap().holders.is_empty(),
+            "dropped after {polls} polls"
+        );
+        assert_eq!(watched.releases.load(SeqCst), 1);
+        drop(client.mutex("a").try_lock().await.unwrap().unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_waits_for_a_dropped_release() {
+    let (client, watched, _) = spied();
+    let guard = client.mutex("a").lock().await.unwrap();
+    watched.answers_wait.store(true, SeqCst);
+    {
+        let mut releasing = pin!(guard.release());
+        assert!(poll_fn(|cx| Poll::Ready(releasing.poll_unpin(cx).is_pending())).await);
+    }
+    let draining = tokio::spawn({
+        let client = client.clone();
+        async move { client.drain().await }
+    });
+    settle().await;
+    assert!(!draining.is_finished(), "the release is not answered");
+    watched.answer.notify_waiters();
+    draining.await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_backend_that_panics_does_not_panic_the_drop_of_a_guard() {
     let (client, watched, _) = spied();

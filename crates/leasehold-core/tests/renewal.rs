@@ -12,6 +12,11 @@ use leasehold_core::{
     Clock, ErrorKind, LockClient, LockGuard, LossReason, Renewal, Ttl, backend::SessionId,
 };
 use support::{secs, settle, spied};
+use tokio::{runtime::Handle, time::timeout};
+
+fn alive_tasks() -> usize {
+    Handle::current().metrics().num_alive_tasks()
+}
 
 /// The number of locks taken at once.
 async fn locked(client: &LockClient, count: usize, ttl: Ttl) -> Vec<LockGuard> {
@@ -164,12 +169,34 @@ async fn what_is_due_soon_is_renewed_along_with_what_is_due() {
 #[tokio::test(start_paused = true)]
 async fn renewal_task_ends_with_its_client() {
     let (client, watched, _) = spied();
+    let before = alive_tasks();
     drop(client.mutex("a").lock().await.unwrap());
     settle().await;
+    assert_eq!(alive_tasks(), before + 1, "the renewal task");
     let weak = Arc::downgrade(&watched);
     drop((client, watched));
     settle().await;
     assert!(weak.upgrade().is_none(), "nothing keeps the backend alive");
+    assert_eq!(alive_tasks(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_and_drain_end_the_renewal_task() {
+    for drains in [false, true] {
+        let (client, _watched, clock) = spied();
+        let (before, begun) = (alive_tasks(), clock.now());
+        drop(client.mutex("a").lock().await.unwrap());
+        if drains {
+            // A drain that waits for the task would not end.
+            timeout(Duration::from_secs(3600), client.drain())
+                .await
+                .unwrap();
+        }
+        client.close().await.unwrap();
+        assert_eq!(clock.now(), begun, "nothing is waited for");
+        settle().await;
+        assert_eq!(alive_tasks(), before);
+    }
 }
 
 #[tokio::test(start_paused = true)]
