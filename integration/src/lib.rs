@@ -18,7 +18,6 @@
 //! | [`checker`], [`leftovers`] | checks of these logs, and of what remains on the servers |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
 
-pub mod bench;
 pub mod certificates;
 pub mod child;
 mod error;

@@ -173,7 +173,7 @@ fn variables_below(folder: &Path, into: &mut BTreeSet<String>) {
 #[test]
 fn every_variable_of_the_tests_is_documented() {
     let mut used = BTreeSet::new();
-    for folder in ["crates", "integration"] {
+    for folder in ["benchmark", "crates", "integration"] {
         variables_below(&root().join(folder), &mut used);
     }
     // Variables of the command, and variables that tests set for their child processes.

@@ -77,6 +77,7 @@ fn core_knows_no_backend() {
 #[test]
 fn every_backend_is_listed_here() {
     let not_backends = [
+        "benchmark",
         "cli",
         "core",
         "examples",
