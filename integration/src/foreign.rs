@@ -7,14 +7,15 @@ use std::{
     time::Duration,
 };
 
+use crate::{HarnessError, Result, peer::Peer};
+#[cfg(feature = "zookeeper")]
 use crate::{
-    HarnessError, Result,
     child::find_program,
-    peer::Peer,
     server::{classpath, jvm},
 };
 
 /// The jars of Curator and its dependencies, as Debian names them.
+#[cfg(feature = "zookeeper")]
 const CURATOR: [&str; 6] = [
     "curator-recipes",
     "curator-framework",
@@ -73,6 +74,7 @@ impl Foreign {
     ///
     /// # Errors
     /// The client is not installed, or cannot reach the server.
+    #[cfg(feature = "zookeeper")]
     pub async fn curator(server: SocketAddr, kind: &str, path: &str) -> Result<Self> {
         let classes = installed("java/CuratorLock.class")?
             .parent()

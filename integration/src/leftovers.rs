@@ -9,15 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    HarnessError, Result,
-    server::{PostgresServer, RedisServer},
-};
+#[cfg(feature = "postgres")]
+use crate::server::PostgresServer;
+#[cfg(feature = "redis")]
+use crate::server::RedisServer;
+use crate::{HarnessError, Result};
 
 /// The interval between two checks.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Key parts of data that outlives the locks: token counters, and the state of a quorum node.
+#[cfg(feature = "redis")]
 const LASTING: [&[u8]; 5] = [
     b":token",
     b":fence",
@@ -30,6 +32,7 @@ const LASTING: [&[u8]; 5] = [
 ///
 /// # Errors
 /// The server does not answer.
+#[cfg(feature = "redis")]
 pub fn redis(server: &RedisServer) -> Result<BTreeSet<String>> {
     let failed =
         |error: redis::RedisError| HarnessError::caused_by("cannot check for leftovers", error);
@@ -71,6 +74,7 @@ pub fn redis(server: &RedisServer) -> Result<BTreeSet<String>> {
 ///
 /// # Errors
 /// The server does not answer.
+#[cfg(feature = "postgres")]
 pub fn postgres(server: &PostgresServer) -> Result<BTreeSet<String>> {
     let locks = server.psql(
         "SELECT l.pid, l.classid, l.objid, l.objsubid, l.mode, l.granted, a.application_name \

@@ -6,6 +6,8 @@
 //! or shut its runtime down, and faults still happen on time. Everything started by the harness
 //! ends when its handle is dropped, and also when the test process ends for any reason.
 //!
+//! Each backend has a feature, which brings its servers and its driver.
+//!
 //! | module | content |
 //! |---|---|
 //! | [`server`] | [`RedisServer`](server::RedisServer) and the other servers |
@@ -18,6 +20,7 @@
 //! | [`checker`], [`leftovers`] | checks of these logs, and of what remains on the servers |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
 
+#[cfg(feature = "server")]
 pub mod certificates;
 pub mod child;
 mod error;
@@ -26,6 +29,7 @@ pub mod held;
 pub mod leftovers;
 pub mod peer;
 pub mod proxy;
+#[cfg(feature = "server")]
 pub mod server;
 mod spawner;
 pub mod worker;

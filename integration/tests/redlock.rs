@@ -10,6 +10,7 @@ mod killed;
 mod maintenance;
 #[path = "redlock/memory.rs"]
 mod memory;
+#[cfg(all(feature = "etcd", feature = "postgres"))]
 #[path = "redlock/mixed.rs"]
 mod mixed;
 #[path = "redlock/older.rs"]

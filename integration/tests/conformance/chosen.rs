@@ -28,7 +28,7 @@ fn named(name: &str) -> Result<&'static Backend, String> {
     let found = ALL.iter().find(|backend| backend.name == name);
     found.ok_or_else(|| {
         format!(
-            "{ONLY} names `{name}`, which is no backend; there are {}",
+            "{ONLY} names `{name}`, which is not built here; there are {}",
             names()
         )
     })

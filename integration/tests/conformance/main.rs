@@ -1,8 +1,9 @@
 //! The conformance suite of `leasehold-testkit` for every backend, on real servers, in one run that
 //! ends with a table of backends and properties.
 //!
-//! `LEASEHOLD_BACKENDS=redis,etcd` selects backends. The test starts a server for each, unless its
-//! URL is in the environment: `LEASEHOLD_REDIS_URL`, `LEASEHOLD_ETCD_URL`, and so on.
+//! The backends are those whose features are enabled. `LEASEHOLD_BACKENDS=redis,etcd` selects some
+//! of them. The test starts a server for each, unless its URL is in the environment:
+//! `LEASEHOLD_REDIS_URL`, `LEASEHOLD_ETCD_URL`, and so on.
 
 mod backend;
 mod chosen;
@@ -38,9 +39,9 @@ fn main() -> ExitCode {
             for case in cases::all() {
                 let table = Arc::clone(&table);
                 let run = move || {
-                    let outcome = backend.time.run(async {
+                    let outcome = backend.run(async {
                         let fixture = (backend.fixture)().await;
-                        run_case(&Wrapped::new(&*fixture, wrapping), &case).await
+                        run_case(&Wrapped::new(&fixture, wrapping), &case).await
                     });
                     table.lock().unwrap_or_else(PoisonError::into_inner).add(
                         backend.name,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leasehold_core::{Clock, ErrorKind, LossReason, Released, SystemClock};
 use leasehold_etcd::EtcdBackend;
-use leasehold_integration::server::{EtcdCluster, PostgresServer, RedisServer, ZookeeperServer};
+use leasehold_integration::server::EtcdCluster;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{SOON, client, ttl};
@@ -107,8 +107,10 @@ async fn errors_name_a_remedy() {
 
 /// Each kind of server answers a request that it does not understand with its own message, or not
 /// at all.
+#[cfg(all(feature = "postgres", feature = "redis", feature = "zookeeper"))]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_etcd_is_reported() {
+    use leasehold_integration::server::{PostgresServer, RedisServer, ZookeeperServer};
     let (redis, postgres) = (
         RedisServer::start().unwrap(),
         PostgresServer::start().unwrap(),

@@ -11,7 +11,7 @@ use leasehold_integration::{
     certificates::Certificates,
     held::Held,
     peer::{Peer, listen, role, tell},
-    server::{RedisServer, ZookeeperServer},
+    server::ZookeeperServer,
 };
 use leasehold_zookeeper::{
     ZookeeperBackend, ZookeeperConfig,
@@ -354,9 +354,10 @@ async fn a_password_that_changes_costs_no_lock() {
     free(held).await;
 }
 
+#[cfg(feature = "redis")]
 #[tokio::test(flavor = "multi_thread")]
-async fn another_server_behind_the_port_is_named() {
-    let redis = RedisServer::start().unwrap();
+async fn redis_behind_the_port_is_named() {
+    let redis = leasehold_integration::server::RedisServer::start().unwrap();
     let refused =
         ZookeeperBackend::connect(&format!("zookeeper://{}?connect-timeout=1s", redis.addr()))
             .await;
@@ -366,7 +367,10 @@ async fn another_server_behind_the_port_is_named() {
         refused.to_string().contains("a Redis server answers there"),
         "{refused}"
     );
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn another_server_behind_the_port_is_named() {
     let web = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!(
         "zookeeper://{}?connect-timeout=1s",
