@@ -1,7 +1,5 @@
 //! Lost answers, silent and slow servers, and broken connections.
 
-mod support;
-
 use std::{
     net::SocketAddr,
     sync::{
@@ -11,13 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::{Server, granted, refused, request, ttl, until, until_within};
 use leasehold_core::{
     ErrorKind, LockClient, Mode, Released, Revocation, RevokeOutcome,
     backend::{LockBackend, Request},
     quorum::Provision,
 };
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
-use support::{Server, granted, refused, request, ttl, until, until_within};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -189,7 +187,7 @@ async fn truncated_reply_costs_nothing_while_the_server_runs() {
         proxy.cut_off_an_answer(true);
         assert_eq!(
             backend
-                .inspect(&support::key("k"))
+                .inspect(&crate::support::key("k"))
                 .await
                 .unwrap()
                 .holders
@@ -225,7 +223,11 @@ async fn a_waiter_that_is_granted_by_the_repetition_waits_no_longer() {
         proxy.freeing.store(true, Ordering::SeqCst);
         proxy.cut_off_an_answer(true);
         let lease = Arc::clone(&backend).acquire(wanted).await.unwrap();
-        let waiters = other.inspect(&support::key("k")).await.unwrap().waiters;
+        let waiters = other
+            .inspect(&crate::support::key("k"))
+            .await
+            .unwrap()
+            .waiters;
         assert!(waiters.is_empty(), "{waiters:?}");
         assert_eq!(lease.release().await.unwrap(), Released::Freed);
         let () = redis::cmd("FLUSHALL")
@@ -242,7 +244,7 @@ async fn release_over_a_closed_connection_reports_the_earlier_loss() {
         for wanted in modes() {
             let lease = granted(&backend, wanted.as_new_owner()).await;
             let holder = backend
-                .inspect(&support::key("k"))
+                .inspect(&crate::support::key("k"))
                 .await
                 .unwrap()
                 .holders
@@ -487,14 +489,18 @@ async fn an_idle_connection_that_was_closed_costs_no_operation() {
                 kill_clients(&server).await;
                 Arc::clone(&lease).renew().await.unwrap();
                 kill_clients(&server).await;
-                let held = backend.inspect(&support::key("k")).await.unwrap().holders;
+                let held = backend
+                    .inspect(&crate::support::key("k"))
+                    .await
+                    .unwrap()
+                    .holders;
                 assert_eq!(held.len(), 1);
                 kill_clients(&server).await;
                 assert_eq!(lease.release().await.unwrap(), Released::Freed);
             }
             let lease = granted(&backend, wanted.as_new_owner()).await;
             let holder = backend
-                .inspect(&support::key("k"))
+                .inspect(&crate::support::key("k"))
                 .await
                 .unwrap()
                 .holders
@@ -583,7 +589,7 @@ async fn a_waiter_rides_out_lost_answers() {
     let held = granted(&a, request("k")).await;
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
     until("registered", || async {
-        !a.inspect(&support::key("k"))
+        !a.inspect(&crate::support::key("k"))
             .await
             .unwrap()
             .waiters
@@ -839,7 +845,7 @@ async fn a_waiter_is_granted_by_the_primary_that_took_over() {
     let waiting = tokio::spawn(Arc::clone(&backend).acquire(request("k").with_ttl(ttl(120_000))));
     until("registered", || async {
         !backend
-            .inspect(&support::key("k"))
+            .inspect(&crate::support::key("k"))
             .await
             .unwrap()
             .waiters
@@ -852,7 +858,7 @@ async fn a_waiter_is_granted_by_the_primary_that_took_over() {
     held.renew().await.unwrap_err();
     let other = pair.primary().backend().await;
     let holder = other
-        .inspect(&support::key("k"))
+        .inspect(&crate::support::key("k"))
         .await
         .unwrap()
         .holders
@@ -899,7 +905,7 @@ async fn closing_strikes_off_a_waiter_that_lost_its_connection() {
     let waiting = tokio::spawn(Arc::clone(&backend).acquire(wanted.clone()));
     until("registered", || async {
         !other
-            .inspect(&support::key("k"))
+            .inspect(&crate::support::key("k"))
             .await
             .unwrap()
             .waiters
@@ -908,7 +914,10 @@ async fn closing_strikes_off_a_waiter_that_lost_its_connection() {
     .await;
     proxy.refusing.store(true, Ordering::SeqCst);
     proxy.lose_answers(true);
-    backend.inspect(&support::key("k")).await.unwrap_err();
+    backend
+        .inspect(&crate::support::key("k"))
+        .await
+        .unwrap_err();
     wanted.cancel();
     assert_eq!(
         waiting.await.unwrap().unwrap_err().kind(),
@@ -918,7 +927,7 @@ async fn closing_strikes_off_a_waiter_that_lost_its_connection() {
     backend.close().await.unwrap();
     assert!(
         other
-            .inspect(&support::key("k"))
+            .inspect(&crate::support::key("k"))
             .await
             .unwrap()
             .waiters

@@ -1,8 +1,6 @@
 //! No waiter starves, and killed waiters delay others only briefly. The bounds are numbers of
 //! hand-offs.
 
-mod support;
-
 use std::{
     sync::{
         Arc,
@@ -11,13 +9,13 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{Server, granted, granted_to, key, refused, request, ttl, until};
 use leasehold_core::{
     LockClient, Mode,
     backend::{Attempt, LockBackend, Request},
     quorum::Provision,
 };
 use leasehold_redis::{RedisBackend, redis};
-use support::{Server, granted, granted_to, key, refused, request, ttl, until};
 use tokio::task::JoinSet;
 
 /// The largest number of hand-offs that may pass a waiter. Each of three other processes may be

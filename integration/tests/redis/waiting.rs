@@ -1,7 +1,5 @@
 //! Waiters are notified by pushes, even after failures, and leave nothing behind.
 
-mod support;
-
 use std::{
     sync::{
         Arc,
@@ -10,6 +8,10 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{
+    Server, TERMS, attempt, granted, granted_to, key, refused, refused_to, request, token, ttl,
+    until,
+};
 use futures_util::FutureExt;
 use leasehold_core::{
     ErrorKind, WaiterNotification,
@@ -17,10 +19,6 @@ use leasehold_core::{
     quorum::QuorumNode,
 };
 use leasehold_redis::{NotificationMode, RedisBackend, RedisConfig, redis};
-use support::{
-    Server, TERMS, attempt, granted, granted_to, key, refused, refused_to, request, token, ttl,
-    until,
-};
 use tokio::{task::JoinSet, time::timeout};
 
 const SOON: Duration = Duration::from_secs(20);

@@ -1,9 +1,8 @@
 //! Tests on a real server of the properties that the quorum's proof assumes.
 
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{Server, TERMS, granted_to, key, request, token, ttl};
 use leasehold_core::{
     ErrorKind, FencingToken, Mode, Released,
     backend::{Attempt, LockBackend, Request},
@@ -12,7 +11,6 @@ use leasehold_core::{
     },
 };
 use leasehold_redis::redis;
-use support::{Server, TERMS, granted_to, key, request, token, ttl};
 
 const TTL: u64 = 10_000;
 

@@ -1,14 +1,11 @@
 //! TLS to a real server with real certificates.
-#![cfg(feature = "tls")]
-
-mod support;
 
 use std::path::Path;
 
+use crate::support::{Server, granted, request};
 use leasehold_core::ErrorKind;
 use leasehold_redis::RedisBackend;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use support::{Server, granted, request};
 
 /// Creates a CA and a certificate that it signed for this host name, as files in `folder`.
 fn certificates(folder: &Path, host: &str) {

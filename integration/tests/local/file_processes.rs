@@ -110,7 +110,12 @@ impl Holder {
 
     fn spawn(mut command: Command, dir: &Path, mode: &str) -> Self {
         let mut child = command
-            .args(["the_other_process", "--exact", "--ignored", "--nocapture"])
+            .args([
+                "file_processes::the_other_process",
+                "--exact",
+                "--ignored",
+                "--nocapture",
+            ])
             .env("LEASEHOLD_TEST_DIR", dir)
             .env("LEASEHOLD_TEST_MODE", mode)
             .stdin(Stdio::piped())
@@ -431,7 +436,12 @@ async fn process_outside_the_group_of_a_shared_directory_is_refused() {
         |mode| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
     set_mode(0o770);
     let refused = Holder::command_as(owner, "022")
-        .args(["the_other_process", "--exact", "--ignored", "--nocapture"])
+        .args([
+            "file_processes::the_other_process",
+            "--exact",
+            "--ignored",
+            "--nocapture",
+        ])
         .env("LEASEHOLD_TEST_DIR", dir.path())
         .env("LEASEHOLD_TEST_MODE", "exclusive")
         .env("LEASEHOLD_TEST_SHARED", "")
@@ -535,7 +545,7 @@ async fn counts_what_it_reads() {
 fn cost_of_a_new_name_does_not_grow_with_held_locks() {
     let output = Command::new(std::env::current_exe().unwrap())
         .args([
-            "counts_what_it_reads",
+            "file_processes::counts_what_it_reads",
             "--exact",
             "--ignored",
             "--nocapture",
@@ -557,8 +567,10 @@ fn cost_of_a_new_name_does_not_grow_with_held_locks() {
 /// Runs the script of the README beside processes that use the locks.
 #[tokio::test]
 async fn cleanup_script_removes_the_files_of_free_locks() {
-    let readme =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let readme = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/leasehold-local/README.md"),
+    )
+    .unwrap();
     let recipe = readme
         .split("```sh\n")
         .nth(1)
@@ -653,8 +665,10 @@ async fn cleanup_script_removes_the_files_of_free_locks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cleanup_script_beside_users_admits_no_second_holder() {
     use std::sync::atomic::{AtomicU64, Ordering};
-    let readme =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let readme = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/leasehold-local/README.md"),
+    )
+    .unwrap();
     let recipe = String::from(
         readme
             .split("```sh\n")
@@ -904,7 +918,7 @@ fn waiter_survives_a_temporary_error() {
         .args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().unwrap())
         .args([
-            "waits_for_descriptors",
+            "file_processes::waits_for_descriptors",
             "--exact",
             "--ignored",
             "--nocapture",

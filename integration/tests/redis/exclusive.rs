@@ -1,7 +1,5 @@
 //! Exclusive locks: exclusion, tokens, renewal, release, expiry.
 
-mod support;
-
 use std::{
     collections::BTreeSet,
     sync::{
@@ -11,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::{Server, granted, refused, request, token, ttl};
 use leasehold_core::{
     ErrorKind, Released,
     backend::{KeepAlive, LockBackend},
 };
 use leasehold_redis::redis;
-use support::{Server, granted, refused, request, token, ttl};
 
 /// The token counter of the slot of `k`.
 const COUNTER: &str = "{25578}:lh4:token";
@@ -207,8 +205,8 @@ async fn tokens_grow_across_a_restart_without_persistence_and_a_flush() {
             2 => {
                 server.restart();
                 // The broken connection is noticed at once, so this only costs time.
-                support::until("reconnected", || async {
-                    backend.inspect(&support::key("k")).await.is_ok()
+                crate::support::until("reconnected", || async {
+                    backend.inspect(&crate::support::key("k")).await.is_ok()
                 })
                 .await;
             }

@@ -1,16 +1,14 @@
 //! Many concurrent operations, which share batches.
 
-mod support;
-
 use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
+use crate::support::{Server, granted, refused, request, token, until};
 use futures_util::future::join_all;
 use leasehold_core::{
     ErrorKind, Released, Result,
     backend::{Lease, LockBackend},
 };
 use leasehold_redis::{RedisBackend, redis};
-use support::{Server, granted, refused, request, token, until};
 use tracing::{
     Event, Metadata, Subscriber,
     span::{Attributes, Id, Record},
@@ -130,7 +128,7 @@ async fn many_releases_report_each_lock_also_where_one_waits() {
             tokio::spawn(Arc::clone(&other).acquire(request))
         });
         if let Some(n) = waited_for {
-            let key = support::key(&format!("k{n}"));
+            let key = crate::support::key(&format!("k{n}"));
             until("registered", || async {
                 !backend.inspect(&key).await.unwrap().waiters.is_empty()
             })

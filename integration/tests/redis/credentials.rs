@@ -1,7 +1,5 @@
 //! Passwords that change while locks are held and while waiters wait.
 
-mod support;
-
 use std::{
     net::SocketAddr,
     sync::{
@@ -11,12 +9,12 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{Server, granted, key, request, until};
 use leasehold_core::{
     Credentials, CredentialsProvider, ErrorKind, Released, Result,
     backend::{Lease, LockBackend, async_trait},
 };
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
-use support::{Server, granted, key, request, until};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

@@ -1,15 +1,13 @@
 //! Every name works or is refused, and other programs see the same key.
 
-mod support;
-
 use std::{collections::HashSet, sync::Arc};
 
+use crate::support::{Server, granted, refused, request};
 use leasehold_core::{
     ErrorKind, LockKey, Mode,
     backend::{LockBackend, Request},
 };
 use leasehold_redis::{RedisBackend, redis};
-use support::{Server, granted, refused, request};
 
 #[tokio::test]
 async fn odd_names_work_in_every_mode() {
@@ -80,7 +78,7 @@ async fn names_of_the_bookkeeping_are_refused() {
         assert!(error.to_string().contains(name), "{error}");
         assert_eq!(
             backend
-                .inspect(&support::key(name))
+                .inspect(&crate::support::key(name))
                 .await
                 .unwrap_err()
                 .kind(),
@@ -98,14 +96,14 @@ async fn all_keys_of_a_lock_are_in_one_slot_of_a_real_server() {
     let mut add = redis::cmd("CLUSTER");
     add.arg("ADDSLOTSRANGE").arg(0).arg(16_383);
     let () = add.query_async(&mut raw).await.unwrap();
-    support::until("the cluster is up", || async {
+    crate::support::until("the cluster is up", || async {
         server.info("cluster").await.contains("cluster_enabled:1")
     })
     .await;
     let backend = server.backend().await;
     for name in ["item/42", "{user}:a", "{}", "a}b", "a{b", "{}{x}"] {
         let wanted = || Request::new(LockKey::new(name).unwrap());
-        support::until("granted", || async {
+        crate::support::until("granted", || async {
             Arc::clone(&backend).try_acquire(wanted()).await.is_ok()
         })
         .await;
@@ -216,6 +214,6 @@ async fn a_key_of_another_type_is_held_by_somebody_else() {
         .unwrap();
     refused(&backend, request("k")).await;
     refused(&backend, request("k").with_mode(Mode::Shared)).await;
-    let seen = backend.inspect(&support::key("k")).await.unwrap();
+    let seen = backend.inspect(&crate::support::key("k")).await.unwrap();
     assert_eq!(seen.holders[0].mode, None);
 }

@@ -1,18 +1,16 @@
 //! URLs, users, passwords and sockets. Errors name the problem and show no secrets.
 
-mod support;
-
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use crate::support::{Server, granted, request, ttl};
 use leasehold_core::{
     Capabilities, ErrorKind, Fencing, LockClient, Mode, Restart, Revocation, Ttl,
     backend::LockBackend,
 };
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
-use support::{Server, granted, request, ttl};
 
 async fn fails(url: &str) -> leasehold_core::Error {
     RedisBackend::connect(url).await.expect_err(url)
@@ -49,7 +47,7 @@ async fn a_password_is_asked_for_used_and_never_shown() {
 
 /// Creates the README's user, with these changes.
 fn acl(changes: &[&str]) -> redis::Cmd {
-    let rules = include_str!("../README.md")
+    let rules = include_str!("../../../crates/leasehold-redis/README.md")
         .lines()
         .find_map(|line| line.strip_prefix("ACL SETUSER shop "))
         .unwrap();
@@ -77,7 +75,7 @@ async fn what_a_user_took_whom_a_right_is_missing_is_given_back() {
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
-    support::until("given back", || async {
+    crate::support::until("given back", || async {
         server.leftovers().await.is_empty()
     })
     .await;
@@ -108,7 +106,7 @@ async fn a_user_with_the_rights_of_the_readme_can_do_everything() {
         let lease = granted(&backend, request("k").with_mode(mode)).await;
         Arc::clone(&lease).renew().await.unwrap();
         let holder = backend
-            .inspect(&support::key("k"))
+            .inspect(&crate::support::key("k"))
             .await
             .unwrap()
             .holders
@@ -395,7 +393,7 @@ async fn a_sentinel_is_told_from_a_server() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    support::until("it listens", || async {
+    crate::support::until("it listens", || async {
         tokio::net::TcpStream::connect(("127.0.0.1", port))
             .await
             .is_ok()
@@ -551,7 +549,7 @@ async fn connections_have_a_name_also_after_they_are_replaced() {
         .query_async(&mut raw)
         .await
         .unwrap();
-    support::until("connected again", || async { backend.ping().await.is_ok() }).await;
+    crate::support::until("connected again", || async { backend.ping().await.is_ok() }).await;
     let found = names(&server).await;
     assert!(is_ours(&found), "{found:?}");
 
@@ -564,7 +562,7 @@ async fn connections_have_a_name_also_after_they_are_replaced() {
     let _nameless = RedisBackend::connect(&format!("redis://{}/?name=", server.address()))
         .await
         .unwrap();
-    support::until("closed", || async { names(&server).await.is_empty() }).await;
+    crate::support::until("closed", || async { names(&server).await.is_empty() }).await;
     let error = fails(&format!("redis://{}/?name=two%20words", server.address())).await;
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert!(error.to_string().contains("without spaces"), "{error}");

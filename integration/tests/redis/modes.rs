@@ -1,15 +1,13 @@
 //! Shared locks, permits, inspection and revocation.
 
-mod support;
-
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
+use crate::support::{Server, granted, key, refused, request, token, ttl, until};
 use leasehold_core::{
     ErrorKind, Mode, Released, Revocation, RevokeOutcome,
     backend::{LockBackend, Request},
 };
 use leasehold_redis::redis;
-use support::{Server, granted, key, refused, request, token, ttl, until};
 use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(20);

@@ -1,12 +1,10 @@
 //! Tokens that plain commands draw. They grow even if the counter is lost or set back.
 
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{Server, granted, refused, request, token, until};
 use leasehold_core::{ErrorKind, Mode, backend::LockBackend};
 use leasehold_redis::{RedisBackend, redis};
-use support::{Server, granted, refused, request, token, until};
 
 /// The token counter of the slot of `k`.
 const COUNTER: &str = "{25578}:lh4:token";
@@ -58,7 +56,7 @@ async fn they_grow_when_the_server_comes_back_with_older_data() {
         for n in order {
             let backend = &backends[n];
             until("reconnected", || async {
-                backend.inspect(&support::key("k")).await.is_ok()
+                backend.inspect(&crate::support::key("k")).await.is_ok()
             })
             .await;
             for _ in 0..3 {
@@ -93,7 +91,7 @@ async fn a_readers_token_grows_when_older_data_comes_back() {
         let last = drawn(&backend).await;
         server.restart();
         until("reconnected", || async {
-            backend.inspect(&support::key("k")).await.is_ok()
+            backend.inspect(&crate::support::key("k")).await.is_ok()
         })
         .await;
         assert_eq!(server.leftovers().await.is_empty(), !held);
@@ -239,7 +237,7 @@ async fn who_is_refused_by_the_plain_way_and_waits_is_woken() {
     let before = token(&held);
     let waiting = tokio::spawn(Arc::clone(&b).acquire(request("k")));
     until("registered", || async {
-        !a.inspect(&support::key("k"))
+        !a.inspect(&crate::support::key("k"))
             .await
             .unwrap()
             .waiters

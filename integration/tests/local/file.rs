@@ -837,7 +837,7 @@ fn the_default_directory_does_not_depend_on_the_environment() {
     let printed = |environment: &[(&str, &str)]| {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
             .args([
-                "prints_the_default_directory",
+                "file::prints_the_default_directory",
                 "--exact",
                 "--ignored",
                 "--nocapture",

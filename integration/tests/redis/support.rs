@@ -1,10 +1,9 @@
 //! A real redis-server for each test, with its own port and directory. It ends with the test.
-#![allow(dead_code, reason = "each test file uses a part")]
 
 use std::{
     fs::File,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
@@ -110,10 +109,6 @@ impl Server {
 
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
-    }
-
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

@@ -1,0 +1,6 @@
+//! The memory and the file backend.
+
+mod file;
+mod file_model;
+mod file_processes;
+mod memory;

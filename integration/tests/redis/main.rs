@@ -1,0 +1,15 @@
+//! The Redis backend on real servers.
+
+mod connecting;
+mod credentials;
+mod exclusive;
+mod faults;
+mod gathering;
+mod modes;
+mod names;
+mod starvation;
+mod support;
+mod tls;
+mod tokens;
+mod votes;
+mod waiting;
