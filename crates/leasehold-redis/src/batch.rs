@@ -14,12 +14,9 @@ use redis::{Cmd, Pipeline, RedisError, Value};
 
 use crate::{
     commands::{Encoding, Operation},
-    connection::{Connection, Sent, by_hash, is_no_script},
+    connection::{Connection, Sent, is_no_script},
     connection_manager::ConnectionManager,
     error::SideEffect,
-    keys::Keys,
-    scripts,
-    value::LockValue,
 };
 
 /// An operation on an exclusive lock.
@@ -86,19 +83,10 @@ impl ConnectionManager {
     }
 }
 
-/// A pipeline that is in the connection's queue.
+/// A pipeline that is in the connection's queue. Each job has its own commands: the server may serve
+/// other clients between them, and a job that fails does not affect the rest.
 pub(crate) struct Batch {
-    jobs: Vec<Job>,
-    /// The indices of the releases that share one script. The script is the pipeline's first
-    /// command, so that an acquisition of one of these locks in the same pipeline finds it free.
-    ///
-    /// Measured: the CPU time of redis-server (7.0, main thread) for one acquisition and one
-    /// release, 64 in flight, is 2.36 µs with the shared script and 3.50 µs with a script for each
-    /// release (2.35–2.65 against 3.48–3.96 in five interleaved rounds of raw commands).
-    releases: Vec<usize>,
-    /// The other jobs, by their index. Each has its own commands: the server may serve other
-    /// clients between them, and a job that fails does not affect the rest.
-    others: Vec<(usize, Encoding)>,
+    jobs: Vec<(Job, Encoding)>,
     sent: Sent,
     /// The answers, if the first poll returned them.
     ready: Option<Result<Vec<Value>, RedisError>>,
@@ -112,23 +100,12 @@ impl Batch {
         jobs: Vec<Job>,
     ) -> Self {
         let prefix = &manager.config.prefix;
-        let (mut releases, mut others) = (Vec::new(), Vec::with_capacity(jobs.len()));
-        for (index, Job { operation, request }) in jobs.iter().enumerate() {
-            if *operation == Operation::Release && jobs.len() > 1 && conn.supports_multi_key() {
-                releases.push(index);
-            } else {
-                others.push((index, Encoding::of(*operation, conn, prefix, request)));
-            }
-        }
-        let mut pipeline = Pipeline::with_capacity(1 + 2 * others.len());
-        if !releases.is_empty() {
-            let requests: Vec<_> = releases.iter().map(|index| &jobs[*index].request).collect();
-            let arguments = |cmd: &mut Cmd| release_arguments(cmd, prefix, &requests);
-            pipeline.add_command(by_hash(&scripts::RELEASE_MANY, &arguments));
-        }
-        for (index, encoding) in &others {
-            let Job { operation, request } = &jobs[*index];
-            encoding.write(&mut pipeline, *operation, prefix, request);
+        let mut pipeline = Pipeline::with_capacity(2 * jobs.len());
+        let mut encoded = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let encoding = Encoding::of(job.operation, conn, prefix, &job.request);
+            encoding.write(&mut pipeline, job.operation, prefix, &job.request);
+            encoded.push((job, encoding));
         }
         let mut sent = conn.send_owned(pipeline);
         // The first poll queues the pipeline. Later ones register the task's waker.
@@ -137,9 +114,7 @@ impl Batch {
             Poll::Pending => None,
         };
         Self {
-            jobs,
-            releases,
-            others,
+            jobs: encoded,
             sent,
             ready,
         }
@@ -151,109 +126,54 @@ impl Batch {
         manager: &ConnectionManager,
         conn: &Connection,
     ) -> Vec<Result<Value>> {
-        let Self {
-            jobs,
-            releases,
-            others,
-            sent,
-            ready,
-        } = self;
+        let Self { jobs, sent, ready } = self;
         let answers = match ready {
             Some(answers) => answers,
             None => sent.await,
         };
+        let failed =
+            |job: &Job, error, effect| manager.map_error(conn, error, job.operation.name(), effect);
         let mut replies = match answers {
             Ok(answers) => answers.into_iter(),
             Err(error) => {
-                let failed = |job: &Job| {
-                    manager.map_error(
-                        conn,
-                        error.clone(),
-                        job.operation.name(),
-                        SideEffect::Writes,
-                    )
-                };
-                return jobs.iter().map(|job| Err(failed(job))).collect();
+                return jobs
+                    .iter()
+                    .map(|(job, _)| Err(failed(job, error.clone(), SideEffect::Writes)))
+                    .collect();
             }
         };
-        // `None` stands for a job that did not run, because the server does not know its script.
-        let mut answers: Vec<Option<Result<Value>>> = jobs.iter().map(|_| None).collect();
-        // An operation that the server answers with an error had no effect.
-        let failed = |index: usize, error| {
-            manager.map_error(conn, error, jobs[index].operation.name(), SideEffect::None)
-        };
-        if !releases.is_empty() {
-            match released(conn, &releases, replies.next()) {
-                Ok(each) => {
-                    for (index, answer) in releases.into_iter().zip(each) {
-                        answers[index] =
-                            Some(answer.extract_error().map_err(|error| failed(index, error)));
-                    }
-                }
-                Err(error) => Box::pin(not_released(conn, error)).await,
-            }
+        // All answers are read before anything is sent again.
+        let answers: Vec<_> = jobs
+            .into_iter()
+            .map(|(job, encoding)| (encoding.read(conn, &mut replies), job))
+            .collect();
+        let forgotten = answers
+            .iter()
+            .filter(|(answer, _)| answer.as_ref().is_err_and(is_no_script))
+            .count();
+        if forgotten > 1 {
+            tracing::debug!(
+                forgotten,
+                "the server has forgotten scripts, which are sent again"
+            );
         }
-        for (index, encoding) in others {
-            answers[index] = match encoding.read(conn, &mut replies) {
-                Err(error) if is_no_script(&error) => None,
-                answer => Some(answer.map_err(|error| failed(index, error))),
-            };
-        }
-        let mut all = Vec::with_capacity(jobs.len());
-        for (Job { operation, request }, answer) in jobs.iter().zip(answers) {
+        let mut all = Vec::with_capacity(answers.len());
+        for (answer, job) in answers {
             all.push(match answer {
-                Some(answer) => answer,
-                None => {
+                Ok(answer) => Ok(answer),
+                // The job did not run, because the server does not know its script.
+                Err(error) if is_no_script(&error) => {
+                    let Job { operation, request } = &job;
                     let arguments =
                         |cmd: &mut Cmd| operation.arguments(cmd, &manager.config.prefix, request);
                     let (script, name) = (operation.script(), operation.name());
                     Box::pin(manager.run_on(conn, script, name, SideEffect::Writes, arguments))
                         .await
                 }
+                // An operation that the server answers with an error had no effect.
+                Err(error) => Err(failed(&job, error, SideEffect::None)),
             });
         }
         all
-    }
-}
-
-/// Returns the script's answer for each release, or the error if the script did not run.
-fn released(
-    conn: &Connection,
-    releases: &[usize],
-    reply: Option<Value>,
-) -> Result<Vec<Value>, Option<RedisError>> {
-    match reply {
-        Some(Value::Int(_)) => Ok(releases.iter().map(|_| Value::Int(1)).collect()),
-        Some(Value::Array(each)) if each.len() == releases.len() => Ok(each),
-        // The script never returns an error of its own, so it did not run.
-        other => {
-            let error = other.map(Value::extract_error).and_then(Result::err);
-            if !error.as_ref().is_some_and(is_no_script) {
-                conn.disable_multi_key();
-            }
-            Err(error)
-        }
-    }
-}
-
-/// Loads the script for the next batch if the server did not know it. The releases of this batch
-/// are then sent one by one.
-async fn not_released(conn: &Connection, error: Option<RedisError>) {
-    tracing::debug!(?error, "many releases go one by one");
-    if error.as_ref().is_some_and(is_no_script) {
-        // The script of a single release needs no loading: its source is sent when needed.
-        let mut load = redis::cmd("SCRIPT");
-        load.arg("LOAD").arg(scripts::RELEASE_MANY.source);
-        drop(conn.send(&load).await);
-    }
-}
-
-fn release_arguments(cmd: &mut Cmd, prefix: &[u8], releases: &[&Request]) {
-    cmd.arg(releases.len());
-    for request in releases {
-        cmd.arg(Keys::new(prefix, request.key()).lock());
-    }
-    for request in releases {
-        cmd.arg(LockValue::of(request).parts());
     }
 }

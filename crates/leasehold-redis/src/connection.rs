@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -43,8 +43,6 @@ pub(crate) struct Connection {
     /// The state of the server as a node of a quorum, once it was read.
     node_state: Mutex<Option<Arc<CachedNodeState>>>,
     seeded_slots: SeededSlots,
-    /// Whether a script with many keys was refused.
-    multi_key_disabled: AtomicBool,
 }
 
 /// The slots whose token counters this connection has raised above the server's clock: for each
@@ -83,7 +81,6 @@ impl Connection {
             restart,
             node_state: Mutex::default(),
             seeded_slots: SeededSlots::new(),
-            multi_key_disabled: AtomicBool::new(false),
         }
     }
 
@@ -169,17 +166,6 @@ impl Connection {
         // Without pushes there may be a proxy, behind which the server can change without the
         // connection breaking.
         self.pushes && self.seeded_slots.is_seeded(slot)
-    }
-
-    /// Returns whether a script may have the keys of several locks.
-    pub(crate) fn supports_multi_key(&self) -> bool {
-        // Without pushes there may be a proxy that routes a script by its first key.
-        self.pushes && !self.multi_key_disabled.load(Ordering::Relaxed)
-    }
-
-    /// Records that a script with several keys was refused, as in a cluster.
-    pub(crate) fn disable_multi_key(&self) {
-        self.multi_key_disabled.store(true, Ordering::Relaxed);
     }
 
     /// Records that the counter of this slot was raised.

@@ -39,7 +39,6 @@ scripts! {
     ACQUIRE_SHARED = "waiters" "acquire_shared";
     ACQUIRE_PERMIT = "waiters" "acquire_permit";
     RELEASE = "release";
-    RELEASE_MANY = "release_many";
     RELEASE_SHARED = "release_shared";
     RELEASE_PERMIT = "release_permit";
     RENEW = "renew";
