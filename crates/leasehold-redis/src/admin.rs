@@ -11,6 +11,7 @@ use leasehold_core::{
 use redis::{Cmd, Value};
 
 use crate::{
+    commands,
     connection_manager::ConnectionManager,
     error::{self, SideEffect},
     keys::{Keys, Kind},
@@ -90,16 +91,18 @@ fn permit_mode(of: Option<u32>) -> Option<Mode> {
 }
 
 fn arguments(cmd: &mut Cmd, keys: &Keys<'_>) {
-    cmd.arg(6).arg(keys.lock());
-    for kind in [
+    let [readers, writers, waiters, permits, queue] = [
         Kind::Readers,
         Kind::Writers,
         Kind::Waiters,
         Kind::Permits,
         Kind::Queue,
-    ] {
-        cmd.arg(keys.derived(kind));
-    }
+    ]
+    .map(|kind| keys.derived(kind));
+    commands::add_keys(
+        cmd,
+        [keys.lock(), readers, writers, waiters, permits, queue],
+    );
 }
 
 fn parse(answer: Value) -> Option<Answer> {
@@ -121,25 +124,19 @@ pub(crate) async fn revoke(
     Keys::check(&manager.config.prefix, &holder.key)
         .map_err(|error| error.with_operation("revoke"))?;
     let keys = Keys::new(&manager.config.prefix, &holder.key);
-    let id = holder.id.as_slice();
-    let script = match (holder.mode, revocation) {
-        (Some(Mode::Shared), Immediate) => &scripts::RELEASE_SHARED,
-        (Some(Mode::Permit { .. }), Immediate) => &scripts::RELEASE_PERMIT,
-        (_, Immediate) => &scripts::RELEASE,
-        (Some(Mode::Shared | Mode::Permit { .. }), Graceful) => &scripts::REVOKE_MEMBER,
+    // A lock of another program is exclusive.
+    let mode = holder.mode.unwrap_or(Mode::Exclusive);
+    let script = match (mode, revocation) {
+        (_, Immediate) => commands::release_script(mode),
+        (Mode::Shared | Mode::Permit { .. }, Graceful) => &scripts::REVOKE_MEMBER,
         (_, Graceful) => &scripts::REVOKE,
     };
     let revoke_arguments = |cmd: &mut Cmd, again: bool| {
-        match holder.mode {
-            Some(Mode::Shared) if revocation == Immediate => cmd
-                .arg(1)
-                .arg(keys.lock())
-                .arg(id)
-                .arg(keys.derived(Kind::Readers)),
-            Some(Mode::Shared) => cmd.arg(1).arg(keys.derived(Kind::Readers)).arg(id),
-            Some(Mode::Permit { .. }) => cmd.arg(1).arg(keys.derived(Kind::Permits)).arg(id),
-            _ => cmd.arg(1).arg(keys.lock()).arg(id),
-        };
+        match (mode, revocation) {
+            (Mode::Shared, Graceful) => commands::add_keys(cmd, [keys.derived(Kind::Readers)]),
+            _ => commands::add_holder_keys(cmd, &keys, mode),
+        }
+        .arg(holder.id.as_slice());
         if again && revocation == Graceful {
             cmd.arg("again");
         }

@@ -29,7 +29,6 @@ use crate::{
     lease::RedisLease,
     quorum::vote,
     reply::{AcquireReply, ObservedHolder, Refusal},
-    scripts,
     value::LockValue,
     waiters::Generation,
 };
@@ -258,10 +257,10 @@ impl RedisBackend {
                 .await
             }
             (_, Mode::Exclusive) => self.exclusive(request, keys, registered).await,
-            // Boxed, so that rare cases do not enlarge the usual future.
-            (_, Mode::Shared) => Box::pin(self.shared(request, keys, registered)).await,
-            (_, Mode::Permit { of }) => {
-                Box::pin(self.permit(request, keys, registered, of.get())).await
+            (_, Mode::Shared | Mode::Permit { .. }) => {
+                let options = commands::options(request, registered);
+                // Boxed, so that rare cases do not enlarge the usual future.
+                Box::pin(self.acquire_by_script(request, keys, &options)).await
             }
             // The client refuses a mode that the capabilities do not have.
             _ => Err(error::protocol("acquire")),
@@ -283,12 +282,8 @@ impl RedisBackend {
             // The refusal came from commands that neither request a notification nor register a
             // waiter. The script does both.
             Value::Nil if request.waiting().keeps_waiting || request.waiting().yields => {
-                Box::pin(self.acquire_by_script(
-                    request,
-                    keys,
-                    commands::flags(request, registered),
-                ))
-                .await
+                let options = commands::options(request, registered);
+                Box::pin(self.acquire_by_script(request, keys, &options)).await
             }
             // Granted, but the token counter was lost.
             Value::Okay => Box::pin(self.draw_token(request, keys)).await,
@@ -300,21 +295,21 @@ impl RedisBackend {
         &self,
         request: &Request,
         keys: &Keys<'_>,
-        flags: &str,
+        options: &[&str],
     ) -> Result<Value> {
-        let conn = self.manager.connection_flushed("acquire").await?;
-        let arguments = |cmd: &mut Cmd| commands::acquire_arguments(cmd, keys, request, flags);
+        let (mode, conn) = (
+            request.mode(),
+            self.manager.connection_flushed("acquire").await?,
+        );
+        let arguments = |cmd: &mut Cmd| {
+            commands::acquire_arguments(cmd, keys, request, options, conn.run_id());
+        };
+        let script = commands::acquire_script(mode);
         let answer = self
             .manager
-            .run_on(
-                &conn,
-                &scripts::ACQUIRE,
-                "acquire",
-                SideEffect::Writes,
-                arguments,
-            )
+            .run_on(&conn, script, "acquire", SideEffect::Writes, arguments)
             .await?;
-        if let Value::BulkString(_) = answer {
+        if let (Mode::Exclusive, Value::BulkString(_)) = (mode, &answer) {
             conn.mark_seeded(keys.slot());
         }
         Ok(answer)
@@ -322,7 +317,7 @@ impl RedisBackend {
 
     /// Draws the token of a lock that is held and has no token yet.
     async fn draw_token(&self, request: &Request, keys: &Keys<'_>) -> Result<Value> {
-        self.acquire_by_script(request, keys, "t")
+        self.acquire_by_script(request, keys, &["draw_token"])
             .await
             .map_err(|error| match error.kind() {
                 // The script has released the lock.
@@ -334,58 +329,6 @@ impl RedisBackend {
                 )
                 .with_source(error),
             })
-    }
-
-    async fn shared(&self, request: &Request, keys: &Keys<'_>, registered: bool) -> Result<Value> {
-        let holder = LockValue::of(request);
-        let conn = self.manager.connection_flushed("acquire").await?;
-        let arguments = |cmd: &mut Cmd| {
-            cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
-            cmd.arg(holder.parts())
-                .arg(request.ttl().as_millis())
-                .arg(keys.token());
-            cmd.arg(commands::flags(request, registered))
-                .arg(keys.base())
-                .arg(conn.run_id());
-        };
-        self.manager
-            .run_on(
-                &conn,
-                &scripts::ACQUIRE_SHARED,
-                "acquire",
-                SideEffect::Writes,
-                arguments,
-            )
-            .await
-    }
-
-    async fn permit(
-        &self,
-        request: &Request,
-        keys: &Keys<'_>,
-        registered: bool,
-        of: u32,
-    ) -> Result<Value> {
-        let holder = LockValue::of(request);
-        let arguments = |cmd: &mut Cmd| {
-            cmd.arg(1)
-                .arg(keys.derived(Kind::Permits))
-                .arg(holder.parts())
-                .arg(request.ttl().as_millis());
-            cmd.arg(keys.derived(Kind::Queue))
-                .arg(commands::flags(request, registered))
-                .arg(of);
-        };
-        let conn = self.manager.connection_flushed("acquire").await?;
-        self.manager
-            .run_on(
-                &conn,
-                &scripts::ACQUIRE_PERMIT,
-                "acquire",
-                SideEffect::Writes,
-                arguments,
-            )
-            .await
     }
 
     /// Waits until the lock is granted. `first` is the result of an attempt that was already made.

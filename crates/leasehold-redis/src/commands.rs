@@ -17,7 +17,7 @@ use leasehold_core::{Mode, backend::Request};
 
 use crate::{
     connection::{Connection, by_hash},
-    keys::{Keys, Kind, Slot},
+    keys::{Keys, Kind, Parts, Slot},
     scripts::{self, Script},
     value::LockValue,
 };
@@ -60,51 +60,13 @@ impl Operation {
     pub(crate) fn arguments(self, cmd: &mut Cmd, prefix: &[u8], request: &Request) {
         match self {
             Self::Acquire { registered } => {
-                acquire_arguments(
-                    cmd,
-                    &Keys::new(prefix, request.key()),
-                    request,
-                    flags(request, registered),
-                );
+                let keys = Keys::new(prefix, request.key());
+                // The run of the server matters to readers only.
+                acquire_arguments(cmd, &keys, request, &options(request, registered), "");
             }
             Self::Release => release_arguments(cmd, prefix, request),
             Self::Renew => renew_arguments(cmd, prefix, request),
         }
-    }
-}
-
-/// Returns the flags of the acquire scripts.
-pub(crate) fn flags(request: &Request, registered: bool) -> &'static str {
-    match (
-        request.waiting().keeps_waiting,
-        request.waiting().yields,
-        registered,
-        registered && request.waiting().in_order,
-    ) {
-        (false, false, false, _) => "",
-        (true, false, false, _) => "w",
-        (false, true, false, _) => "c",
-        (true, true, false, _) => "wc",
-        (false, false, true, false) => "r",
-        (true, false, true, false) => "wr",
-        (false, true, true, false) => "cr",
-        (true, true, true, false) => "wcr",
-        (false, false, true, true) => "ro",
-        (true, false, true, true) => "wro",
-        (false, true, true, true) => "cro",
-        (true, true, true, true) => "wcro",
-    }
-}
-
-/// Adds the arguments of acquire.lua.
-pub(crate) fn acquire_arguments(cmd: &mut Cmd, keys: &Keys<'_>, request: &Request, flags: &str) {
-    cmd.arg(1)
-        .arg(keys.lock())
-        .arg(LockValue::of(request).parts())
-        .arg(request.ttl().as_millis())
-        .arg(keys.token());
-    if !flags.is_empty() {
-        cmd.arg(flags).arg(keys.base());
     }
 }
 
@@ -160,11 +122,12 @@ impl Encoding {
     ) {
         if let Self::YieldingScript(slot) = self {
             let keys = Keys::new(prefix, request.key());
-            cmd.arg(1)
-                .arg(keys.lock())
-                .arg(LockValue::of(request).parts())
+            add_keys(
+                cmd,
+                [keys.lock(), keys.token_in(slot), keys.derived(Kind::Order)],
+            );
+            cmd.arg(LockValue::of(request).parts())
                 .arg(request.ttl().as_millis());
-            cmd.arg(keys.token_in(slot)).arg(keys.derived(Kind::Order));
         } else {
             operation.arguments(cmd, prefix, request);
         }
@@ -246,6 +209,93 @@ fn plain(conn: &Connection, slot: Slot, set: Value, drawn: &Value) -> Result<Val
     }
 }
 
+/// Adds the keys of a script: every key that it touches, in the order in which it names them.
+///
+/// A script that touches other keys fails on servers that forbid it, and while its slot moves to
+/// another node of a cluster.
+pub(crate) fn add_keys<'a, const N: usize>(cmd: &'a mut Cmd, keys: [Parts<'_>; N]) -> &'a mut Cmd {
+    cmd.arg(N).arg(&keys[..])
+}
+
+/// Returns the options of an acquisition, which `scripts/shared/acquisition.lua` describes.
+pub(crate) fn options(request: &Request, registered: bool) -> Vec<&'static str> {
+    [
+        (request.waiting().keeps_waiting, "wait"),
+        (request.waiting().yields, "yield"),
+        (registered, "registered"),
+        (registered && request.waiting().in_order, "in_order"),
+    ]
+    .into_iter()
+    .filter_map(|(given, word)| given.then_some(word))
+    .collect()
+}
+
+pub(crate) fn acquire_script(mode: Mode) -> &'static Script {
+    match mode {
+        Mode::Shared => &scripts::ACQUIRE_SHARED,
+        Mode::Permit { .. } => &scripts::ACQUIRE_PERMIT,
+        _ => &scripts::ACQUIRE,
+    }
+}
+
+/// Adds the arguments of the acquire script. `run` is the run of the server.
+pub(crate) fn acquire_arguments(
+    cmd: &mut Cmd,
+    keys: &Keys<'_>,
+    request: &Request,
+    options: &[&str],
+    run: &str,
+) {
+    match request.mode() {
+        Mode::Permit { .. } => add_keys(
+            cmd,
+            [Kind::Permits, Kind::Queue].map(|kind| keys.derived(kind)),
+        ),
+        Mode::Shared => add_keys(
+            cmd,
+            [
+                keys.lock(),
+                keys.token(),
+                keys.derived(Kind::Readers),
+                keys.derived(Kind::Order),
+                keys.derived(Kind::Writers),
+                keys.derived(Kind::Waiters),
+            ],
+        ),
+        _ => add_keys(
+            cmd,
+            [
+                keys.lock(),
+                keys.token(),
+                keys.derived(Kind::Order),
+                keys.derived(Kind::Writers),
+                keys.derived(Kind::Waiters),
+            ],
+        ),
+    };
+    cmd.arg(LockValue::of(request).parts())
+        .arg(request.ttl().as_millis());
+    match request.mode() {
+        Mode::Permit { of } => {
+            cmd.arg(of.get());
+        }
+        Mode::Shared => {
+            cmd.arg(run);
+        }
+        _ => {}
+    }
+    cmd.arg(options);
+}
+
+/// Adds the keys of the scripts that release and renew.
+pub(crate) fn add_holder_keys<'a>(cmd: &'a mut Cmd, keys: &Keys<'_>, mode: Mode) -> &'a mut Cmd {
+    match mode {
+        Mode::Permit { .. } => add_keys(cmd, [keys.derived(Kind::Permits)]),
+        Mode::Shared => add_keys(cmd, [keys.lock(), keys.derived(Kind::Readers)]),
+        _ => add_keys(cmd, [keys.lock()]),
+    }
+}
+
 pub(crate) fn release_script(mode: Mode) -> &'static Script {
     match mode {
         Mode::Shared => &scripts::RELEASE_SHARED,
@@ -256,19 +306,7 @@ pub(crate) fn release_script(mode: Mode) -> &'static Script {
 
 pub(crate) fn release_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request) {
     let keys = Keys::new(prefix, request.key());
-    let holder = LockValue::of(request);
-    match request.mode() {
-        Mode::Permit { .. } => cmd
-            .arg(1)
-            .arg(keys.derived(Kind::Permits))
-            .arg(holder.parts()),
-        Mode::Shared => cmd
-            .arg(1)
-            .arg(keys.lock())
-            .arg(holder.parts())
-            .arg(keys.derived(Kind::Readers)),
-        _ => cmd.arg(1).arg(keys.lock()).arg(holder.parts()),
-    };
+    add_holder_keys(cmd, &keys, request.mode()).arg(LockValue::of(request).parts());
 }
 
 pub(crate) fn renew_script(mode: Mode) -> &'static Script {
@@ -281,19 +319,7 @@ pub(crate) fn renew_script(mode: Mode) -> &'static Script {
 
 pub(crate) fn renew_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request) {
     let keys = Keys::new(prefix, request.key());
-    let (holder, ttl) = (LockValue::of(request), request.ttl().as_millis());
-    match request.mode() {
-        Mode::Permit { .. } => cmd
-            .arg(1)
-            .arg(keys.derived(Kind::Permits))
-            .arg(holder.parts())
-            .arg(ttl),
-        Mode::Shared => cmd
-            .arg(1)
-            .arg(keys.lock())
-            .arg(holder.parts())
-            .arg(ttl)
-            .arg(keys.derived(Kind::Readers)),
-        _ => cmd.arg(1).arg(keys.lock()).arg(holder.parts()).arg(ttl),
-    };
+    add_holder_keys(cmd, &keys, request.mode())
+        .arg(LockValue::of(request).parts())
+        .arg(request.ttl().as_millis());
 }

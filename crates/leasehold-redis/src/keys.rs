@@ -37,11 +37,9 @@ const KINDS: [Kind; 7] = [
 ];
 const MARKS: [&str; 3] = [":lh1:", ":lh2:", ":lh3:"];
 const TOKEN: &str = ":lh4:token";
-/// The part after the prefix with which a quorum node's own keys begin.
-pub(crate) const NODE_KEYS: &[u8] = b":lh4:";
 const OF_NODE: [&str; 3] = [":lh4:mark", ":lh4:since", ":lh4:top"];
 
-/// The kind of a derived key. The scripts use the same names to derive keys.
+/// The kind of a derived key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The readers that hold the lock, ordered by expiry.
@@ -163,15 +161,7 @@ impl<'a> Keys<'a> {
 
     /// Returns a derived key.
     pub(crate) fn derived(&self, kind: Kind) -> Parts<'_> {
-        self.derived_by(kind.name().as_bytes())
-    }
-
-    /// Returns the common beginning of the derived keys. The name of a kind follows it.
-    pub(crate) fn base(&self) -> Parts<'_> {
-        self.derived_by(b"")
-    }
-
-    fn derived_by<'b>(&'b self, kind: &'b [u8]) -> Parts<'b> {
+        let kind = kind.name().as_bytes();
         match self.form {
             Form::Tagged => Parts([
                 self.prefix,
@@ -237,6 +227,11 @@ impl<'a> Keys<'a> {
             b"",
         ])
     }
+}
+
+/// Returns the keys `mark`, `since` and `top` of a node of a quorum.
+pub(crate) fn of_node(prefix: &[u8]) -> [Parts<'_>; 3] {
+    OF_NODE.map(|key| Parts([prefix, key.as_bytes(), b"", b"", b"", b"", b""]))
 }
 
 /// The effect of the braces in a name on its slot.

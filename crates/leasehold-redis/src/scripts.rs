@@ -23,9 +23,12 @@ impl Script {
 }
 
 macro_rules! scripts {
-    ($($name:ident = $($file:literal)+;)*) => {
+    ($($name:ident = $($fragment:ident +)* [$file:literal];)*) => {
         $(pub(crate) static $name: Script = {
-            const SOURCE: &str = concat!($(include_str!(concat!("scripts/", $file, ".lua"))),+);
+            const SOURCE: &str = concat!(
+                $(include_str!(concat!("scripts/shared/", stringify!($fragment), ".lua")),)*
+                include_str!(concat!("scripts/", $file, ".lua"))
+            );
             Script::new(SOURCE, || redis::Script::new(SOURCE).get_hash().to_owned())
         };)*
         /// All of them.
@@ -33,25 +36,27 @@ macro_rules! scripts {
     };
 }
 
+// Each script comes after the fragments of `scripts/shared` that it uses.
 scripts! {
-    ACQUIRE = "waiters" "acquire";
-    ACQUIRE_YIELDING = "acquire_yielding";
-    ACQUIRE_SHARED = "waiters" "acquire_shared";
-    ACQUIRE_PERMIT = "waiters" "acquire_permit";
-    RELEASE = "release";
-    RELEASE_SHARED = "release_shared";
-    RELEASE_PERMIT = "release_permit";
-    RENEW = "renew";
-    RENEW_SHARED = "renew_shared";
-    RENEW_PERMIT = "renew_permit";
-    REVOKE = "revoke";
-    REVOKE_MEMBER = "revoke_member";
-    INSPECT = "inspect";
-    QUORUM_ACQUIRE = "quorum_run" "waiters" "quorum_acquire";
-    QUORUM_ACQUIRE_SHARED = "quorum_run" "waiters" "quorum_acquire_shared";
-    QUORUM_RAISE = "quorum_run" "quorum_raise";
-    QUORUM_STATE = "quorum_run" "quorum_state";
-    QUORUM_MARK = "quorum_run" "quorum_mark";
+    ACQUIRE = time + tokens + acquisition + waiters + ["acquire"];
+    ACQUIRE_YIELDING = ["acquire_yielding"];
+    ACQUIRE_SHARED = time + values + members + tokens + acquisition + waiters + readers + ["acquire_shared"];
+    ACQUIRE_PERMIT = time + values + members + acquisition + waiters + ["acquire_permit"];
+    RELEASE = values + ["release"];
+    RELEASE_SHARED = time + values + members + ["release_shared"];
+    RELEASE_PERMIT = time + members + ["release_permit"];
+    RENEW = values + ["renew"];
+    RENEW_SHARED = time + values + members + ["renew_shared"];
+    RENEW_PERMIT = time + members + ["renew_permit"];
+    REVOKE = values + revocation + ["revoke"];
+    REVOKE_MEMBER = time + values + revocation + ["revoke_member"];
+    INSPECT = time + tokens + ["inspect"];
+    QUORUM_ACQUIRE = time + values + tokens + acquisition + waiters + node + ["quorum_acquire"];
+    QUORUM_ACQUIRE_SHARED = time + values + members + tokens + acquisition + waiters + readers + node
+        + ["quorum_acquire_shared"];
+    QUORUM_RAISE = time + values + members + tokens + node + ["quorum_raise"];
+    QUORUM_STATE = time + tokens + node + ["quorum_state"];
+    QUORUM_MARK = time + tokens + node + ["quorum_mark"];
 }
 
 #[cfg(test)]

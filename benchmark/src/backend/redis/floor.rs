@@ -10,18 +10,24 @@ use leasehold_integration::{HarnessError, Result};
 use redis::{Value, aio::MultiplexedConnection};
 use tokio::sync::Notify;
 
-use super::connection::{self, Wakes, failed};
+use super::{
+    connection::{self, Wakes, failed},
+    script,
+};
 use crate::{
     scenario::Scenario,
     subject::{FLOOR, Lock, Locks, Source},
 };
 
-const ACQUIRE: &str = concat!(
-    include_str!("../../../../crates/leasehold-redis/src/scripts/waiters.lua"),
-    include_str!("../../../../crates/leasehold-redis/src/scripts/acquire.lua")
+const ACQUIRE: &str = script!(
+    "shared/time",
+    "shared/tokens",
+    "shared/acquisition",
+    "shared/waiters",
+    "acquire"
 );
-const RELEASE: &str = include_str!("../../../../crates/leasehold-redis/src/scripts/release.lua");
-const RENEW: &str = include_str!("../../../../crates/leasehold-redis/src/scripts/renew.lua");
+const RELEASE: &str = script!("shared/values", "release");
+const RENEW: &str = script!("shared/values", "renew");
 const TTL_MS: u64 = 30_000;
 /// About as long as Leasehold's default label, which has host, program and process.
 const LABEL: &str = "host/floor/1234";
@@ -120,8 +126,8 @@ pub(super) struct FloorLock {
     release: Arc<str>,
     key: Arc<str>,
     counter: String,
-    /// The prefix of the keys of waiters.
-    base: String,
+    /// The keys of the waiters, in the order of the script.
+    waiters: [String; 3],
     acquires: Acquires,
     /// Whether the script has raised the counter.
     raised: bool,
@@ -143,7 +149,7 @@ impl Locks for FloorLocks {
             acquire: Arc::clone(&self.acquire),
             release: Arc::clone(&self.release),
             counter: format!("{{{}}}f:lh4:token", hasher.finish() % COUNTERS),
-            base: format!("{{{key}}}:lh2:"),
+            waiters: ["order", "writers", "waiters"].map(|list| format!("{{{key}}}:lh2:{list}")),
             key: key.into(),
             acquires: self.acquires,
             raised: false,
@@ -196,15 +202,17 @@ impl FloorLock {
 
     /// Acquires with the script. Returns whether the lock was free. If not, the invalidation is
     /// armed and the waiter registered.
-    async fn take_or_arm(&mut self, value: &str, flags: &str) -> Result<bool> {
+    async fn take_or_arm(&mut self, value: &str, options: &[&str]) -> Result<bool> {
         let mut acquire = redis::cmd("EVALSHA");
         acquire
             .arg(&*self.acquire)
-            .arg(1)
+            .arg(2 + self.waiters.len())
             .arg(&*self.key)
+            .arg(&self.counter)
+            .arg(&self.waiters)
             .arg(value)
-            .arg(TTL_MS);
-        acquire.arg(&self.counter).arg(flags).arg(&self.base);
+            .arg(TTL_MS)
+            .arg(options);
         match acquire
             .query_async(&mut self.connection)
             .await
@@ -227,11 +235,10 @@ impl Lock for FloorLock {
         if self.raised && self.acquires == Acquires::ByCommands && self.take(&value).await? {
             return Ok(FloorHeld(Arc::clone(&self.key), value));
         }
-        // `w`: waiting; `r`: already registered.
-        let mut flags = "w";
-        while !self.take_or_arm(&value, flags).await? {
+        let mut options = ["wait"].as_slice();
+        while !self.take_or_arm(&value, options).await? {
             self.changed.notified().await;
-            flags = "wr";
+            options = &["wait", "registered"];
         }
         self.raised = true;
         Ok(FloorHeld(Arc::clone(&self.key), value))

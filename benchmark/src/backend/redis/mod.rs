@@ -15,6 +15,16 @@ use leasehold_redis::RedisBackend;
 use super::{Backend, BackendName};
 use crate::subject::{Leasehold, Subject};
 
+/// Returns the source of a script of Leasehold: the named fragments, then the script.
+macro_rules! script {
+    ($($file:literal),+) => {
+        concat!($(include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"), "/../crates/leasehold-redis/src/scripts/", $file, ".lua"
+        ))),+)
+    };
+}
+pub(super) use script;
+
 pub(super) struct Redis {
     server: RedisServer,
     connection: Mutex<::redis::Connection>,

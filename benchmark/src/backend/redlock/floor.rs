@@ -9,21 +9,30 @@ use redis::{Value, aio::MultiplexedConnection};
 use tokio::sync::Notify;
 
 use crate::{
-    backend::redis::connection::{self, Wakes, failed},
+    backend::redis::{
+        connection::{self, Wakes, failed},
+        script,
+    },
     scenario::Scenario,
     subject::{FLOOR, Lock, Locks, Source},
 };
 
-const ACQUIRE: &str = concat!(
-    include_str!("../../../../crates/leasehold-redis/src/scripts/waiters.lua"),
-    include_str!("../../../../crates/leasehold-redis/src/scripts/quorum_acquire.lua")
+const ACQUIRE: &str = script!(
+    "shared/time",
+    "shared/values",
+    "shared/tokens",
+    "shared/acquisition",
+    "shared/waiters",
+    "shared/node",
+    "quorum_acquire"
 );
-const RELEASE: &str = include_str!("../../../../crates/leasehold-redis/src/scripts/release.lua");
+const RELEASE: &str = script!("shared/values", "release");
 const TTL_MS: u64 = 30_000;
 /// About as long as Leasehold's default label, which has host, program and process.
 const LABEL: &str = "host/floor/1234";
-/// The prefix of the servers' own keys.
-const NODE: &str = ":lh4:";
+/// The servers' own keys.
+const MARK: &str = ":lh4:mark";
+const TOP: &str = ":lh4:top";
 
 /// Five acquire scripts at once, then five release scripts at once, each time waiting for all
 /// answers. If a majority refuses, the scripts have armed invalidations, and all five are asked
@@ -56,7 +65,7 @@ impl Source for Floor {
             let acquire = connection::load(&mut connection, ACQUIRE).await?;
             let release = connection::load(&mut connection, RELEASE).await?;
             let mark: String = redis::cmd("GET")
-                .arg(format!("{NODE}mark"))
+                .arg(MARK)
                 .query_async(&mut connection)
                 .await
                 .map_err(failed)?;
@@ -88,7 +97,8 @@ pub(super) struct FloorLock {
     /// One for each node.
     changed: Vec<Arc<Notify>>,
     key: Arc<str>,
-    base: Arc<str>,
+    /// The fence and the keys of the waiters, in the order of the script.
+    others: [Arc<str>; 4],
 }
 
 impl Locks for FloorLocks {
@@ -100,7 +110,8 @@ impl Locks for FloorLocks {
         FloorLock {
             nodes: self.0.clone(),
             changed,
-            base: format!("{{{key}}}:lh2:").into(),
+            others: ["fence", "order", "writers", "waiters"]
+                .map(|kind| format!("{{{key}}}:lh2:{kind}").into()),
             key: key.into(),
         }
     }
@@ -122,28 +133,34 @@ impl FloorLock {
     }
 
     /// Returns the number of nodes that granted the lock.
-    async fn take(&mut self, value: &str, flags: &str) -> Result<usize> {
+    async fn take(&mut self, value: &str, options: &[&str]) -> Result<usize> {
         let floor = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default()
             .as_micros() as u64;
-        let (key, base) = (&self.key, &self.base);
+        let (key, others) = (&self.key, &self.others);
         let answers = try_join_all(self.nodes.iter_mut().map(|node| async move {
             let mut acquire = redis::cmd("EVALSHA");
+            // The marker contains the run of the server.
+            let run = node.mark.split(':').nth(1).unwrap_or_default();
             acquire
                 .arg(&*node.acquire)
-                .arg(1)
-                .arg(&**key)
+                .arg(1 + others.len() + 2)
+                .arg(&**key);
+            for other in others {
+                acquire.arg(&**other);
+            }
+            acquire
+                .arg(MARK)
+                .arg(TOP)
                 .arg(value)
                 .arg(TTL_MS)
                 .arg(value)
-                .arg(flags);
-            acquire
-                .arg(&**base)
-                .arg(NODE)
                 .arg(&*node.mark)
+                .arg(run)
                 .arg(0)
-                .arg(floor);
+                .arg(floor)
+                .arg(options);
             acquire.query_async::<Value>(&mut node.connection).await
         }));
         let mut granted = 0;
@@ -193,10 +210,9 @@ impl Lock for FloorLock {
         for node in &self.changed {
             node.notified().now_or_never();
         }
-        // `w`: waiting; `r`: already registered.
-        let mut flags = "w";
+        let mut options = ["wait"].as_slice();
         loop {
-            let granted = self.take(&value, flags).await?;
+            let granted = self.take(&value, options).await?;
             if granted >= self.majority() {
                 return Ok(value);
             }
@@ -204,7 +220,7 @@ impl Lock for FloorLock {
                 self.give_back(&value).await?;
             }
             self.changed_at_a_majority().await;
-            flags = "wr";
+            options = &["wait", "registered"];
         }
     }
 

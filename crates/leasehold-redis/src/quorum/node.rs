@@ -14,7 +14,7 @@ use crate::{
     cleanup,
     commands::{self, Operation},
     error::{self, SideEffect},
-    keys::NODE_KEYS,
+    keys,
     quorum::{marker::NodeMarker, read_state, vote},
     scripts,
     value::LockValue,
@@ -119,11 +119,11 @@ impl QuorumNode for RedisBackend {
         }
         let mark = NodeMarker::new(&record);
         let arguments = |cmd: &mut Cmd| {
-            cmd.arg(0)
-                .arg([&*manager.config.prefix, NODE_KEYS].concat())
+            commands::add_keys(cmd, keys::of_node(&manager.config.prefix))
                 .arg(mark.as_str())
-                .arg(record.above.get());
-            cmd.arg(&record.version).arg(&record.incarnation);
+                .arg(record.above.get())
+                .arg(&record.version)
+                .arg(&record.incarnation);
         };
         let answer = manager
             .run_on(

@@ -13,11 +13,12 @@ use leasehold_core::{
 use redis::{Pipeline, Value};
 
 use crate::{
+    commands,
     connection::Connection,
     connection_manager::ConnectionManager,
     error::{self, SideEffect},
     handshake::field,
-    keys::NODE_KEYS,
+    keys,
     quorum::{marker::NodeMarker, state::CachedNodeState},
     scripts,
 };
@@ -77,10 +78,11 @@ pub(crate) async fn read(
     let millis = |time| u64::try_from(time).unwrap_or(u64::MAX);
     let name = AcquisitionId::random().to_string();
     let arguments = |cmd: &mut redis::Cmd| {
-        cmd.arg(0)
-            .arg([&*manager.config.prefix, NODE_KEYS].concat())
-            .arg(&name);
-        cmd.arg(&version).arg(millis(before)).arg(millis(duration));
+        commands::add_keys(cmd, keys::of_node(&manager.config.prefix))
+            .arg(&name)
+            .arg(&version)
+            .arg(millis(before))
+            .arg(millis(duration));
     };
     let answer = manager
         .run_on(

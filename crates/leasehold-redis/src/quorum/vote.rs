@@ -12,7 +12,7 @@ use crate::{
     commands,
     connection_manager::ConnectionManager,
     error::{self, SideEffect},
-    keys::{Keys, Kind, NODE_KEYS},
+    keys::{self, Keys, Kind},
     quorum::{read_state, state::CachedNodeState},
     scripts::{self, Script},
     value::LockValue,
@@ -36,10 +36,12 @@ pub(crate) async fn acquire(
     } else {
         &scripts::QUORUM_ACQUIRE
     };
-    let node = [&*manager.config.prefix, NODE_KEYS].concat();
     // An earlier attempt of this acquisition may have registered it.
-    let flags = commands::flags(request, again || request.owner() != request.waiting().id);
-    let floor = requirements.token_floor.get();
+    let registered = again || request.owner() != request.waiting().id;
+    let [mark, _, top] = keys::of_node(&manager.config.prefix);
+    let (lock, fence) = (keys.lock(), keys.derived(Kind::Fence));
+    let [readers, order, writers, waiters] =
+        [Kind::Readers, Kind::Order, Kind::Writers, Kind::Waiters].map(|kind| keys.derived(kind));
     with_requirements(
         manager,
         "acquire",
@@ -47,20 +49,21 @@ pub(crate) async fn acquire(
         requirements,
         |cmd, node_state| {
             if shared {
-                cmd.arg(2).arg(keys.lock()).arg(keys.derived(Kind::Writers));
+                commands::add_keys(
+                    cmd,
+                    [lock, fence, readers, order, writers, waiters, mark, top],
+                );
             } else {
-                cmd.arg(1).arg(keys.lock());
+                commands::add_keys(cmd, [lock, fence, order, writers, waiters, mark, top]);
             }
             cmd.arg(LockValue::of(request).parts())
                 .arg(request.ttl().as_millis())
-                .arg(LockValue::waiting(request).parts());
-            cmd.arg(flags)
-                .arg(keys.base())
-                .arg(&node)
+                .arg(LockValue::waiting(request).parts())
                 .arg(node_state.mark.as_str())
+                .arg(&node_state.run)
                 .arg(node_state.mark.above)
-                .arg(floor);
-            cmd.arg(&node_state.run);
+                .arg(requirements.token_floor.get())
+                .arg(commands::options(request, registered));
         },
     )
     .await
@@ -74,11 +77,11 @@ pub(crate) async fn raise(
     token: FencingToken,
 ) -> Result<TokenVote> {
     let keys = Keys::new(&manager.config.prefix, request.key());
-    let node = [&*manager.config.prefix, NODE_KEYS].concat();
+    let [mark, _, top] = keys::of_node(&manager.config.prefix);
     let mode = if request.mode() == Mode::Shared {
-        "s"
+        "shared"
     } else {
-        "x"
+        "exclusive"
     };
     let answer = with_requirements(
         manager,
@@ -86,16 +89,14 @@ pub(crate) async fn raise(
         &scripts::QUORUM_RAISE,
         requirements,
         |cmd, node_state| {
-            cmd.arg(1)
-                .arg(keys.lock())
+            let [fence, readers] = [Kind::Fence, Kind::Readers].map(|kind| keys.derived(kind));
+            commands::add_keys(cmd, [keys.lock(), fence, readers, mark, top])
                 .arg(LockValue::of(request).parts())
-                .arg(token.get());
-            cmd.arg(keys.base())
-                .arg(&node)
+                .arg(token.get())
                 .arg(node_state.mark.as_str())
-                .arg(mode)
-                .arg(node_state.mark.above);
-            cmd.arg(&node_state.run);
+                .arg(&node_state.run)
+                .arg(node_state.mark.above)
+                .arg(mode);
         },
     )
     .await?;

@@ -1,64 +1,59 @@
--- Acquires the lock exclusively. KEYS: lock. ARGV: value, ttl in ms, token key, flags, the prefix
--- of the keys of waiters. The last two are optional. Returns the token, as a string, or a refusal:
--- see `refusal`, and `Refusal` in Rust.
+-- Acquires the lock exclusively.
 --
--- Flags: `w` waits; `c` yields to waiters; `r` was registered before; `o` keeps the order of
--- waiters; `t` holds the lock already and has no token.
+-- KEYS: lock, token counter, order of waiters, waiting writers, waiting readers
+-- ARGV: value, ttl in ms, options (shared/acquisition.lua)
+-- Returns the token as a string, or a refusal (shared/acquisition.lua).
 --
--- Only the lock is declared, and only a refusal runs a read-only command. Therefore a refusal arms
--- the notification (CLIENT TRACKING) in the same round trip, and uncontended pairs cause no push.
-local lock, value, ttl, token_key, flags, base = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4] or '', ARGV[5]
+-- Only a refusal runs a read-only command. Therefore a refusal arms the notification (CLIENT
+-- TRACKING) in the same round trip, and uncontended pairs cause no push.
+local lock, counter = KEYS[1], KEYS[2]
+local lists = {order = KEYS[3], writers = KEYS[4], readers = KEYS[5]}
+local value, ttl, option = ARGV[1], ARGV[2], options(3)
 
 -- A yielding request goes behind all waiters.
 local earlier, place
-if string.find(flags, '[co]') then
-  earlier, place = yield_to_earlier(base, value)
+if option.yield or option.in_order then
+  earlier, place = first_before(lists, value)
 end
 
 local taken = false
-if string.find(flags, 't', 1, true) then
+if option.draw_token then
   -- A key of another type is an error here, and so is a server that accepts no writes.
   taken = redis.call('GETEX', lock) == value
 elseif not earlier then
   taken = redis.call('SET', lock, value, 'NX', 'PX', ttl)
 end
 if not taken then
-  local why, left = 0, redis.call('PTTL', lock)
-  if earlier and left == -2 then
-    why, left = 1, offer(base, value, earlier)
+  local reason, left = HELD, redis.call('PTTL', lock)
+  if earlier and left == NO_KEY then
+    reason, left = OFFERED, offer(lists, value, earlier)
   end
-  if place or string.find(flags, 'w', 1, true) then
-    register(base, 'writers', value, place)
+  if option.wait or place then
+    enqueue(lists, lists.writers, value, place)
   end
-  return refusal(why, left, lock)
+  return refusal(reason, left, lock)
 end
 
--- The token: above the last exclusive one by two, so that readers in between have room, and never
--- below the clock.
-local expiry = 86400
-if ttl + 0 > 43200000 then
-  expiry = math.ceil(ttl / 500)
-end
-local time = redis.call('TIME')
-local token = string.format('%s%06d', time[1], time[2])
-local last = redis.pcall('SET', token_key, token, 'EX', expiry, 'GET')
-if last then
-  if type(last) == 'table' then
+-- The token is above the last exclusive one, and never below the clock. A counter that cannot be
+-- read, or leaves no token, is left as it was.
+local life = counter_life(ttl)
+local token = digits(NOW_MICROS)
+local last = redis.pcall('SET', counter, token, 'EX', life, 'GET')
+if type(last) == 'table' then
+  redis.call('DEL', lock)
+  return last
+elseif last then
+  local least = math.max(tonumber(last) or TOKEN_LIMIT, 0) + EXCLUSIVE_STEP
+  if least >= TOKEN_LIMIT then
     redis.call('DEL', lock)
-    return last
-  end
-  local least = math.max(tonumber(last) or 2^53, 0) + 2
-  if least >= 2^53 then
-    redis.call('DEL', lock)
-    redis.call('SET', token_key, last, 'EX', expiry)
-    return redis.error_reply('LEASETOKEN no token below 2^53 is left')
-  end
-  if least > tonumber(token) then
-    token = string.format('%.0f', least)
-    redis.call('SET', token_key, token, 'EX', expiry)
+    redis.call('SET', counter, last, 'EX', life)
+    return redis.error_reply(NO_TOKEN_LEFT)
+  elseif least > NOW_MICROS then
+    token = digits(least)
+    redis.call('SET', counter, token, 'EX', life)
   end
 end
-if string.find(flags, 'r', 1, true) then
-  deregister(base, 'writers', value, place)
+if option.registered then
+  dequeue(lists, lists.writers, value, place)
 end
 return token

@@ -1,69 +1,37 @@
--- Acquires the lock shared, on a node of a quorum. KEYS: lock, writers. ARGV: as in
--- quorum_acquire.lua. Returns the token, as a string, or a refusal: see `refusal`. A lock with the
--- same value is granted again.
+-- Acquires the lock shared, on a node of a quorum. A lock with the same value is granted again.
+--
+-- KEYS: lock, fence, readers, order of waiters, waiting writers, waiting readers, mark, top
+-- ARGV: as in quorum_acquire.lua
+-- Returns the token as a string, or a refusal (shared/acquisition.lua).
 --
 -- As acquire_shared.lua, but each reader draws a token of its own. It is above the token of every
 -- earlier writer at this node, and below that of every later writer.
-local lock, writers, value, ttl, waiter, flags = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
-local base, node, time = ARGV[5], ARGV[6], redis.call('TIME')
-local readers, now = base .. 'readers', millis(time)
-if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[7] or run_of_server() ~= ARGV[10] then
-  return redis.error_reply('LEASEMARK this node was marked anew, or has restarted')
+local lock, fence, readers, mark, top = KEYS[1], KEYS[2], KEYS[3], KEYS[7], KEYS[8]
+local lists = {order = KEYS[4], writers = KEYS[5], readers = KEYS[6]}
+local value, ttl, waiter, option = ARGV[1], ARGV[2] + 0, ARGV[3], options(8)
+local marker, run, above, floor = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+if not is_unchanged(mark, marker, run) then
+  return redis.error_reply(MARK_CHANGED)
 end
 
-local function refuse(why, ends)
-  local left, last = redis.call('PTTL', lock), redis.call('ZREVRANGE', writers, 0, 0, 'WITHSCORES')[2]
-  -- A reader is woken by a change of the lock and of the list of writers.
-  local seen = now + left + (last or 0)
-  if why == 1 then
-    left = offer(base, waiter, ends)
-  elseif why == 2 then
-    left = last - now
-  end
-  if string.find(flags, 'w', 1, true) then
-    register(base, 'waiters', waiter)
-  end
-  return refusal(why, left, lock, seen)
+local holder, failure = value_of(lock)
+if failure then
+  return failure
+elseif holder and not begins(holder, SHARED) then
+  return refuse_reader(HELD, lock, lists, waiter, nil, option.wait)
 end
-
-local holder = redis.pcall('GETEX', lock)
-if holder and (type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:') then
-  return refuse(0)
-end
-local ends = writer_ahead(base, waiter)
+local ends = writer_before(lists, waiter)
 if ends then
-  return refuse(holder and 2 or 1, ends)
+  return refuse_reader(holder and BEHIND_WRITER or OFFERED, lock, lists, waiter, ends, option.wait)
 end
 
-local fence, top = base .. 'fence', node .. 'top'
-local stored, highest = redis.pcall('GETEX', fence), redis.call('GETEX', top)
-local last = 0
-if stored then
-  last = type(stored) == 'string' and tonumber(string.match(stored, '^(%d+):')) or 2^53
+local token = draw_token(fence, top, value, above, floor)
+if not token then
+  return redis.error_reply(NO_TOKEN_LEFT)
 end
-local least = math.max(last, ARGV[8] + 0, math.min(ARGV[9] + 0, (time[1] + 3600) * 1000000)) + 1
-if least >= 2^53 then
-  return redis.error_reply('LEASETOKEN no token below 2^53 is left')
-end
-local token = string.format('%.0f', least)
-redis.call('SET', fence, token .. ':' .. string.sub(value, 1, 32))
-if not highest or least > tonumber(highest) then
-  redis.call('SET', top, string.format('%.0f', math.min(least + 10000000, 2^53)))
-end
-
-if not holder then
-  -- Whoever is still listed held it before the key vanished, and lost it then.
-  redis.call('DEL', readers)
-  redis.call('SET', lock, 'shared:' .. string.sub(value, 1, 32), 'PX', ttl)
-else
-  redis.call('ZREMRANGEBYSCORE', readers, '-inf', now)
-  if redis.call('PTTL', lock) < ttl then
-    redis.call('PEXPIRE', lock, ttl)
-  end
-end
-redis.call('ZADD', readers, now + ttl, value)
-redis.call('PEXPIRE', readers, math.max(ttl + 1000, redis.call('PTTL', readers)))
-if string.find(flags, 'r', 1, true) then
-  deregister(base, 'waiters', waiter)
+local new_value = not holder and SHARED .. string.sub(value, 1, 32) or nil
+add_reader(lock, readers, not holder, new_value, value, ttl)
+if option.registered then
+  dequeue(lists, lists.readers, waiter)
 end
 return token

@@ -1,54 +1,47 @@
--- Raises F to (token, owner), strictly: only while the owner holds the lock, and F is smaller or
--- equal to it. KEYS: lock. ARGV: value, token, the prefix of the lock's keys, the prefix of the
--- node's keys, the expected marker, `s` for a reader, the token that the node must exceed since it
--- rejoined, the expected run. Returns 1 if F has this value, 0 if the lock is not held, and the
--- token of F, as a string, if that is larger.
+-- Raises the fence to (token, owner), strictly: only while the owner holds the lock, and the fence
+-- is smaller or equal to it.
 --
--- A larger token of another reader is accepted: while one reader holds the lock on this node, only
--- another reader can have drawn it.
-local lock, value, token, base, node = KEYS[1], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
-if (redis.call('GETEX', node .. 'mark') or '') ~= ARGV[5] or run_of_server() ~= ARGV[8] then
-  return redis.error_reply('LEASEMARK this node was marked anew, or has restarted')
+-- KEYS: lock, fence, readers, mark, top
+-- ARGV: value, token, expected marker, expected run, a token that the node must exceed, `shared` or
+-- `exclusive`
+-- Returns 1 if the fence has this value, 0 if the lock is not held, and the token of the fence, as a
+-- string, if that is larger.
+local lock, fence, readers, mark, top = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local value, token, marker, run = ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
+local above, shared = ARGV[5] + 0, ARGV[6] == 'shared'
+if not is_unchanged(mark, marker, run) then
+  return redis.error_reply(MARK_CHANGED)
 end
-local holder = redis.pcall('GETEX', lock)
-local shared = ARGV[6] == 's'
+
+local holder = value_of(lock)
 if shared then
-  local time = redis.call('TIME')
-  if not holder or type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:' then
+  if not begins(holder, SHARED) then
     return 0
   end
-  redis.call('ZREMRANGEBYSCORE', base .. 'readers', '-inf', time[1] * 1000 + math.floor(time[2] / 1000))
-  -- XX INCR 0 tests whether the member exists, and counts as a write.
-  if not redis.call('ZADD', base .. 'readers', 'XX', 'INCR', 0, value) then
+  expire_members(readers)
+  if not has_member(readers, value) then
     return 0
   end
 elseif holder ~= value then
   return 0
 end
-local fence, top = base .. 'fence', node .. 'top'
-local ours = ARGV[2] .. ':' .. string.sub(value, 1, 32)
-local stored, last = redis.call('GETEX', fence), ARGV[7] + 0
-if last >= token then
-  return string.format('%.0f', last)
+
+if above >= token then
+  return digits(above)
 end
+local stored, ours = redis.call('GETEX', fence), fence_value(token, value)
 if stored == ours then
   return 1
 end
-if stored then
-  last = tonumber(string.match(stored, '^(%d+):')) or 2^53
-end
+local last = token_of(stored)
 if last >= token then
-  if shared then
-    return 1
-  end
-  return string.format('%.0f', last)
+  -- While one reader holds the lock on this node, only another reader can have drawn a larger
+  -- token, which is accepted.
+  return shared and 1 or digits(last)
 end
-if token >= 2^53 then
-  return redis.error_reply('LEASETOKEN no token below 2^53 is left')
+if token >= TOKEN_LIMIT then
+  return redis.error_reply(NO_TOKEN_LEFT)
 end
 redis.call('SET', fence, ours)
-local highest = redis.call('GETEX', top)
-if not highest or token > tonumber(highest) then
-  redis.call('SET', top, string.format('%.0f', math.min(token + 10000000, 2^53)))
-end
+raise_top(top, token)
 return 1

@@ -1,23 +1,20 @@
--- Releases a shared lock. KEYS: lock. ARGV: value, readers. Returns 1 if it was released, 0 if it
--- was not held.
-local lock, readers, time = KEYS[1], ARGV[2], redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local holder = redis.pcall('GETEX', lock)
-redis.call('ZREMRANGEBYSCORE', readers, '-inf', now)
-if redis.call('ZREM', readers, ARGV[1]) == 0 then
-  return 0
-end
-if not holder or type(holder) == 'table' or string.sub(holder, 1, 7) ~= 'shared:' then
+-- Releases a shared lock.
+--
+-- KEYS: lock, readers
+-- ARGV: value
+-- Returns 1 if it was released, 0 if it was not held.
+local lock, readers, value = KEYS[1], KEYS[2], ARGV[1]
+expire_members(readers)
+if redis.call('ZREM', readers, value) == 0 or not begins(value_of(lock), SHARED) then
   return 0
 end
 -- The key expires with the last reader, except for rounding. If the expiry does not change, no
 -- waiter is notified.
+local ROUNDING = 5
 local last = redis.call('ZREVRANGE', readers, 0, 0, 'WITHSCORES')[2]
-if last then
-  if redis.call('PTTL', lock) > last - now + 5 then
-    redis.call('PEXPIRE', lock, string.format('%.0f', last - now))
-  end
-else
+if not last then
   redis.call('DEL', lock)
+elseif redis.call('PTTL', lock) > last - NOW + ROUNDING then
+  redis.call('PEXPIRE', lock, last - NOW)
 end
 return 1

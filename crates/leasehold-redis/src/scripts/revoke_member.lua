@@ -1,19 +1,19 @@
--- Revokes a shared lock or a permit gracefully: renames the member, which keeps its expiry. KEYS:
--- readers or permits. ARGV: member, and optionally anything if this is sent again and may have
--- succeeded before. Returns -2 if the holder no longer holds, and otherwise the ms until it
--- expires.
-local set, member, time = KEYS[1], ARGV[1], redis.call('TIME')
-local score = redis.call('ZSCORE', set, member)
-if ARGV[2] and not score then
-  member = 'broken:' .. member
-  score = redis.call('ZSCORE', set, member)
+-- Revokes a shared lock or a permit gracefully: renames the member, which keeps its expiry.
+--
+-- KEYS: readers or permits
+-- ARGV: member, and `again` or nothing (shared/revocation.lua)
+-- Returns the ms until the holder's lock expires, or GONE.
+local set, member, again = KEYS[1], ARGV[1], ARGV[2] == AGAIN
+local expires = redis.call('ZSCORE', set, member)
+if again and not expires then
+  member = REVOKED .. member
+  expires = redis.call('ZSCORE', set, member)
 end
-local left = score and score - (time[1] * 1000 + math.floor(time[2] / 1000))
-if not left or left <= 0 then
-  return -2
+if not expires or expires - NOW <= 0 then
+  return GONE
 end
-if string.sub(member, 1, 7) ~= 'broken:' then
+if not begins(member, REVOKED) then
   redis.call('ZREM', set, member)
-  redis.call('ZADD', set, score, 'broken:' .. member)
+  redis.call('ZADD', set, expires, REVOKED .. member)
 end
-return left
+return expires - NOW
