@@ -2,6 +2,7 @@
 
 mod connecting;
 mod credentials;
+mod declared_keys;
 mod exclusive;
 mod faults;
 mod gathering;

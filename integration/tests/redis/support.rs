@@ -1,5 +1,7 @@
 //! A real redis-server for each test, with its own port and directory. It ends with the test.
 
+mod monitor;
+
 use std::{
     fs::File,
     net::SocketAddr,
@@ -17,12 +19,21 @@ use leasehold_core::{
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use tempfile::TempDir;
 
+use self::monitor::{Monitor, Scripts};
+
+/// If this variable is set, every test also checks that scripts touch no other keys than they
+/// declare. A few tests count connections or commands, and fail under it.
+const CHECK_KEYS: &str = "LEASEHOLD_CHECK_KEYS";
+
 /// A running redis-server. Dropping this value kills it.
 pub(crate) struct Server {
     child: Option<Child>,
     port: u16,
     arguments: Vec<String>,
     folder: TempDir,
+    /// Whether all commands are recorded.
+    is_monitored: bool,
+    monitor: Option<Monitor>,
 }
 
 impl Server {
@@ -31,13 +42,26 @@ impl Server {
         Self::with(&[])
     }
 
+    /// Starts a server whose commands are recorded.
+    pub(crate) fn monitored() -> Self {
+        let server = Self::start_with(&[], true);
+        assert!(server.monitor.is_some());
+        server
+    }
+
     /// Starts a server with additional arguments.
     pub(crate) fn with(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, std::env::var_os(CHECK_KEYS).is_some())
+    }
+
+    fn start_with(arguments: &[&str], is_monitored: bool) -> Self {
         let mut server = Self {
             child: None,
             port: leasehold_testkit::free_port().unwrap(),
             arguments: arguments.iter().map(ToString::to_string).collect(),
             folder: tempfile::tempdir().unwrap(),
+            is_monitored,
+            monitor: None,
         };
         server.restart();
         server
@@ -85,6 +109,16 @@ impl Server {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
+        if self.is_monitored {
+            let record = monitor::record_in(self.folder.path());
+            self.monitor = Monitor::start(&self.socket(), &record);
+        }
+    }
+
+    /// Returns the scripts that were loaded and run, and checks that they touched no other keys
+    /// than they declare.
+    pub(crate) fn scripts(&self) -> Scripts {
+        Scripts::read(&monitor::record_in(self.folder.path()))
     }
 
     /// Kills the server with SIGKILL.
@@ -168,6 +202,9 @@ impl Drop for Server {
         if let Some(mut child) = self.child.take() {
             drop(child.kill());
             drop(child.wait());
+        }
+        if self.monitor.is_some() && !std::thread::panicking() {
+            self.scripts();
         }
     }
 }
