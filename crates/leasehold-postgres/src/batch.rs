@@ -9,8 +9,12 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{ErrorKind, backend::BoxFuture, session};
-use tokio::sync::Mutex;
+use leasehold_core::{
+    ErrorKind,
+    backend::BoxFuture,
+    session::{self, BatchLimits, Batcher},
+};
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{
     connection::Connector,
@@ -18,13 +22,21 @@ use crate::{
     session_connection::{EndSession, SessionConnection},
 };
 
+/// A connection executes one statement at a time. Therefore no job is sent beside another one, and
+/// all jobs that arrive meanwhile share the next statement.
+const LIMITS: BatchLimits = BatchLimits {
+    alone: 0,
+    calls: 1,
+    batch: 256,
+};
 /// The maximum number of attempts at permits in one batch.
 const MAX_PERMIT_ATTEMPTS: u64 = 16;
 
 /// Carries out the jobs of one session on its connection.
 pub(crate) struct BatchExecutor {
     pub(crate) connector: Arc<Connector>,
-    pub(crate) conn: Arc<Mutex<SessionConnection>>,
+    pub(crate) batcher: Arc<Batcher<Self>>,
+    conn: Mutex<SessionConnection>,
     /// The time after which a job fails.
     pub(crate) response_timeout: Duration,
     /// The time after which the session has ended, so that no answer matters any more.
@@ -41,10 +53,11 @@ impl BatchExecutor {
         response_timeout: Duration,
         limit: Duration,
     ) -> Arc<Self> {
-        let (end_session, conn) = (conn.end_session(), Arc::new(Mutex::new(conn)));
+        let end_session = conn.end_session();
         Arc::new(Self {
             connector: Arc::clone(connector),
-            conn,
+            batcher: Arc::new(Batcher::new(LIMITS)),
+            conn: Mutex::new(conn),
             response_timeout,
             limit,
             end_session,
@@ -67,6 +80,13 @@ impl BatchExecutor {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         )
+    }
+
+    /// Waits for the connection. Call it in a task of its own: a task that is not polled would keep
+    /// all others from the connection.
+    pub(crate) async fn connection(&self) -> MutexGuard<'_, SessionConnection> {
+        // The jobs that are ahead by now are completed, whether their tasks are polled or not.
+        tokio::join!(biased; self.conn.lock(), async { self.batcher.detach() }).0
     }
 
     async fn send(self: Arc<Self>, jobs: Arc<Vec<Job>>, sent: Arc<AtomicBool>) -> Vec<Answer> {
@@ -133,11 +153,8 @@ async fn undo(
     let answers = match tokio::time::timeout(executor.limit, execution).await {
         Ok(answers) => answers,
         Err(_elapsed) => {
-            executor
-                .conn
-                .lock()
-                .await
-                .give_up(&executor.connector, "acquire", executor.limit);
+            let mut conn = executor.connection().await;
+            conn.give_up(&executor.connector, "acquire", executor.limit);
             return;
         }
     };
@@ -159,8 +176,9 @@ async fn undo(
                 .for_each(|markers| executor.release_markers(acquire.acquisition, markers)),
         }
     }
-    releases.push(Job::Cleanup);
-    drop(executor.send(Arc::new(releases), Arc::default()).await);
+    let mut conn = executor.connection().await;
+    let unused = executor.take_unused_markers();
+    drop(conn.execute(&executor.connector, unused, &releases).await);
 }
 
 impl fmt::Debug for BatchExecutor {

@@ -15,7 +15,7 @@ use leasehold_core::{
         BoxFuture, async_trait,
         support::{contained, supervised},
     },
-    session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionClock, SessionDriver},
+    session::{Claim, Opened, Owned, Session, SessionClock, SessionDriver},
 };
 
 use crate::{
@@ -32,13 +32,6 @@ use crate::{
 /// The maximum number of locks per session. The cost of a statement grows with the number of locks
 /// that its session holds.
 const CAPACITY: usize = 1_000;
-/// A connection executes one statement at a time, so all jobs that arrive meanwhile share the next
-/// statement.
-const LIMITS: BatchLimits = BatchLimits {
-    alone: 0,
-    calls: 1,
-    batch: 256,
-};
 
 /// Opens, renews and closes the connections that hold locks.
 #[derive(Debug)]
@@ -47,10 +40,9 @@ pub(crate) struct PostgresSessions {
     pub(crate) waiters: Arc<WaiterRegistry>,
 }
 
-/// One session: its connection and the batches that use it.
+/// One session: its connection, and the writers that wait in it.
 pub(crate) struct Handle {
     executor: Arc<BatchExecutor>,
-    batcher: Arc<Batcher<BatchExecutor>>,
     next: AtomicU64,
     /// The number of writers that wait in the session.
     waiting_writers: AtomicUsize,
@@ -127,7 +119,7 @@ impl Handle {
         // A panic becomes an error of the caller.
         let task = tokio::spawn(contained(async move {
             let connector = &executor.connector;
-            let mut conn = executor.conn.lock().await;
+            let mut conn = executor.connection().await;
             match tokio::time::timeout(executor.limit, work(&mut conn, connector)).await {
                 Ok(done) => done,
                 Err(_elapsed) => Err(conn.give_up(connector, operation, executor.limit)),
@@ -157,8 +149,8 @@ async fn run_in(
     operation: &'static str,
     job: Job,
 ) -> Result<JobResult> {
-    let handle = session.handle();
-    let ran = handle.batcher.run(&handle.executor, job).await;
+    let executor = &session.handle().executor;
+    let ran = executor.batcher.run(executor, job).await;
     let done = ran.map_err(|error| named(error, operation)).flatten();
     done.map_err(|error| error.with_operation(operation))
 }
@@ -271,7 +263,6 @@ impl SessionDriver for PostgresSessions {
                 connector.response_timeout(time.ttl()),
                 time.ttl().as_duration(),
             ),
-            batcher: Arc::new(Batcher::new(LIMITS)),
             next: AtomicU64::new(0),
             waiting_writers: AtomicUsize::new(0),
             has_heartbeat: AtomicBool::new(false),

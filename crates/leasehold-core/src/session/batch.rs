@@ -3,13 +3,16 @@
 use std::{
     collections::{HashSet, VecDeque},
     fmt,
+    future::poll_fn,
+    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
 };
 
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
     backend::lease::BoxFuture,
@@ -82,6 +85,10 @@ pub struct BatchLimits {
 /// While few jobs are running, each is sent at once by its own task. Above that number, jobs are
 /// queued, and a few workers send the queued jobs in batches.
 ///
+/// A worker is a task. But if no other job is running, the task of the queued job polls the worker
+/// itself, which saves two task switches. The worker becomes a task as soon as another job is
+/// queued, because the task that polls it may stop doing so.
+///
 /// ```
 /// # use leasehold_core::{backend::BoxFuture, session::BatchExecutor};
 /// # struct Squares;
@@ -103,32 +110,76 @@ pub struct BatchLimits {
 /// assert_eq!((two, three), (4, 9));
 /// # Ok(()) }
 /// ```
-pub struct Batcher<C: BatchExecutor> {
+pub struct Batcher<E: BatchExecutor> {
     limits: BatchLimits,
     under_way: AtomicUsize,
-    queue: Mutex<Queue<C>>,
+    queue: Mutex<Queue<E>>,
     /// Locked from reading the queue until the executor has received the jobs taken from it.
     sending: Mutex<()>,
 }
 
-struct Queue<C: BatchExecutor> {
-    entries: VecDeque<Entry<C>>,
+struct Queue<E: BatchExecutor> {
+    entries: VecDeque<Entry<E>>,
+    /// The number of workers, including an inline one.
     workers: usize,
+    inline: InlineWorker,
+    /// The number of inline workers so far.
+    inline_workers: u64,
 }
 
-struct Entry<C: BatchExecutor> {
+struct Entry<E: BatchExecutor> {
     lane: Option<u64>,
-    job: C::Job,
-    answer: oneshot::Sender<C::Answer>,
+    job: E::Job,
+    answer: oneshot::Sender<E::Answer>,
 }
 
-impl<C: BatchExecutor> Batcher<C> {
+/// The worker that the task of a job polls, if there is one.
+enum InlineWorker {
+    None,
+    Pending(DetachableWorker),
+    /// Being polled. If it is `detached`, it gets a task of its own afterwards.
+    Polled {
+        detached: bool,
+    },
+}
+
+/// A worker that can get a task of its own.
+struct DetachableWorker {
+    number: u64,
+    work: BoxFuture<'static, ()>,
+    /// The runtime of the task that polls it.
+    runtime: Handle,
+}
+
+impl DetachableWorker {
+    fn spawn(self) {
+        drop(self.runtime.spawn(self.work));
+    }
+}
+
+impl InlineWorker {
+    /// Takes the worker, to be spawned. One that is being polled is spawned afterwards.
+    fn detach(&mut self) -> Option<DetachableWorker> {
+        match std::mem::replace(self, Self::None) {
+            Self::None => None,
+            Self::Pending(worker) => Some(worker),
+            Self::Polled { .. } => {
+                *self = Self::Polled { detached: true };
+                None
+            }
+        }
+    }
+}
+
+impl<E: BatchExecutor> Batcher<E> {
     /// Creates a batcher without jobs.
     #[must_use]
     pub fn new(limits: BatchLimits) -> Self {
         let queue = Queue {
             entries: VecDeque::new(),
             workers: 0,
+            inline: InlineWorker::None,
+            inline_workers: 0,
         };
         Self {
             limits,
@@ -148,63 +199,135 @@ impl<C: BatchExecutor> Batcher<C> {
     ///
     /// # Cancel safety
     /// Not cancel safe: if the future is dropped, the job may or may not be sent.
-    pub async fn run(self: &Arc<Self>, carrier: &Arc<C>, job: C::Job) -> Result<C::Answer> {
+    pub async fn run(self: &Arc<Self>, executor: &Arc<E>, job: E::Job) -> Result<E::Answer> {
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.under_way);
         let job = if under_way < self.limits.alone {
-            match self.execute_alone(carrier, job) {
-                Ok(carrying) => return carrying.await.pop().ok_or_else(unanswered),
+            match self.execute_alone(executor, job) {
+                Ok(executing) => return executing.await.pop().ok_or_else(unanswered),
                 Err(job) => job,
             }
         } else {
             job
         };
-        let (answer, answered) = oneshot::channel();
-        let start = {
-            let mut queue = lock(&self.queue);
-            queue.entries.push_back(Entry {
-                lane: carrier.lane(&job),
-                job,
-                answer,
-            });
-            let start = queue.workers < self.limits.calls;
-            queue.workers += usize::from(start);
-            start
+        let (answer, mut answered) = oneshot::channel();
+        let Some(worker) = self.queue(executor, job, answer, under_way == 0) else {
+            return answered.await.map_err(|_| unanswered());
         };
-        if start {
-            // The worker ends when the queue is empty. It is spawned, so that tasks that are about
-            // to run can add their jobs.
-            drop(tokio::spawn(work(Arc::clone(self), Arc::clone(carrier))));
+        let detach_if_dropped = DetachOnDrop(self);
+        let answer = poll_fn(|cx| {
+            self.poll_inline(worker, cx);
+            Pin::new(&mut answered).poll(cx)
+        })
+        .await;
+        // The worker has ended, or has a task of its own.
+        std::mem::forget(detach_if_dropped);
+        answer.map_err(|_| unanswered())
+    }
+
+    /// Spawns the worker that the task of a job polls, if there is one. A caller that waits for the
+    /// connection must call it after it began to wait: the task of the job may not be polled, and
+    /// would block the connection.
+    pub fn detach(&self) {
+        let detached = lock(&self.queue).inline.detach();
+        if let Some(worker) = detached {
+            worker.spawn();
         }
-        answered.await.map_err(|_| unanswered())
     }
 
     /// Passes all queued jobs to the executor, so that requests that are sent in another way come
     /// after them.
-    pub fn flush(&self, carrier: &Arc<C>) {
-        while let Some((answers, carrying)) = self.carry_next(carrier, self.limits.batch) {
-            drop(tokio::spawn(
-                async move { deliver(answers, carrying.await) },
-            ));
+    pub fn flush(&self, executor: &Arc<E>) {
+        while let Some((answers, executing)) = self.execute_next(executor, self.limits.batch) {
+            drop(tokio::spawn(async move {
+                deliver(answers, executing.await);
+            }));
+        }
+    }
+
+    /// Queues a job and starts a worker, if one may be started. Returns the number of the worker if
+    /// the task of the job must poll it, because the job `is_alone`.
+    fn queue(
+        self: &Arc<Self>,
+        executor: &Arc<E>,
+        job: E::Job,
+        answer: oneshot::Sender<E::Answer>,
+        is_alone: bool,
+    ) -> Option<u64> {
+        let lane = executor.lane(&job);
+        let mut queue = lock(&self.queue);
+        queue.entries.push_back(Entry { lane, job, answer });
+        let is_idle = queue.workers == 0 && matches!(queue.inline, InlineWorker::None);
+        let inline = is_idle && is_alone;
+        let start = queue.workers < self.limits.calls;
+        queue.workers += usize::from(start);
+        let work = || work(Arc::clone(self), Arc::clone(executor));
+        if inline && start {
+            queue.inline_workers += 1;
+            let number = queue.inline_workers;
+            queue.inline = InlineWorker::Pending(DetachableWorker {
+                number,
+                work: Box::pin(work()),
+                runtime: Handle::current(),
+            });
+            return Some(number);
+        }
+        let detached = queue.inline.detach();
+        drop(queue);
+        if let Some(worker) = detached {
+            worker.spawn();
+        }
+        if start {
+            // The worker ends when the queue is empty. It is spawned, so that tasks that are about
+            // to run can add their jobs.
+            drop(tokio::spawn(work()));
+        }
+        None
+    }
+
+    /// Polls the inline worker of this number, unless it has ended or has a task of its own.
+    fn poll_inline(&self, number: u64, cx: &mut Context<'_>) {
+        let mut worker = {
+            let inline = &mut lock(&self.queue).inline;
+            match std::mem::replace(inline, InlineWorker::Polled { detached: false }) {
+                InlineWorker::Pending(worker) if worker.number == number => worker,
+                other => {
+                    *inline = other;
+                    return;
+                }
+            }
+        };
+        // The mutex is not locked meanwhile. A worker contains the panics of its executor.
+        let polled = worker.work.as_mut().poll(cx);
+        let mut queue = lock(&self.queue);
+        let detached = matches!(queue.inline, InlineWorker::Polled { detached: true });
+        queue.inline = InlineWorker::None;
+        match polled {
+            Poll::Ready(()) => {}
+            Poll::Pending if detached => {
+                drop(queue);
+                worker.spawn();
+            }
+            Poll::Pending => queue.inline = InlineWorker::Pending(worker),
         }
     }
 
     /// Sends one job now, or returns it if other jobs are queued before it.
     fn execute_alone(
         &self,
-        carrier: &Arc<C>,
-        job: C::Job,
-    ) -> Result<BoxFuture<'static, Vec<C::Answer>>, C::Job> {
+        executor: &Arc<E>,
+        job: E::Job,
+    ) -> Result<BoxFuture<'static, Vec<E::Answer>>, E::Job> {
         let _sending = lock(&self.sending);
         if lock(&self.queue).entries.is_empty() {
-            Ok(Arc::clone(carrier).execute(vec![job]))
+            Ok(Arc::clone(executor).execute(vec![job]))
         } else {
             Err(job)
         }
     }
 
     /// Sends the next batch, if there is one.
-    fn carry_next(&self, carrier: &Arc<C>, most: usize) -> Option<Carried<C>> {
+    fn execute_next(&self, executor: &Arc<E>, most: usize) -> Option<Executing<E>> {
         let _sending = lock(&self.sending);
         let batch = self.take(most);
         if batch.is_empty() {
@@ -214,11 +337,11 @@ impl<C: BatchExecutor> Batcher<C> {
             .into_iter()
             .map(|entry| (entry.job, entry.answer))
             .unzip();
-        Some((answers, Arc::clone(carrier).execute(jobs)))
+        Some((answers, Arc::clone(executor).execute(jobs)))
     }
 
     /// Takes the next batch from the queue.
-    fn take(&self, most: usize) -> Vec<Entry<C>> {
+    fn take(&self, most: usize) -> Vec<Entry<E>> {
         let mut queue = lock(&self.queue);
         let (mut lanes, mut batch) = (HashSet::new(), Vec::new());
         let mut later = VecDeque::new();
@@ -257,36 +380,38 @@ impl<C: BatchExecutor> Batcher<C> {
 }
 
 /// The receivers of a batch's answers, and the running batch.
-type Carried<C> = (
-    Vec<oneshot::Sender<<C as BatchExecutor>::Answer>>,
-    BoxFuture<'static, Vec<<C as BatchExecutor>::Answer>>,
+type Executing<E> = (
+    Vec<oneshot::Sender<<E as BatchExecutor>::Answer>>,
+    BoxFuture<'static, Vec<<E as BatchExecutor>::Answer>>,
 );
 
-async fn work<C: BatchExecutor>(gather: Arc<Batcher<C>>, carrier: Arc<C>) {
+/// Sends the queued jobs, batch after batch, until the queue is empty.
+async fn work<E: BatchExecutor>(batcher: Arc<Batcher<E>>, executor: Arc<E>) {
     loop {
         // After a panic, the tasks get no answer, and the next batch is sent.
-        let carried = contained(async {
-            let Some((answers, carrying)) = gather.carry_next(&carrier, gather.share()) else {
+        let executed = contained(async {
+            let Some((answers, executing)) = batcher.execute_next(&executor, batcher.share())
+            else {
                 return Ok(0);
             };
             let count = answers.len();
-            deliver(answers, carrying.await);
+            deliver(answers, executing.await);
             Ok(count)
         });
-        let carried = carried.await.unwrap_or(1);
-        if carried == 0 && gather.end_worker() {
+        let executed = executed.await.unwrap_or(1);
+        if executed == 0 && batcher.end_worker() {
             return;
         }
         // The tasks that were just answered can queue their next jobs first. After a single job, do
         // not yield: that costs a poll of the sockets and often wakes another worker thread.
-        if carried > 1 {
+        if executed > 1 {
             tokio::task::yield_now().await;
         }
     }
 }
 
-fn deliver<T>(answers: Vec<oneshot::Sender<T>>, carried: Vec<T>) {
-    for (sender, answer) in answers.into_iter().zip(carried) {
+fn deliver<T>(senders: Vec<oneshot::Sender<T>>, answers: Vec<T>) {
+    for (sender, answer) in senders.into_iter().zip(answers) {
         // A receiver is gone if its task was dropped or the runtime is shutting down.
         drop(sender.send(answer));
     }
@@ -312,7 +437,16 @@ impl Drop for Counted<'_> {
     }
 }
 
-impl<C: BatchExecutor> fmt::Debug for Batcher<C> {
+/// Gives the inline worker a task of its own if the task that polls it goes away.
+struct DetachOnDrop<'a, E: BatchExecutor>(&'a Batcher<E>);
+
+impl<E: BatchExecutor> Drop for DetachOnDrop<'_, E> {
+    fn drop(&mut self) {
+        self.0.detach();
+    }
+}
+
+impl<E: BatchExecutor> fmt::Debug for Batcher<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Batcher")
             .field("limits", &self.limits)
@@ -342,16 +476,16 @@ mod tests {
 
         fn execute(self: Arc<Self>, jobs: Vec<u32>) -> BoxFuture<'static, Vec<u32>> {
             Box::pin(async move {
-                let mut carried = self.0.lock().await;
+                let mut executed = self.0.lock().await;
                 tokio::task::yield_now().await;
                 assert!(!jobs.contains(&PANICS), "made to panic");
-                carried.extend(&jobs);
+                executed.extend(&jobs);
                 jobs
             })
         }
     }
 
-    fn gather(alone: usize) -> (Arc<Batcher<Connection>>, Arc<Connection>) {
+    fn batcher(alone: usize) -> (Arc<Batcher<Connection>>, Arc<Connection>) {
         let limits = BatchLimits {
             alone,
             calls: 1,
@@ -361,52 +495,60 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_alone_is_carried_in_the_task_that_asks() {
-        let (gather, connection) = gather(1);
-        for job in 0..3 {
-            assert_eq!(gather.run(&connection, job).await.unwrap(), job);
-        }
-        assert_eq!(*connection.0.lock().await, [0, 1, 2]);
-    }
-
-    #[tokio::test]
     async fn a_batch_that_panics_ends_no_later_one() {
-        let (gather, connection) = gather(0);
+        let (batcher, connection) = batcher(0);
         for _ in 0..3 {
             assert_eq!(
-                gather.run(&connection, PANICS).await.unwrap_err().kind(),
+                batcher.run(&connection, PANICS).await.unwrap_err().kind(),
                 ErrorKind::Indeterminate
             );
-            assert_eq!(gather.run(&connection, 1).await.unwrap(), 1);
+            assert_eq!(batcher.run(&connection, 1).await.unwrap(), 1);
         }
     }
 
     #[tokio::test]
-    async fn who_stops_polling_keeps_nobody_waiting() {
-        let (gather, connection) = gather(0);
-        let mut stalled = pin!(gather.run(&connection, 1));
+    async fn job_that_is_not_polled_blocks_no_other_job() {
+        let (batcher, connection) = batcher(0);
+        let mut stalled = pin!(batcher.run(&connection, 1));
         assert!((&mut stalled).now_or_never().is_none());
         // The job is sent by its turn in the queue.
-        assert_eq!(gather.run(&connection, 2).await.unwrap(), 2);
+        assert_eq!(batcher.run(&connection, 2).await.unwrap(), 2);
         assert_eq!(*connection.0.lock().await, [1, 2]);
         assert_eq!(stalled.await.unwrap(), 1);
-        // The job is sent by a task that needs the connection for another request.
-        let mut stalled = pin!(gather.run(&connection, 3));
+        // The job is sent for a task that needs the connection for another request.
+        let mut stalled = pin!(batcher.run(&connection, 3));
         assert!((&mut stalled).now_or_never().is_none());
-        // Its worker occupies the connection now.
-        tokio::task::yield_now().await;
-        assert_eq!(*connection.0.lock().await, [1, 2, 3]);
+        let waits = async {
+            tokio::join!(biased; connection.0.lock(), async { batcher.detach() })
+                .0
+                .clone()
+        };
+        assert_eq!(waits.await, [1, 2, 3]);
         assert_eq!(stalled.await.unwrap(), 3);
     }
 
     #[tokio::test]
-    async fn who_goes_away_half_way_leaves_the_connection_to_others() {
-        let (gather, connection) = gather(0);
+    async fn lone_job_needs_no_other_task() {
+        for alone in [0, 1] {
+            let (batcher, connection) = batcher(alone);
+            for job in 0..3 {
+                let mut lone = pin!(batcher.run(&connection, job));
+                // No other task runs meanwhile.
+                assert!((&mut lone).now_or_never().is_none());
+                assert_eq!((&mut lone).now_or_never().unwrap().unwrap(), job);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn dropped_job_is_completed_without_its_task() {
+        let (batcher, connection) = batcher(0);
         {
-            let mut leaves = pin!(gather.run(&connection, 1));
+            let mut leaves = pin!(batcher.run(&connection, 1));
             assert!((&mut leaves).now_or_never().is_none());
         }
-        assert_eq!(gather.run(&connection, 2).await.unwrap(), 2);
+        assert_eq!(*connection.0.lock().await, [1]);
+        assert_eq!(batcher.run(&connection, 2).await.unwrap(), 2);
         assert_eq!(*connection.0.lock().await, [1, 2]);
     }
 
@@ -434,9 +576,9 @@ mod tests {
             calls: 2,
             batch: 8,
         };
-        let (gather, connection) = (Arc::new(Batcher::new(limits)), Arc::new(Ordered::default()));
+        let (batcher, connection) = (Arc::new(Batcher::new(limits)), Arc::new(Ordered::default()));
         let asking =
-            futures_util::future::join_all((0..20).map(|job| gather.run(&connection, job)));
+            futures_util::future::join_all((0..20).map(|job| batcher.run(&connection, job)));
         let mut asking = pin!(asking);
         assert!((&mut asking).now_or_never().is_none());
         assert_eq!(
@@ -444,7 +586,7 @@ mod tests {
             [0],
             "the others queue up behind the first"
         );
-        gather.flush(&connection);
+        batcher.flush(&connection);
         assert_eq!(*lock(&connection.0), (0..20).collect::<Vec<_>>());
         let answers: Vec<_> = asking.await.into_iter().map(Result::unwrap).collect();
         assert_eq!(answers, (0..20).collect::<Vec<_>>());
@@ -453,32 +595,34 @@ mod tests {
     /// A task that wakes itself is scheduled once more. On a runtime with several workers, another
     /// worker is notified for it.
     #[tokio::test]
-    async fn one_alone_is_polled_as_often_as_its_carrier_says() {
-        let (gather, connection) = gather(1);
-        let (polls, rounds) = (std::sync::atomic::AtomicUsize::new(0), 50);
-        let mut asking = pin!(async {
-            for job in 0..rounds {
-                assert_eq!(gather.run(&connection, job).await.unwrap(), job);
-            }
-        });
-        let counted = std::future::poll_fn(|cx| {
-            polls.fetch_add(1, Ordering::Relaxed);
-            asking.as_mut().poll(cx)
-        });
-        tokio::task::unconstrained(counted).await;
-        assert_eq!(polls.into_inner(), rounds as usize + 1);
+    async fn lone_job_is_polled_as_often_as_its_executor_says() {
+        for alone in [0, 1] {
+            let (batcher, connection) = batcher(alone);
+            let (polls, rounds) = (AtomicUsize::new(0), 50);
+            let mut asking = pin!(async {
+                for job in 0..rounds {
+                    assert_eq!(batcher.run(&connection, job).await.unwrap(), job);
+                }
+            });
+            let counted = poll_fn(|cx| {
+                polls.fetch_add(1, Ordering::Relaxed);
+                asking.as_mut().poll(cx)
+            });
+            tokio::task::unconstrained(counted).await;
+            assert_eq!(polls.into_inner(), rounds as usize + 1);
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn many_at_once_are_all_answered() {
         for alone in [0, 1] {
-            let (gather, connection) = gather(alone);
+            let (batcher, connection) = batcher(alone);
             let tasks = (0..64_u32).map(|task| {
-                let (gather, connection) = (Arc::clone(&gather), Arc::clone(&connection));
+                let (batcher, connection) = (Arc::clone(&batcher), Arc::clone(&connection));
                 tokio::spawn(async move {
                     for round in 0..100 {
                         let job = task * 100 + round;
-                        assert_eq!(gather.run(&connection, job).await.unwrap(), job);
+                        assert_eq!(batcher.run(&connection, job).await.unwrap(), job);
                     }
                 })
             });
