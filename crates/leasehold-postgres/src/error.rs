@@ -1,10 +1,11 @@
 //! The mapping from the driver's errors to Leasehold's.
 
-use std::{fmt, time::Duration};
+use std::{error::Error as StdError, fmt, io, time::Duration};
 
-use leasehold_core::{Error, ErrorKind};
+use leasehold_core::{Error, ErrorKind, text::Escaped};
 use sqlx::{
     Error as Driver,
+    error::DatabaseError,
     postgres::{PgDatabaseError, PgSeverity},
 };
 
@@ -96,47 +97,82 @@ const NO_SUCH_RELATION: &str = "42P01";
 const NO_SUCH_STATEMENT: &str = "26000";
 
 /// Maps the driver's error of a request to `endpoint`. The request had no effect, or was undone.
+///
+/// The source is the error whose text the message contains. So a program that prints the causes
+/// that a message lacks prints no text twice.
 pub(crate) fn from_driver(error: Driver, operation: &'static str, endpoint: &str) -> Error {
-    let (kind, message) = match &error {
-        Driver::Database(database) => from_server(
-            database.code().as_deref().unwrap_or(""),
-            database.message(),
-            endpoint,
-        ),
-        // The driver reports problems with certificates in this way.
-        Driver::Io(cause) if cause.kind() == std::io::ErrorKind::InvalidData => {
-            from_tls(&cause.to_string(), endpoint)
+    let (kind, message, source) = match error {
+        Driver::Database(cause) => {
+            let code = cause.code().unwrap_or_default();
+            let (kind, message) = from_server(&code, cause.message(), endpoint);
+            (kind, message, ServerError(cause).into())
         }
-        Driver::Io(cause) if cause.kind() == std::io::ErrorKind::TimedOut => (
+        Driver::Io(cause) => {
+            let (kind, message) = from_io(&cause, endpoint);
+            (kind, message, cause.into())
+        }
+        Driver::Tls(cause) => {
+            let (kind, message) = from_tls(&cause.to_string(), endpoint);
+            (kind, message, cause)
+        }
+        Driver::Configuration(cause) => (
+            ErrorKind::InvalidInput,
+            format!("the driver refuses its settings for {endpoint}: {cause}"),
+            cause,
+        ),
+        // The driver reports a connection in this way that ended when the answer about TLS was due.
+        Driver::Protocol(ref text) if text.contains("SSLRequest: 0x00") => (
+            ErrorKind::Unavailable,
+            format!("{endpoint} closed the connection at once; does a server run behind it?"),
+            error.into(),
+        ),
+        Driver::PoolTimedOut => (
+            ErrorKind::Unavailable,
+            format!("no connection to {endpoint} in time"),
+            error.into(),
+        ),
+        error => (
+            ErrorKind::UnexpectedResponse,
+            format!("the driver failed at {endpoint}: {error}"),
+            error.into(),
+        ),
+    };
+    plain(kind, operation, message).with_source(source)
+}
+
+/// An error that the server reported, as a source. It prints the message alone, as the error does
+/// whose source it is. The driver would print a line number of the server's source code as well.
+struct ServerError(Box<dyn DatabaseError>);
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", Escaped(self.0.message()))
+    }
+}
+
+impl fmt::Debug for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl StdError for ServerError {}
+
+fn from_io(cause: &io::Error, endpoint: &str) -> (ErrorKind, String) {
+    match cause.kind() {
+        // The driver reports problems with certificates in this way.
+        io::ErrorKind::InvalidData => from_tls(&cause.to_string(), endpoint),
+        io::ErrorKind::TimedOut => (
             ErrorKind::Unavailable,
             format!("no answer from {endpoint} in time ({cause})"),
         ),
-        Driver::Io(cause) => (
+        _ => (
             ErrorKind::Unavailable,
             format!(
                 "cannot reach {endpoint} ({cause}); check the address, and that a server runs there"
             ),
         ),
-        // The driver reports a connection in this way that ended when the answer about TLS was due.
-        Driver::Protocol(cause) if cause.contains("SSLRequest: 0x00") => (
-            ErrorKind::Unavailable,
-            format!("{endpoint} closed the connection at once; does a server run behind it?"),
-        ),
-        Driver::Tls(cause) => from_tls(&cause.to_string(), endpoint),
-        Driver::Configuration(cause) => (
-            ErrorKind::InvalidInput,
-            format!("the driver refuses its settings for {endpoint}: {cause}"),
-        ),
-        Driver::PoolTimedOut => (
-            ErrorKind::Unavailable,
-            format!("no connection to {endpoint} in time"),
-        ),
-        _ => (
-            ErrorKind::UnexpectedResponse,
-            format!("the driver failed at {endpoint}: {error}"),
-        ),
-    };
-    plain(kind, operation, message).with_source(error)
+    }
 }
 
 fn from_tls(cause: &str, endpoint: &str) -> (ErrorKind, String) {
@@ -295,9 +331,42 @@ mod tests {
             () = refuses => unreachable!(),
         };
         assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
+        let text = with_causes(&error);
+        assert_eq!(text.matches("go ").count(), 1, "printed twice: {text}");
         for text in [error.to_string(), format!("{error:?}")] {
             assert!(text.contains(r"go \u{1b}[2Jaway\u{202e}"), "{text}");
             assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text}");
+        }
+    }
+
+    /// Returns the message and its causes, without the causes that the text has already. The
+    /// command prints errors in this way.
+    fn with_causes(error: &dyn StdError) -> String {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            if !text.contains(&error.to_string()) {
+                text.push_str(&format!(": {error}"));
+            }
+            cause = error.source();
+        }
+        text
+    }
+
+    #[test]
+    fn no_cause_is_printed_twice() {
+        for error in [
+            Driver::Io(io::Error::new(io::ErrorKind::ConnectionRefused, "a fault")),
+            Driver::Io(io::Error::new(io::ErrorKind::TimedOut, "a fault")),
+            Driver::Io(io::Error::new(io::ErrorKind::InvalidData, "a fault")),
+            Driver::Tls("a fault".into()),
+            Driver::Configuration("a fault".into()),
+            Driver::Protocol("a fault".into()),
+            Driver::Protocol("a fault (SSLRequest: 0x00)".into()),
+            Driver::Decode("a fault".into()),
+        ] {
+            let text = with_causes(&from_driver(error, "acquire", "the server"));
+            assert_eq!(text.matches("a fault").count(), 1, "{text}");
         }
     }
 
