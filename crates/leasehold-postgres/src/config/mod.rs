@@ -1,15 +1,19 @@
 //! [`PostgresConfig`]: the options of the backend. [`ParsedUrl`]: a URL with options.
 
+mod libpq;
+mod tls;
 mod url;
 
 use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{CredentialsProvider, Error, ErrorKind, Result};
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::{error, keys::KeyScheme};
 
-pub(crate) use self::url::{ParsedUrl, is_local};
+pub(crate) use self::{
+    tls::{check_tls, is_local},
+    url::ParsedUrl,
+};
 
 /// Options of the backend.
 ///
@@ -174,32 +178,6 @@ impl PostgresConfig {
             .split_once('.')
             .filter(|(schema, name)| plain(schema) && plain(name))
             .ok_or_else(|| invalid("the option `sequence` is not schema.name, each of letters, digits and underscores"))
-    }
-}
-
-/// Fails if the options need TLS and the crate was built without it.
-pub(crate) fn check_tls(options: &PgConnectOptions) -> Result<()> {
-    #[cfg(feature = "tls")]
-    choose_crypto_provider();
-    let wanted = !matches!(
-        options.get_ssl_mode(),
-        PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer
-    );
-    if wanted && !cfg!(feature = "tls") {
-        let message =
-            "`sslmode` needs the feature `tls` of leasehold-postgres; enable it in Cargo.toml";
-        return Err(error::plain(ErrorKind::Unsupported, "connect", message));
-    }
-    Ok(())
-}
-
-/// Installs a crypto provider for the process if there is none. For `verify-ca` the driver uses the
-/// provider of the process, and panics if none is installed and several are compiled in.
-#[cfg(feature = "tls")]
-fn choose_crypto_provider() {
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Fails only if another thread has just installed one.
-        drop(rustls::crypto::ring::default_provider().install_default());
     }
 }
 

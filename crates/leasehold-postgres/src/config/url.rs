@@ -1,14 +1,18 @@
 //! [`ParsedUrl`]: a URL with the options of the driver and of the backend.
 
-use std::{env, fmt, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
-use leasehold_core::{Error, ErrorKind, Result, url::BackendUrl};
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use leasehold_core::{Error, Result, url::BackendUrl};
+use sqlx::postgres::PgConnectOptions;
 use url::form_urlencoded::Serializer;
 
 use crate::{
-    config::PostgresConfig,
-    error::{self, named},
+    config::{
+        PostgresConfig, invalid,
+        libpq::{ONE_HOST, check_unsupported_options},
+        tls::Tls,
+    },
+    error::named,
     keys::KeyScheme,
 };
 
@@ -27,102 +31,15 @@ impl fmt::Debug for ParsedUrl {
     }
 }
 
-/// The options of libpq that the driver does not support, with the values that are accepted because
-/// they have no effect, and the reason why others are refused.
-const UNSUPPORTED_OPTIONS: [(&str, &[&str], &str); 34] = [
-    (
-        "channel_binding",
-        &["disable", "prefer"],
-        "the driver has no channel binding; use sslmode=verify-full",
-    ),
-    (
-        "client_encoding",
-        &["UTF8", "utf8", "auto"],
-        "the driver speaks UTF-8",
-    ),
-    ("gssdelegation", &["0"], NO_GSSAPI),
-    ("gssencmode", &["disable", "prefer"], NO_GSSAPI),
-    ("gsslib", &[], NO_GSSAPI),
-    ("keepalives", &[], SILENCE),
-    ("keepalives_count", &[], SILENCE),
-    ("keepalives_idle", &[], SILENCE),
-    ("keepalives_interval", &[], SILENCE),
-    ("krbsrvname", &[], NO_GSSAPI),
-    ("load_balance_hosts", &["disable"], ONE_HOST),
-    (
-        "max_protocol_version",
-        &["3.0", "latest"],
-        "the driver speaks version 3.0",
-    ),
-    (
-        "min_protocol_version",
-        &["3.0"],
-        "the driver speaks version 3.0",
-    ),
-    (
-        "passfile",
-        &[],
-        "the driver reads the file that PGPASSFILE names",
-    ),
-    (
-        "replication",
-        &["false", "no", "off", "0"],
-        "locks need an ordinary connection",
-    ),
-    ("require_auth", &[], NOT_THE_DRIVERS),
-    ("requirepeer", &[], NOT_THE_DRIVERS),
-    ("requiressl", &["0"], "write sslmode"),
-    ("scram_client_key", &[], NOT_THE_DRIVERS),
-    ("scram_server_key", &[], NOT_THE_DRIVERS),
-    (
-        "service",
-        &[],
-        "the driver reads no service file; write its settings into the URL",
-    ),
-    (
-        "servicefile",
-        &[],
-        "the driver reads no service file; write its settings into the URL",
-    ),
-    ("ssl_max_protocol_version", &[], NOT_THE_DRIVERS),
-    (
-        "ssl_min_protocol_version",
-        &["TLSv1", "TLSv1.1", "TLSv1.2"],
-        "the driver's least version is TLSv1.2",
-    ),
-    (
-        "sslcertmode",
-        &["allow"],
-        "the driver sends the certificate that `sslcert` names, if the server asks for one",
-    ),
-    ("sslcompression", &["0"], NOT_THE_DRIVERS),
-    ("sslcrl", &[], NOT_THE_DRIVERS),
-    ("sslcrldir", &[], NOT_THE_DRIVERS),
-    ("sslkeylogfile", &[], NOT_THE_DRIVERS),
-    ("sslnegotiation", &["postgres"], NOT_THE_DRIVERS),
-    (
-        "sslpassword",
-        &[],
-        "the driver reads keys without a passphrase alone",
-    ),
-    ("sslsni", &["1"], NOT_THE_DRIVERS),
-    (
-        "target_session_attrs",
-        &["any", "primary", "read-write"],
-        "locks live on the primary",
-    ),
-    ("tcp_user_timeout", &[], SILENCE),
-];
-const NO_GSSAPI: &str = "the driver has no GSSAPI";
-const NOT_THE_DRIVERS: &str = "the driver has nothing like it";
-const SILENCE: &str = "the backend notices silent connections by itself; see `timeout`";
-const ONE_HOST: &str = "locks live on one server; name an address that always leads to the primary";
-
 impl ParsedUrl {
     /// Parses a URL. No error shows the URL itself: it may hold a password.
     pub(crate) fn parse(url: &str) -> Result<Self> {
+        Self::parse_parts(url).map_err(|error| named(error, "connect"))
+    }
+
+    fn parse_parts(url: &str) -> Result<Self> {
         refuse_folder_as_host(url)?;
-        let mut url = BackendUrl::parse(&with_plain_pluses(url)).map_err(ours)?;
+        let mut url = BackendUrl::parse(&with_plain_pluses(url))?;
         if !matches!(url.scheme(), "postgres" | "postgresql") {
             return Err(invalid(
                 "the URL's scheme is neither `postgres` nor `postgresql`",
@@ -131,7 +48,7 @@ impl ParsedUrl {
         let config = config(&mut url)?;
         let options = options(&mut url)?;
         check_unsupported_options(&mut url)?;
-        url.finish().map_err(ours)?;
+        url.finish()?;
         Ok(Self { options, config })
     }
 }
@@ -165,31 +82,31 @@ fn with_plain_pluses(url: &str) -> String {
 /// The options of the backend itself.
 fn config(url: &mut BackendUrl) -> Result<PostgresConfig> {
     let mut config = PostgresConfig::default();
-    if let Some(prefix) = take(url, "prefix")? {
+    if let Some(prefix) = url.take("prefix")? {
         config = config.with_prefix(prefix);
     }
-    if let Some(keys) = take(url, "keys")? {
+    if let Some(keys) = url.take("keys")? {
         config.keys = scheme(&keys)?;
     }
-    if let Some(fencing) = take(url, "fencing")? {
+    if let Some(fencing) = url.take("fencing")? {
         config.fencing = match &*fencing {
             "on" => true,
             "off" => false,
             _ => return Err(invalid("the option `fencing` is `on` or `off`")),
         };
     }
-    if let Some(sequence) = take(url, "sequence")? {
+    if let Some(sequence) = url.take("sequence")? {
         config.sequence = Arc::from(sequence);
         config.sequence_parts()?;
     }
-    if let Some(seconds) = take(url, "connect_timeout")? {
+    if let Some(seconds) = url.take("connect_timeout")? {
         let seconds = seconds.parse().ok().filter(|seconds| *seconds > 0);
         config.connect_timeout = seconds.map(Duration::from_secs).ok_or_else(|| {
             invalid(
                 "the option `connect_timeout` is not a whole number of seconds above 0; or write connect-timeout=500ms",
             )
         })?;
-        if take(url, "connect-timeout")?.is_some() {
+        if url.take("connect-timeout")?.is_some() {
             return Err(invalid(
                 "`connect_timeout` and `connect-timeout` are one option; give it once",
             ));
@@ -200,9 +117,9 @@ fn config(url: &mut BackendUrl) -> Result<PostgresConfig> {
         ("connect-timeout", &mut config.connect_timeout),
         ("fallback-poll-interval", &mut config.fallback_poll_interval),
     ] {
-        *target = url.take_duration(option).map_err(ours)?.unwrap_or(*target);
+        *target = url.take_duration(option)?.unwrap_or(*target);
     }
-    if let Some(max) = take(url, "max-sessions")? {
+    if let Some(max) = url.take("max-sessions")? {
         let max = max.parse().ok().filter(|max| *max > 0);
         config.max_sessions =
             max.ok_or_else(|| invalid("the option `max-sessions` is no number above 0"))?;
@@ -226,7 +143,7 @@ fn options(url: &mut BackendUrl) -> Result<PgConnectOptions> {
         url.user().map(str::to_owned),
         url.password().map(str::to_owned),
     );
-    let address = take(url, "hostaddr")?;
+    let address = url.take("hostaddr")?;
     let host = once(url, "host", host)?;
     if host.as_ref().is_some_and(|host| host.contains(',')) {
         return Err(several_hosts());
@@ -257,7 +174,7 @@ fn options(url: &mut BackendUrl) -> Result<PgConnectOptions> {
         ("dbname", once(url, "dbname", database)?),
         ("user", once(url, "user", user)?),
         ("password", once(url, "password", password)?),
-        ("options", take(url, "options")?),
+        ("options", url.take("options")?),
     ] {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
             if value.contains('\0') {
@@ -273,150 +190,6 @@ fn options(url: &mut BackendUrl) -> Result<PgConnectOptions> {
     tls.apply_to(options)
 }
 
-/// The TLS settings of the URL and the environment.
-struct Tls {
-    mode: Option<PgSslMode>,
-    root: Option<String>,
-    cert: Option<String>,
-    key: Option<String>,
-}
-
-impl Tls {
-    fn take(url: &mut BackendUrl) -> Result<Self> {
-        // The spelling of JDBC, which libpq accepts as well.
-        let old = match take(url, "ssl")?.as_deref() {
-            None => None,
-            Some("true") => Some(PgSslMode::Require),
-            Some(_) => return Err(invalid("the option `ssl` is `true`; or write `sslmode`")),
-        };
-        let mode = match take(url, "sslmode")? {
-            Some(_) if old.is_some() => {
-                return Err(invalid("`ssl` and `sslmode` are one option; give it once"));
-            }
-            Some(mode) => Some(ssl_mode("the option `sslmode`", &mode)?),
-            None => old,
-        };
-        // The driver replaces an unknown value by the default, which verifies nothing.
-        let mode = match (mode, env::var("PGSSLMODE")) {
-            (None, Ok(mode)) => Some(ssl_mode("the environment variable PGSSLMODE", &mode)?),
-            (mode, _) => mode,
-        };
-        // As in libpq, an empty value means none.
-        let root = take(url, "sslrootcert")?
-            .or_else(|| env::var("PGSSLROOTCERT").ok())
-            .filter(|root| !root.is_empty());
-        Ok(Self {
-            mode,
-            root,
-            cert: take(url, "sslcert")?,
-            key: take(url, "sslkey")?,
-        })
-    }
-
-    /// Verifies as libpq does: `require` with a root certificate is `verify-ca`, and
-    /// `sslrootcert=system` goes with `verify-full` alone. Sockets have no TLS.
-    fn apply_to(self, mut options: PgConnectOptions) -> Result<PgConnectOptions> {
-        let Self {
-            mode,
-            root,
-            cert,
-            key,
-        } = self;
-        let system = root.as_deref() == Some("system");
-        let mode = match mode.unwrap_or(if system {
-            PgSslMode::VerifyFull
-        } else {
-            PgSslMode::Prefer
-        }) {
-            _ if is_socket(&options) => PgSslMode::Disable,
-            PgSslMode::VerifyFull => PgSslMode::VerifyFull,
-            _ if system => return Err(invalid("sslrootcert=system needs sslmode=verify-full")),
-            PgSslMode::Require if root.is_some() => PgSslMode::VerifyCa,
-            mode => mode,
-        };
-        options = options.ssl_mode(mode);
-        if matches!(mode, PgSslMode::Disable | PgSslMode::Allow) {
-            return Ok(options);
-        }
-        // The driver always trusts the authorities of the system.
-        if system {
-            options = options.ssl_root_cert_from_pem(Vec::new());
-        } else if let Some(root) = root.filter(|_| verifies(mode)) {
-            options = options.ssl_root_cert(readable("sslrootcert", root)?);
-        }
-        if let Some(cert) = cert {
-            options = options.ssl_client_cert(readable("sslcert", cert)?);
-        }
-        if let Some(key) = key {
-            options = options.ssl_client_key(readable("sslkey", key)?);
-        }
-        Ok(options)
-    }
-}
-
-/// Returns whether the mode verifies the identity of the server.
-fn verifies(mode: PgSslMode) -> bool {
-    matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull)
-}
-
-/// Checks that the file can be read: the driver would report an address that cannot be reached.
-fn readable(option: &str, path: String) -> Result<String> {
-    match std::fs::File::open(&path) {
-        Ok(_) => Ok(path),
-        Err(error) => Err(invalid(format!(
-            "cannot read the file of `{option}`, {path}: {error}"
-        ))),
-    }
-}
-
-/// Returns whether the driver connects to a socket of this host.
-pub(crate) fn is_socket(options: &PgConnectOptions) -> bool {
-    options.get_socket().is_some() || options.get_host().starts_with('/')
-}
-
-/// Returns whether the address belongs to this host.
-pub(crate) fn is_local(options: &PgConnectOptions) -> bool {
-    let host = options.get_host();
-    is_socket(options)
-        || host == "localhost"
-        || host
-            .parse()
-            .is_ok_and(|address: IpAddr| address.is_loopback())
-}
-
-fn ssl_mode(of: &str, mode: &str) -> Result<PgSslMode> {
-    mode.parse().map_err(|_| {
-        invalid(format!(
-            "{of} is none of disable, allow, prefer, require, verify-ca, verify-full"
-        ))
-    })
-}
-
-/// Removes the options that the driver does not support, and refuses those that would have an
-/// effect.
-fn check_unsupported_options(url: &mut BackendUrl) -> Result<()> {
-    // The connections have names of their own, by which sessions are recognized.
-    for option in ["application_name", "fallback_application_name"] {
-        take(url, option)?;
-    }
-    for (option, nothing, why) in UNSUPPORTED_OPTIONS {
-        // From a copy, so that the error about an unknown option does not list these options.
-        if take(&mut url.clone(), option)?.is_none() {
-            continue;
-        }
-        if take(url, option)?.is_some_and(|value| !nothing.contains(&&*value)) {
-            let only = match nothing {
-                [] => String::new(),
-                values => format!(" (only {})", values.join(", ")),
-            };
-            return Err(invalid(format!(
-                "the option `{option}` of libpq is not supported{only}: {why}"
-            )));
-        }
-    }
-    Ok(())
-}
-
 /// Returns a value that stands before the `?` or in an option.
 fn once(
     url: &mut BackendUrl,
@@ -424,16 +197,12 @@ fn once(
     before: Option<String>,
 ) -> Result<Option<String>> {
     let before = before.filter(|value| !value.is_empty());
-    match (take(url, option)?, before) {
+    match (url.take(option)?, before) {
         (Some(_), Some(_)) => Err(invalid(format!(
             "the option `{option}` repeats what stands before the `?`; give it once"
         ))),
         (value, before) => Ok(value.or(before)),
     }
-}
-
-fn take(url: &mut BackendUrl, option: &'static str) -> Result<Option<String>> {
-    url.take(option).map_err(ours)
 }
 
 fn several_hosts() -> Error {
@@ -456,26 +225,11 @@ fn scheme(name: &str) -> Result<KeyScheme> {
     })
 }
 
-fn ours(error: Error) -> Error {
-    named(error, "connect")
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    error::plain(ErrorKind::InvalidInput, "connect", message)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use leasehold_core::ErrorKind;
 
-    #[cfg(not(feature = "tls"))]
-    #[test]
-    fn tls_without_the_feature_names_the_feature() {
-        let parsed = ParsedUrl::parse("postgres://h/?sslmode=require").unwrap();
-        let error = crate::config::check_tls(&parsed.options).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.to_string().contains("feature `tls`"), "{error}");
-    }
+    use super::*;
 
     #[test]
     fn url_sets_every_option() {
@@ -586,43 +340,6 @@ mod tests {
                 .to_string()
                 .contains("?host=/run")
         );
-    }
-
-    #[test]
-    fn tls_modes_verify_as_in_libpq() {
-        // Any file will do.
-        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-        for (url, mode) in [
-            (String::from("postgres://h/?sslmode=require"), "Require"),
-            (String::from("postgres://h/?ssl=true"), "Require"),
-            (
-                String::from("postgres://h/?sslmode=require&sslrootcert="),
-                "Require",
-            ),
-            (
-                format!("postgres://h/?sslmode=require&sslrootcert={root}"),
-                "VerifyCa",
-            ),
-            (
-                format!("postgres://h/?sslmode=verify-full&sslrootcert={root}"),
-                "VerifyFull",
-            ),
-            (
-                format!("postgres://h/?sslmode=disable&sslrootcert={root}"),
-                "Disable",
-            ),
-            (
-                String::from("postgres://h/?sslrootcert=system"),
-                "VerifyFull",
-            ),
-            (
-                String::from("postgres:///?host=/run/x&sslmode=verify-full"),
-                "Disable",
-            ),
-        ] {
-            let options = ParsedUrl::parse(&url).unwrap().options;
-            assert_eq!(format!("{:?}", options.get_ssl_mode()), mode, "{url}");
-        }
     }
 
     #[test]
