@@ -19,23 +19,31 @@ use crate::{
     error,
     identity::Identity,
     keys::{AdvisoryKey, PermitKeys},
-    statement::may_end,
+    statement::{IN_THIS_DATABASE, LOCK_KEY, SESSION_START, may_end, without_count},
 };
 
-/// Reads the sessions that hold or wait for a key in `$1` (`$2`: which keys are pairs) or a key
-/// whose upper 44 bits are those of `$3`. Returns the key, its mode, whether it is granted, and the
-/// session. Without `pg_read_all_stats`, a role sees less of the sessions of other roles.
-const READ_LOCKS: &str = "SELECT s.classid, s.objid, s.objsubid, s.mode = 'ExclusiveLock', s.granted, s.pid, \
-     coalesce(a.application_name, ''), host(a.client_addr), (extract(epoch FROM a.backend_start) * 1000000)::int8, \
-     CASE WHEN a.state = 'idle' THEN (extract(epoch FROM clock_timestamp() - a.state_change) * 1000)::int8 END, \
-     extract(epoch FROM clock_timestamp() - a.backend_start)::int8 \
-     FROM (SELECT l.classid::int8, l.objid::int8, l.objsubid, l.mode, l.granted, l.pid FROM pg_locks AS l \
-     WHERE l.locktype = 'advisory' \
-     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS s \
-     LEFT JOIN pg_stat_activity AS a ON a.pid = s.pid \
-     WHERE ((s.classid << 32) | s.objid, s.objsubid = 2) IN (SELECT k, p FROM unnest($1::int8[], $2::bool[]) AS w(k, p)) \
-     OR s.objsubid = 1 AND ((s.classid << 32) | s.objid) & ~1048575::int8 = $3 \
-     ORDER BY a.backend_start, s.pid";
+/// Returns the SQL that reads the sessions that hold or wait for a key. Parameters: `$1` the keys;
+/// `$2` which are pairs; `$3` the bits that the keys of all counts of a semaphore have in common.
+///
+/// Returns one row per session and key: `classid`, `objid` and `objsubid` of the key; whether it is
+/// exclusive; whether it is granted; the pid, the name, the address and the start of the session;
+/// the milliseconds since its last statement, if it is idle; and the seconds since it connected.
+/// Without `pg_read_all_stats`, a role sees less of the sessions of other roles.
+fn read_locks() -> String {
+    format!(
+        "SELECT l.classid::int8, l.objid::int8, l.objsubid, l.mode = 'ExclusiveLock', l.granted, \
+         l.pid, coalesce(a.application_name, ''), host(a.client_addr), {SESSION_START}, \
+         CASE WHEN a.state = 'idle' \
+         THEN (extract(epoch FROM clock_timestamp() - a.state_change) * 1000)::int8 END, \
+         extract(epoch FROM clock_timestamp() - a.backend_start)::int8 \
+         FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid \
+         WHERE {IN_THIS_DATABASE} AND (({LOCK_KEY}, l.objsubid = 2) IN \
+         (SELECT key, is_pair FROM unnest($1::int8[], $2::bool[]) AS wanted(key, is_pair)) \
+         OR l.objsubid = 1 AND {any_count} = $3) \
+         ORDER BY a.backend_start, l.pid",
+        any_count = without_count(LOCK_KEY)
+    )
+}
 
 /// A row of `pg_locks`: a session that holds a key, or that waits for it in the server.
 struct PgLockRow {
@@ -207,7 +215,7 @@ async fn look(
 ) -> Result<Vec<PgLockRow>> {
     let bits: Vec<i64> = keys.iter().map(|key| key.bits()).collect();
     let pairs: Vec<bool> = keys.iter().map(|key| key.is_pair()).collect();
-    let asked = sqlx::query(READ_LOCKS)
+    let asked = sqlx::query(AssertSqlSafe(read_locks()))
         .bind(bits)
         .bind(pairs)
         .bind(count)
@@ -325,9 +333,12 @@ impl FromStr for HolderId {
     }
 }
 
-/// Reads the session `$1` that started at `$2`. Returns whether it holds the key `$3` (a pair if
-/// `$4`); the number of its other keys without those in `$5` and those whose upper 44 bits are
-/// those of `$6`; its role; whether the current role may end it; and the current role.
+/// Returns the SQL that reads a session. Parameters: `$1` its pid; `$2` its start; `$3` a key; `$4`
+/// whether the key is a pair; `$5` and `$6` the markers and the bits of the keys of counts that are
+/// not counted as other keys.
+///
+/// Returns one row: whether it holds the key; the number of its other keys; its role; whether the
+/// current role may end it; and the current role.
 fn read_session() -> String {
     let may_end = may_end(
         "us.usesysid",
@@ -335,30 +346,43 @@ fn read_session() -> String {
         "(SELECT rolsuper FROM pg_roles WHERE oid = a.usesysid)",
     );
     format!(
-        "SELECT coalesce(bool_or(s.k = $3 AND s.p = $4), false), \
-         count(*) FILTER (WHERE NOT (s.k = $3 AND s.p = $4) AND (s.p OR s.k <> ALL ($5) AND s.k & ~1048575::int8 <> $6)), \
-         coalesce(min(s.role), ''), coalesce(bool_or(s.may_end), false), session_user::text \
-         FROM (SELECT (l.classid::int8 << 32) | l.objid::int8 AS k, l.objsubid = 2 AS p, a.usename::text AS role, \
-         {may_end} AS may_end FROM pg_stat_get_activity(pg_backend_pid()) AS us, pg_locks AS l \
-         JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted AND l.pid = $1 \
-         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-         AND coalesce((extract(epoch FROM a.backend_start) * 1000000)::int8, 0) = $2) AS s"
+        "SELECT coalesce(bool_or(is_key), false), \
+         count(*) FILTER (WHERE NOT is_key AND (is_pair OR key <> ALL ($5) AND {any_count} <> $6)), \
+         coalesce(min(role), ''), coalesce(bool_or(may_end), false), session_user::text \
+         FROM (SELECT {LOCK_KEY} AS key, l.objsubid = 2 AS is_pair, \
+         {LOCK_KEY} = $3 AND (l.objsubid = 2) = $4 AS is_key, \
+         a.usename::text AS role, {may_end} AS may_end \
+         FROM pg_stat_get_activity(pg_backend_pid()) AS us, \
+         pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid \
+         WHERE {IN_THIS_DATABASE} AND l.granted AND l.pid = $1 \
+         AND coalesce({SESSION_START}, 0) = $2) AS held",
+        any_count = without_count("key")
     )
 }
 
-/// Reads the session `$1` that started at `$2` and holds the key `$3` (a pair if `$4`). Returns its
-/// name and whether it holds the revocation marker `$5`; no row if it no longer holds the key.
-const READ_HOLDER: &str = "SELECT a.application_name, bool_or(l.objsubid = 1 AND ((l.classid::int8 << 32) | l.objid::int8) = $5) \
-     FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted \
-     AND l.pid = $1 AND coalesce((extract(epoch FROM a.backend_start) * 1000000)::int8, 0) = $2 \
-     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) GROUP BY a.application_name \
-     HAVING bool_or((l.objsubid = 2) = $4 AND ((l.classid::int8 << 32) | l.objid::int8) = $3)";
+/// Returns the SQL that reads the holder of a key. Parameters: `$1` its pid; `$2` its start; `$3`
+/// the key; `$4` whether the key is a pair; `$5` the revocation marker.
+///
+/// Returns the name of the session and whether it holds the marker, or no row if it no longer holds
+/// the key.
+fn read_holder() -> String {
+    format!(
+        "SELECT a.application_name, bool_or(l.objsubid = 1 AND {LOCK_KEY} = $5) \
+         FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid \
+         WHERE {IN_THIS_DATABASE} AND l.granted AND l.pid = $1 \
+         AND coalesce({SESSION_START}, 0) = $2 GROUP BY a.application_name \
+         HAVING bool_or((l.objsubid = 2) = $4 AND {LOCK_KEY} = $3)"
+    )
+}
 
 /// How often to check whether the holder has noted the revocation.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Holds the revocation marker until a renewal of the holder has noted it. From then on the
 /// deadline of the lock does not advance.
+///
+/// It does not return earlier, because nothing else keeps the marker: it ends with this session,
+/// and a program that revokes a lock may end at once.
 async fn revoke_gracefully(
     connector: &Connector,
     connection: &mut PgConnection,
@@ -380,7 +404,7 @@ async fn revoke_gracefully(
         .map_err(failed)?;
     let begun = Instant::now();
     loop {
-        let query = sqlx::query(READ_HOLDER)
+        let query = sqlx::query(AssertSqlSafe(read_holder()))
             .bind(id.pid)
             .bind(id.started)
             .bind(id.key.bits())

@@ -291,14 +291,14 @@ impl Connector {
             .map(|(name, value)| format!("('{name}', '{value}')"))
             .collect();
         let from = format!(
-            "FROM (VALUES {}) AS s(n, v) WHERE {}",
+            "FROM (VALUES {}) AS setting(name, value) WHERE {}",
             values.join(", "),
             identity.is_here()
         );
         let mut values: [Option<String>; 2] = [None, None];
         for (slot, value) in values
             .iter_mut()
-            .zip(["set_config(n, v, false)", "current_setting(n)"])
+            .zip(["set_config(name, value, false)", "current_setting(name)"])
         {
             let sql = AssertSqlSafe(format!(
                 "SELECT {}, string_agg({value}, ' ') {from}",

@@ -331,8 +331,9 @@ async fn connect(connector: &Connector) -> Result<(PgListener, Identity), Error>
         connector.claim(&mut listener, &identity, "acquire").await?;
         // The time-outs of the role must not end the connection.
         let settings = AssertSqlSafe(format!(
-            "SELECT set_config(n, v, false) FROM (VALUES ('idle_session_timeout', '0'), ('tcp_keepalives_idle', '10'), \
-             ('tcp_keepalives_interval', '10'), ('tcp_user_timeout', '30000')) AS s(n, v) WHERE {}",
+            "SELECT set_config(name, value, false) FROM (VALUES ('idle_session_timeout', '0'), \
+             ('tcp_keepalives_idle', '10'), ('tcp_keepalives_interval', '10'), \
+             ('tcp_user_timeout', '30000')) AS setting(name, value) WHERE {}",
             identity.is_here()
         ));
         drop(sqlx::raw_sql(settings).execute(&mut listener).await);

@@ -25,7 +25,7 @@ use crate::{
     job::{AcquisitionKey, Answer, Job, JobResult, LockRequest, WaiterMarkers},
     keys::AdvisoryKey,
     session_connection::markers::MarkerCounts,
-    statement::{Op, Row, Statements},
+    statement::{DONE, Op, REFUSED, Row, Statements},
     waiters::WaiterRegistry,
 };
 
@@ -140,7 +140,7 @@ impl StatementBatch {
             Row {
                 op,
                 key: AdvisoryKey::Int64(marker),
-                waits: 0,
+                waiter_marker: 0,
                 beside: 0,
             },
             None,
@@ -237,7 +237,7 @@ impl SessionConnection {
                     Row {
                         op,
                         key,
-                        waits: key.waiter_marker(),
+                        waiter_marker: key.waiter_marker(),
                         beside: 0,
                     },
                     None,
@@ -306,7 +306,7 @@ impl SessionConnection {
                 markers,
                 sole,
             } => {
-                if result <= 0 {
+                if result <= REFUSED {
                     self.held.remove(&key);
                     return JobResult::Refused {
                         marked: self.has_markers(acquisition, markers),
@@ -333,7 +333,7 @@ impl SessionConnection {
             } => {
                 // The same statement may have refused the first reader.
                 if let (Some(HeldLock::Shared { token, .. }), true) =
-                    (self.held.get(&key), result < 0)
+                    (self.held.get(&key), result == DONE)
                 {
                     let token = *token;
                     self.drop_markers(acquisition, markers);
@@ -353,10 +353,10 @@ impl SessionConnection {
             }
             RowPurpose::Release => {
                 self.waiters.notify(planned.of);
-                JobResult::Released(result != 0)
+                JobResult::Released(result != REFUSED)
             }
             RowPurpose::SetMarker(marker) => {
-                if result == 0 {
+                if result == REFUSED {
                     self.markers.forget(marker);
                 }
                 JobResult::CleanedUp

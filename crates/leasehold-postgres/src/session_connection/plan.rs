@@ -17,7 +17,7 @@ impl SessionConnection {
         place: usize,
         batch: &mut StatementBatch,
     ) -> Option<Answer> {
-        let waits = acquire.markers.map_or_else(
+        let waiter_marker = acquire.markers.map_or_else(
             || {
                 if acquire.yielding {
                     key.waiter_marker()
@@ -27,14 +27,14 @@ impl SessionConnection {
             },
             |markers| markers.waits,
         );
-        let writer_waits = if shared { key.writer_marker() } else { 0 };
+        let writer_marker = if shared { key.writer_marker() } else { 0 };
         self.set_markers(acquire, batch);
         // The server does not show a session its own markers.
-        if shared && self.markers.is_set(writer_waits) {
+        if shared && self.markers.is_set(writer_marker) {
             return Some(refused(acquire.markers.is_some()));
         }
         let beside = if shared {
-            writer_waits
+            writer_marker
         } else {
             acquire
                 .markers
@@ -53,7 +53,7 @@ impl SessionConnection {
                     Row {
                         op: Op::Join,
                         key,
-                        waits,
+                        waiter_marker,
                         beside,
                     },
                     Some(place),
@@ -89,7 +89,7 @@ impl SessionConnection {
             Row {
                 op,
                 key,
-                waits,
+                waiter_marker,
                 beside,
             },
             Some(place),
@@ -135,7 +135,7 @@ impl SessionConnection {
         let row = Row {
             op,
             key,
-            waits: waited_for.waiter_marker(),
+            waiter_marker: waited_for.waiter_marker(),
             beside: waited_for.bits(),
         };
         batch.add(row, Some(place), waited_for, RowPurpose::Release);
@@ -180,7 +180,7 @@ impl SessionConnection {
             let row = Row {
                 op: Op::ClearWriterMarker,
                 key: markers.key,
-                waits: markers.waits,
+                waiter_marker: markers.waits,
                 beside: writer,
             };
             batch.add(row, None, markers.key, RowPurpose::ClearMarker);

@@ -20,7 +20,7 @@ use crate::{
     job::{AcquireJob, AcquisitionKey, Answer, Job, JobResult},
     keys::{AdvisoryKey, PermitKeys},
     session_connection::{Failure, HeldLock, RowPurpose, SessionConnection, StatementBatch},
-    statement::{Op, Row},
+    statement::{OTHER_COUNT, Op, Row},
 };
 
 /// The number of attempts to notify waiters. An administrator may cancel the first one.
@@ -54,7 +54,7 @@ impl SessionConnection {
         }
         let operations: Vec<i16> = rows.iter().map(Row::code).collect();
         let keys: Vec<i64> = rows.iter().map(|row| row.key.bits()).collect();
-        let waits: Vec<i64> = rows.iter().map(|row| row.waits).collect();
+        let waiter_markers: Vec<i64> = rows.iter().map(|row| row.waiter_marker).collect();
         let beside: Vec<i64> = rows.iter().map(|row| row.beside).collect();
         // No token depends on a commit that only notifies waiters.
         let acquires = rows.iter().any(|row| row.op.acquires());
@@ -63,7 +63,8 @@ impl SessionConnection {
         // The row of a waiter has its marker.
         let text = match (
             reads,
-            rows.iter().any(|row| row.op.reads() && row.waits != 0),
+            rows.iter()
+                .any(|row| row.op.reads() && row.waiter_marker != 0),
         ) {
             (false, _) => &statements.batch,
             (true, false) => &statements.batch_with_readers,
@@ -72,7 +73,7 @@ impl SessionConnection {
         let mut query = sqlx::query(text.clone())
             .bind(operations)
             .bind(keys)
-            .bind(waits)
+            .bind(waiter_markers)
             .bind(beside)
             .bind(self.synchronous)
             .bind(if acquires { "on" } else { "off" });
@@ -105,7 +106,7 @@ impl SessionConnection {
             query = query.bind(self.synchronous);
         }
         if row.op != Op::Exclusive {
-            query = query.bind(row.waits);
+            query = query.bind(row.waiter_marker);
         }
         if row.op == Op::ExclusiveOfWaiter {
             query = query.bind(row.beside);
@@ -255,8 +256,8 @@ impl SessionConnection {
             self.drop_markers(acquire.acquisition, acquire.markers);
             return Ok(JobResult::Granted { key, token: None });
         }
-        if result <= -2 {
-            let other = -2 - result;
+        if result <= OTHER_COUNT {
+            let other = OTHER_COUNT - result;
             return Err(error::plain(
                 ErrorKind::Conflict,
                 "acquire",
