@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use tokio::{runtime::Handle, sync::oneshot};
@@ -149,11 +149,15 @@ struct DetachableWorker {
     work: BoxFuture<'static, ()>,
     /// The runtime of the task that polls it.
     runtime: Handle,
+    /// The waker of the task that polls it.
+    waker: Waker,
 }
 
 impl DetachableWorker {
+    /// Spawns the worker. The task that polled it is woken, to wait for its answer.
     fn spawn(self) {
         drop(self.runtime.spawn(self.work));
+        self.waker.wake();
     }
 }
 
@@ -216,7 +220,11 @@ impl<E: BatchExecutor> Batcher<E> {
         };
         let detach_if_dropped = DetachOnDrop(self);
         let answer = poll_fn(|cx| {
-            self.poll_inline(worker, cx);
+            // While this task polls the worker, it does not wait for the answer: the worker would
+            // wake the task that polls it, which would then be scheduled once more.
+            if self.poll_inline(worker, cx) {
+                return Poll::Pending;
+            }
             Pin::new(&mut answered).poll(cx)
         })
         .await;
@@ -269,6 +277,7 @@ impl<E: BatchExecutor> Batcher<E> {
                 number,
                 work: Box::pin(work()),
                 runtime: Handle::current(),
+                waker: Waker::noop().clone(),
             });
             return Some(number);
         }
@@ -285,15 +294,16 @@ impl<E: BatchExecutor> Batcher<E> {
         None
     }
 
-    /// Polls the inline worker of this number, unless it has ended or has a task of its own.
-    fn poll_inline(&self, number: u64, cx: &mut Context<'_>) {
+    /// Polls the inline worker of this number, unless it has ended or has a task of its own. Returns
+    /// whether the calling task must poll it again.
+    fn poll_inline(&self, number: u64, cx: &mut Context<'_>) -> bool {
         let mut worker = {
             let inline = &mut lock(&self.queue).inline;
             match std::mem::replace(inline, InlineWorker::Polled { detached: false }) {
                 InlineWorker::Pending(worker) if worker.number == number => worker,
                 other => {
                     *inline = other;
-                    return;
+                    return false;
                 }
             }
         };
@@ -302,14 +312,17 @@ impl<E: BatchExecutor> Batcher<E> {
         let mut queue = lock(&self.queue);
         let detached = matches!(queue.inline, InlineWorker::Polled { detached: true });
         queue.inline = InlineWorker::None;
-        match polled {
-            Poll::Ready(()) => {}
-            Poll::Pending if detached => {
-                drop(queue);
-                worker.spawn();
-            }
-            Poll::Pending => queue.inline = InlineWorker::Pending(worker),
+        if polled.is_ready() {
+            return false;
         }
+        if detached {
+            drop(queue);
+            worker.spawn();
+            return false;
+        }
+        worker.waker.clone_from(cx.waker());
+        queue.inline = InlineWorker::Pending(worker);
+        true
     }
 
     /// Sends one job now, or returns it if other jobs are queued before it.
@@ -527,16 +540,35 @@ mod tests {
         assert_eq!(stalled.await.unwrap(), 3);
     }
 
+    /// Counts how often a task is woken.
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl std::task::Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A task that wakes itself is scheduled once more. On a runtime with several workers, another
+    /// worker is notified for it.
     #[tokio::test]
-    async fn lone_job_needs_no_other_task() {
+    async fn lone_job_needs_no_other_task_and_no_wake_up() {
         for alone in [0, 1] {
             let (batcher, connection) = batcher(alone);
+            let wakes = Arc::new(Wakes::default());
+            let waker = Waker::from(Arc::clone(&wakes));
+            let mut cx = Context::from_waker(&waker);
             for job in 0..3 {
                 let mut lone = pin!(batcher.run(&connection, job));
-                // No other task runs meanwhile.
-                assert!((&mut lone).now_or_never().is_none());
-                assert_eq!((&mut lone).now_or_never().unwrap().unwrap(), job);
+                // No other task runs meanwhile, and the runtime wakes no task.
+                assert!(lone.as_mut().poll(&mut cx).is_pending());
+                let Poll::Ready(answer) = lone.as_mut().poll(&mut cx) else {
+                    panic!("the job needs another task");
+                };
+                assert_eq!(answer.unwrap(), job);
             }
+            assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
         }
     }
 
@@ -592,8 +624,6 @@ mod tests {
         assert_eq!(answers, (0..20).collect::<Vec<_>>());
     }
 
-    /// A task that wakes itself is scheduled once more. On a runtime with several workers, another
-    /// worker is notified for it.
     #[tokio::test]
     async fn lone_job_is_polled_as_often_as_its_executor_says() {
         for alone in [0, 1] {
