@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use leasehold_core::{Error, Result, backend::support::RetryBudget, session::cancelled};
 use zookeeper_client::{EventType, OneshotWatcher, WatchedEvent};
 
@@ -9,7 +10,7 @@ use crate::{
     batch::Created,
     connection::{Link, Room},
     error::{self, Effect},
-    keys::REVOKE,
+    keys::{Data, REVOKE, Says},
     pending_lock::{PendingLock, lost_place},
     queue::{Standing, Wait},
     session::note,
@@ -22,9 +23,20 @@ const UNWATCHED: Duration = Duration::from_millis(100);
 /// The nodes ahead of a waiter.
 enum Predecessor {
     /// The node at this path.
-    Node(String),
+    Node {
+        path: String,
+        /// Whether no other node is in the way.
+        is_only: bool,
+    },
     /// Any child of the directory. `None` if there was no room for a watch.
     Anybody(Option<(OneshotWatcher, Room)>),
+}
+
+/// A watch on the nodes ahead.
+struct Watch {
+    event: Event,
+    /// Whether the lock is granted once the watched node is deleted.
+    grants: bool,
 }
 
 impl PendingLock {
@@ -53,12 +65,18 @@ impl PendingLock {
     /// Reads its position, and waits until the position may have changed. Returns whether the lock
     /// is granted.
     ///
-    /// A lock is granted by a read, never by an event. A watch fires for every event of a node, and
-    /// an event may come from an earlier connection.
+    /// A lock is granted by what was read, never by the mere arrival of an event: a watch fires for
+    /// every event of a node. One event has the same meaning as a read. If the only node in the way
+    /// was the node of a holder, and is deleted, then nothing is in the way any more:
+    ///
+    /// - No node can appear ahead, except one that takes over the number of a waiter's node. So the
+    ///   watched node must not be a waiter's.
+    /// - The server reports events in their order, so the own node existed when the other one was
+    ///   deleted. After a reconnection it reports them in any order.
     async fn step(&self, queued: &mut Created, own: &mut Option<Event>) -> Result<bool> {
         let handle = self.place().session().handle();
         let link = handle.link("acquire")?;
-        let (children, anybody) = match queued.children.take() {
+        let (mut children, anybody) = match queued.children.take() {
             Some(children) => (children, None),
             None if self.request.mode().is_permit() => {
                 let listed = wake::children(&link, &self.directory);
@@ -82,36 +100,60 @@ impl PendingLock {
             }
         };
         let ahead = match (wait, anybody) {
-            (Wait::For(child), _) => Predecessor::Node(self.directory.child(&child)),
+            (Wait::For { child, is_only }, _) => {
+                children.retain(|name| *name != child);
+                let path = self.directory.child(&child);
+                Predecessor::Node { path, is_only }
+            }
             (Wait::Any, Some(watch)) => Predecessor::Anybody(watch),
             // The directory was read without a watch: read it again with one.
             (Wait::Any, None) => return Ok(false),
         };
+        let mut connection = link.client.state_watcher();
+        connection.state();
         let watching = self.watch(&link, &queued.path, own, ahead);
         let watching = async { Ok(watching.await) };
-        let (event, net) = match handle
+        let unwatched = || Watch {
+            event: Box::pin(std::future::pending()),
+            grants: false,
+        };
+        let (watch, net) = match handle
             .cluster
             .ask("acquire", Effect::None, handle.patience, watching)
             .await??
         {
-            Set::Watching(event) => (event, handle.cluster.config.fallback_poll_interval),
-            Set::NoRoom => (Box::pin(std::future::pending()) as Event, UNWATCHED),
+            Set::Watching(watch) => (watch, handle.cluster.config.fallback_poll_interval),
+            Set::NoRoom => (unwatched(), UNWATCHED),
             Set::Gone => return Ok(false),
         };
-        tokio::select! {
-            // Its own node first: if both are gone, the lock is not granted.
+        let told = tokio::select! {
             biased;
             told = told(own) => {
                 *own = None;
-                match told.event_type {
-                    EventType::NodeDeleted | EventType::Session => Err(lost_place()),
-                    _ => Ok(false),
-                }
+                return after_own(&told);
             }
-            _ = event => Ok(false),
-            () = self.ended() => Err(lost_place()),
-            () = self.request.cancelled() => Err(cancelled()),
-            () = tokio::time::sleep(net) => Ok(false),
+            told = watch.event => told,
+            () = self.ended() => return Err(lost_place()),
+            () = self.request.cancelled() => return Err(cancelled()),
+            () = tokio::time::sleep(net) => return Ok(false),
+        };
+        if !watch.grants
+            || told.event_type != EventType::NodeDeleted
+            || connection.changed().now_or_never().is_some()
+        {
+            return Ok(false);
+        }
+        match own.as_mut().map(FutureExt::now_or_never) {
+            Some(None) => {
+                queued.children = Some(children);
+                Ok(true)
+            }
+            // An event that came before the one of the other node, after this task had looked.
+            Some(Some(told)) => {
+                *own = None;
+                after_own(&told)
+            }
+            None => Ok(false),
         }
     }
 
@@ -122,7 +164,7 @@ impl PendingLock {
         path: &str,
         own: &mut Option<Event>,
         ahead: Predecessor,
-    ) -> Result<Set<Event>> {
+    ) -> Result<Set<Watch>> {
         let handle = self.place().session().handle();
         let failed =
             |error| error::of_driver(error, "acquire", Effect::None, &handle.cluster.endpoint());
@@ -140,13 +182,20 @@ impl PendingLock {
         };
         let other = async {
             Ok::<_, Error>(match ahead {
-                Predecessor::Node(path) => match wake::node(link, &path).await.map_err(failed)? {
-                    Set::Watching((watcher, room, _)) => Set::Watching(wake::told(watcher, room)),
-                    Set::Gone => Set::Gone,
-                    Set::NoRoom => Set::NoRoom,
-                },
+                Predecessor::Node { path, is_only } => {
+                    match wake::node(link, &path).await.map_err(failed)? {
+                        Set::Watching((watcher, room, data)) => {
+                            let moves = Data::read(&data).is_some_and(|it| it.says == Says::Waits);
+                            let (event, grants) = (wake::told(watcher, room), is_only && !moves);
+                            Set::Watching(Watch { event, grants })
+                        }
+                        Set::Gone => Set::Gone,
+                        Set::NoRoom => Set::NoRoom,
+                    }
+                }
                 Predecessor::Anybody(Some((watcher, room))) => {
-                    Set::Watching(wake::told(watcher, room))
+                    let (event, grants) = (wake::told(watcher, room), false);
+                    Set::Watching(Watch { event, grants })
                 }
                 Predecessor::Anybody(None) => Set::NoRoom,
             })
@@ -162,5 +211,14 @@ async fn told(watch: &mut Option<Event>) -> WatchedEvent {
     match watch {
         Some(watch) => watch.await,
         None => std::future::pending().await,
+    }
+}
+
+/// Returns what an event of its own node means to a waiter: it has lost its place, or must look
+/// again.
+fn after_own(told: &WatchedEvent) -> Result<bool> {
+    match told.event_type {
+        EventType::NodeDeleted | EventType::Session => Err(lost_place()),
+        _ => Ok(false),
     }
 }

@@ -27,7 +27,11 @@ pub(crate) enum Standing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
     /// This child is deleted.
-    For(String),
+    For {
+        child: String,
+        /// Whether no other child is in the way.
+        is_only: bool,
+    },
     /// Any child is deleted.
     Any,
 }
@@ -55,7 +59,7 @@ pub(crate) fn standing(
     };
     Ok(match in_the_way(mode, Some(own.sequence), children) {
         None => Standing::Holds,
-        Some(child) => Standing::Waits(Wait::For(child.to_owned())),
+        Some(wait) => Standing::Waits(wait),
     })
 }
 
@@ -66,11 +70,11 @@ pub(crate) fn refusal(name: &LockKey, mode: Mode, children: &[String]) -> Result
         let taken = counted(name, of.get(), children)?.len();
         return Ok((taken >= of.get() as usize).then_some(Wait::Any));
     }
-    Ok(in_the_way(mode, None, children).map(|child| Wait::For(child.to_owned())))
+    Ok(in_the_way(mode, None, children))
 }
 
-/// Returns the last child that excludes this mode and came before `own`.
-fn in_the_way(mode: Mode, own: Option<Sequence>, children: &[String]) -> Option<&str> {
+/// Returns the wait for the last child that excludes this mode and came before `own`.
+fn in_the_way(mode: Mode, own: Option<Sequence>, children: &[String]) -> Option<Wait> {
     let excludes = |part| match part {
         Part::Writer => true,
         Part::Reader => mode != Mode::Shared,
@@ -79,11 +83,14 @@ fn in_the_way(mode: Mode, own: Option<Sequence>, children: &[String]) -> Option<
     let members = children
         .iter()
         .filter_map(|name| Some((name.as_str(), Member::read(name)?)));
-    let ahead = members
-        .filter(|(_, member)| excludes(member.part) && own.is_none_or(|own| member.sequence < own));
-    ahead
-        .max_by_key(|(_, member)| member.sequence)
-        .map(|(name, _)| name)
+    let ahead: Vec<_> = members
+        .filter(|(_, member)| excludes(member.part) && own.is_none_or(|own| member.sequence < own))
+        .collect();
+    let (child, _) = ahead.iter().max_by_key(|(_, member)| member.sequence)?;
+    Some(Wait::For {
+        child: (*child).to_owned(),
+        is_only: ahead.len() == 1,
+    })
 }
 
 fn permits(name: &LockKey, of: u32, uuid: Uuid, children: &[String]) -> Result<Standing> {
@@ -159,7 +166,16 @@ mod tests {
     }
 
     fn waits(child: &str) -> Standing {
-        Standing::Waits(Wait::For(child.into()))
+        Standing::Waits(wait(child, false))
+    }
+
+    fn waits_only(child: &str) -> Standing {
+        Standing::Waits(wait(child, true))
+    }
+
+    fn wait(child: &str, is_only: bool) -> Wait {
+        let child = child.to_owned();
+        Wait::For { child, is_only }
     }
 
     #[test]
@@ -172,7 +188,7 @@ mod tests {
             "other".into(),
         ];
         assert_eq!(stand(Mode::Exclusive, 3, &children), waits(&writer));
-        assert_eq!(stand(Mode::Exclusive, 2, &children), waits(&reader));
+        assert_eq!(stand(Mode::Exclusive, 2, &children), waits_only(&reader));
         assert_eq!(stand(Mode::Exclusive, 4, &children), Standing::Absent);
         assert_eq!(stand(Mode::Exclusive, 3, &children[..1]), Standing::Holds);
     }
@@ -187,8 +203,11 @@ mod tests {
             child(4, "lock-", 9),
         ];
         assert_eq!(stand(Mode::Shared, 2, &children), Standing::Holds);
-        assert_eq!(stand(Mode::Shared, 3, &children), waits(&writer));
-        assert_eq!(stand(Mode::Exclusive, 1, &children), waits(&children[0]));
+        assert_eq!(stand(Mode::Shared, 3, &children), waits_only(&writer));
+        assert_eq!(
+            stand(Mode::Exclusive, 1, &children),
+            waits_only(&children[0])
+        );
     }
 
     #[test]
@@ -198,7 +217,7 @@ mod tests {
             format!("_c_{}-lock--2147483648", uuid(2)),
         );
         let children = [first.clone(), last.clone()];
-        assert_eq!(stand(Mode::Exclusive, 2, &children), waits(&last));
+        assert_eq!(stand(Mode::Exclusive, 2, &children), waits_only(&last));
         let names: Vec<_> = in_order(&children)
             .into_iter()
             .map(|(name, _)| name)
@@ -372,10 +391,9 @@ mod tests {
         let key = LockKey::new("k").unwrap();
         let children = [child(1, "__READ__", 7), child(2, "__READ__", 8)];
         assert_eq!(refusal(&key, Mode::Shared, &children).unwrap(), None);
-        let wait = Wait::For(children[1].clone());
         assert_eq!(
             refusal(&key, Mode::Exclusive, &children).unwrap(),
-            Some(wait)
+            Some(wait(&children[1], false))
         );
     }
 }
