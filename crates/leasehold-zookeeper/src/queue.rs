@@ -278,17 +278,34 @@ mod tests {
     /// A waiter in the model below.
     struct Waiter {
         number: u128,
-        /// Its last read, which may be old, shows that nothing is ahead of it.
+        /// The only child ahead of it in its last read, if that child's deletion grants the lock.
+        watched: Option<String>,
+        /// Its last read, which may be old, or an event since then shows that nothing is ahead.
         may_move: bool,
         /// It has moved, and considers the lock held.
         holds: bool,
         token: i32,
     }
 
+    /// What waiters of the model do.
+    #[derive(Clone, Copy)]
+    struct Rules {
+        /// A move fails if the waiter's own node is gone.
+        checks_own_node: bool,
+        /// Only the deletion of a holder's node grants the lock, because a waiter's node is also
+        /// deleted by a move.
+        trusts_holders_only: bool,
+    }
+
+    const RULES: Rules = Rules {
+        checks_own_node: true,
+        trusts_holders_only: true,
+    };
+
     /// Simulates waiters whose nodes are in another session until they hold. That session may end
     /// at any time, also between a waiter's read and its move. Returns whether two waiters never
     /// held at once, and tokens grew.
-    fn moves_keep_order(seed: u64, checked: bool) -> bool {
+    fn moves_keep_order(seed: u64, rules: Rules) -> bool {
         let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut roll = |sides: usize| {
             dice ^= dice << 13;
@@ -305,6 +322,7 @@ mod tests {
                 children.push(child(arrived, "lock-", next));
                 waiters.push(Waiter {
                     number: arrived,
+                    watched: None,
                     may_move: false,
                     holds: false,
                     token: next,
@@ -312,20 +330,35 @@ mod tests {
                 next += 1;
             }
             let at = roll(waiters.len());
+            let holders: Vec<_> = waiters
+                .iter()
+                .filter(|waiter| waiter.holds)
+                .map(|waiter| child(waiter.number + 1, "lock-", waiter.token))
+                .collect();
             let waiter = &mut waiters[at];
             let node = children
                 .iter()
                 .position(|name| Uuid::of_name(name) == Some(uuid(waiter.number)));
-            match (roll(4), node) {
+            match (roll(5), node) {
                 (0, Some(_)) if !waiter.holds => {
-                    waiter.may_move =
-                        stand(Mode::Exclusive, waiter.number, &children) == Standing::Holds;
+                    let standing = stand(Mode::Exclusive, waiter.number, &children);
+                    waiter.may_move = standing == Standing::Holds;
+                    waiter.watched = match standing {
+                        Standing::Waits(Wait::For {
+                            child,
+                            is_only: true,
+                        }) => Some(child),
+                        _ => None,
+                    };
+                    if rules.trusts_holders_only {
+                        waiter.watched.take_if(|child| !holders.contains(child));
+                    }
                 }
                 // Its session ends, and it has not noticed.
                 (1, Some(node)) if !waiter.holds => drop(children.swap_remove(node)),
                 (2, node) if waiter.may_move => {
                     waiter.may_move = false;
-                    if node.is_none() && checked {
+                    if node.is_none() && rules.checks_own_node {
                         waiters.swap_remove(at);
                         continue;
                     }
@@ -343,6 +376,10 @@ mod tests {
                     children.retain(|name| Uuid::of_name(name) != Some(uuid(waiter.number + 1)));
                     waiters.swap_remove(at);
                 }
+                (4, _) if !waiter.holds => {
+                    let gone = waiter.watched.take_if(|child| !children.contains(child));
+                    waiter.may_move |= gone.is_some();
+                }
                 _ => {}
             }
             if waiters.iter().filter(|waiter| waiter.holds).count() > 1 {
@@ -355,15 +392,25 @@ mod tests {
     #[test]
     fn a_waiter_that_moves_never_holds_beside_another() {
         for seed in 1..=1_000 {
-            assert!(moves_keep_order(seed, true), "seed {seed}");
+            assert!(moves_keep_order(seed, RULES), "seed {seed}");
         }
-        let found = (1..=1_000)
-            .filter(|seed| !moves_keep_order(*seed, false))
-            .count();
-        assert!(
-            found > 100,
-            "a move that does not check its own node is found in {found} runs of 1000"
-        );
+        let without_check = Rules {
+            checks_own_node: false,
+            ..RULES
+        };
+        let trusting = Rules {
+            trusts_holders_only: false,
+            ..RULES
+        };
+        for (rules, what) in [
+            (without_check, "a move that does not check its own node"),
+            (trusting, "a grant by the end of a waiter's node"),
+        ] {
+            let found = (1..=1_000)
+                .filter(|seed| !moves_keep_order(*seed, rules))
+                .count();
+            assert!(found > 10, "{what} is found in {found} runs of 1000");
+        }
     }
 
     #[test]
