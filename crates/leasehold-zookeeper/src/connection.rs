@@ -538,7 +538,7 @@ impl Cluster {
         // A lost answer is harmless: a directory is created again whenever it is missing.
         let deleted = self.ask("acquire", Effect::None, patience, deleted).await;
         deleted.map_err(|error| match error.kind() {
-            ErrorKind::Denied => error::used_up(directory.path(), error),
+            ErrorKind::Denied => error::used_up(directory.path(), &error),
             _ => error,
         })
     }

@@ -56,7 +56,8 @@ pub(crate) fn timed_out(
         false => "the option `timeout`".to_owned(),
     };
     let message = format!(
-        "no answer from {endpoint} within {patience:?} ({whence}); is the server overloaded, stopped or unreachable?"
+        "no answer from {endpoint} within {patience:?} ({whence}); \
+         is the server overloaded, stopped or unreachable?"
     );
     plain(lost_answer(effect), operation, message)
 }
@@ -72,12 +73,23 @@ pub(crate) fn unreachable(
     if why.is_empty() {
         return error;
     }
-    plain(
-        ErrorKind::Unavailable,
-        operation,
-        format!("cannot connect to {endpoint}: {why}"),
-    )
-    .with_source(error)
+    let message = format!("cannot connect to {endpoint}: {why}");
+    restated(ErrorKind::Unavailable, operation, message, &error)
+}
+
+/// Returns an error with the cause of `error`. It takes the place of `error`, so that a report of
+/// all causes does not contain the message of both.
+pub(crate) fn restated(
+    kind: ErrorKind,
+    operation: &'static str,
+    message: impl Into<String>,
+    error: &Error,
+) -> Error {
+    let restated = plain(kind, operation, message);
+    match std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<Driver>()) {
+        Some(cause) => restated.with_source(cause.clone()),
+        None => restated,
+    }
 }
 
 /// Returns the error for a request in a session that has ended.
@@ -86,14 +98,16 @@ pub(crate) fn over(operation: &'static str) -> Error {
 }
 
 /// Returns the error for a directory whose numbers are used up and that this user may not delete.
-pub(crate) fn used_up(path: &str, denied: Error) -> Error {
+pub(crate) fn used_up(path: &str, denied: &Error) -> Error {
     let message = format!(
-        "the sequence numbers of {path} are used up, and this user may not delete it; delete it while nobody is in it"
+        "the sequence numbers of {path} are used up, and this user may not delete it; \
+         delete it while nobody is in it"
     );
-    plain(ErrorKind::Denied, "acquire", message).with_source(denied)
+    restated(ErrorKind::Denied, "acquire", message, denied)
 }
 
-/// Maps the driver's error of a request to `endpoint`.
+/// Maps the driver's error of a request to `endpoint`. The message does not repeat the driver's
+/// text, because that error is the source.
 pub(crate) fn of_driver(
     error: Driver,
     operation: &'static str,
@@ -102,47 +116,85 @@ pub(crate) fn of_driver(
 ) -> Error {
     let (kind, message) = match &error {
         // The driver reports `Custom` if the connection broke in another way than by its end.
-        Driver::ConnectionLoss | Driver::Custom(_) => {
-            (lost_answer(effect), format!("the connection to {endpoint} broke before the answer came ({error})"))
-        }
+        Driver::ConnectionLoss | Driver::Custom(_) => (
+            lost_answer(effect),
+            format!("the connection to {endpoint} broke before the answer came; try again"),
+        ),
         Driver::NoHosts | Driver::Timeout => (
             ErrorKind::Unavailable,
-            format!("cannot connect to {endpoint} ({error}); check the address, and that a server runs there"),
+            format!(
+                "cannot connect to {endpoint}; check the address, and that a server runs there"
+            ),
         ),
-        Driver::SessionExpired => (ErrorKind::Lost, "the session has expired".into()),
+        Driver::SessionExpired => (
+            ErrorKind::Lost,
+            format!("{endpoint} has ended the session; acquire the lock again"),
+        ),
         // The driver reports `UnexpectedError` if its session ended before it recorded the reason.
-        Driver::ClientClosed | Driver::UnexpectedError(_) => (ErrorKind::Lost, "the driver's client was closed".into()),
-        Driver::AuthFailed => (ErrorKind::Denied, format!("{endpoint} refused the user; check user and password")),
+        Driver::ClientClosed | Driver::UnexpectedError(_) => (
+            ErrorKind::Lost,
+            format!("the driver's connection to {endpoint} was closed; acquire the lock again"),
+        ),
+        Driver::AuthFailed => (
+            ErrorKind::Denied,
+            format!("{endpoint} refused the user; check user and password"),
+        ),
         Driver::NoAuth => (
             ErrorKind::Denied,
             format!(
-                "{endpoint} refused the access; the user needs read, write, create and delete permission below the root"
+                "{endpoint} refused the access; \
+                 the user needs read, write, create and delete permission below the root"
             ),
         ),
         Driver::InvalidAcl => (
             ErrorKind::InvalidInput,
-            "the server refuses the access list; `acl=creator` needs a user and a password in the URL".into(),
+            format!(
+                "{endpoint} refuses the access list; \
+                 `acl=creator` needs a user and a password in the URL"
+            ),
         ),
-        Driver::SessionMoved => (ErrorKind::Unavailable, "the session moved to another server; try again".into()),
+        Driver::SessionMoved => (
+            ErrorKind::Unavailable,
+            format!("the session is now at another server of {endpoint}; try again"),
+        ),
         Driver::NotReadOnly => (
             ErrorKind::Unavailable,
-            "the server is cut off from its ensemble; are most of them up and connected?".into(),
+            format!(
+                "the server at {endpoint} is cut off from its ensemble; \
+                 are most of them up and connected?"
+            ),
         ),
-        Driver::Throttled | Driver::QuotaExceeded => {
-            (ErrorKind::Unavailable, format!("the server refuses for now: {error}"))
-        }
-        Driver::Unimplemented => {
-            (ErrorKind::Unsupported, "the server does not know this request; ZooKeeper 3.6 or later does".into())
-        }
+        Driver::Throttled => (
+            ErrorKind::Unavailable,
+            format!("{endpoint} is overloaded and refuses requests; try again later"),
+        ),
+        Driver::QuotaExceeded => (
+            ErrorKind::Unavailable,
+            format!("the quota of the root at {endpoint} is used up; raise it"),
+        ),
+        Driver::Unimplemented => (
+            ErrorKind::Unsupported,
+            format!("{endpoint} does not know this request; ZooKeeper 3.6 or later does"),
+        ),
         Driver::NoChildrenForEphemerals => (
             ErrorKind::InvalidInput,
-            "the path of this lock is an ephemeral node of another program; use another name or root".into(),
+            format!(
+                "the path of this lock at {endpoint} is an ephemeral node of another program; \
+                 use another name or root"
+            ),
         ),
-        Driver::BadArguments(why) => (ErrorKind::InvalidInput, format!("the driver refuses this: {why}")),
-        Driver::UnexpectedErrorCode(_) | Driver::RuntimeInconsistent => {
-            (lost_answer(effect), format!("the server failed: {error}"))
-        }
-        _ => (ErrorKind::UnexpectedResponse, format!("the server answered with an error: {error}")),
+        Driver::BadArguments(_) => (
+            ErrorKind::InvalidInput,
+            format!("the driver refuses this request to {endpoint}; check the name and the root"),
+        ),
+        Driver::UnexpectedErrorCode(_) | Driver::RuntimeInconsistent => (
+            lost_answer(effect),
+            format!("{endpoint} failed while it served the request; see the server's log"),
+        ),
+        _ => (
+            ErrorKind::UnexpectedResponse,
+            format!("{endpoint} answered with an error; is it a ZooKeeper server? See its log"),
+        ),
     };
     plain(kind, operation, message).with_source(error)
 }
@@ -182,6 +234,54 @@ mod tests {
             (Driver::SessionMoved, ErrorKind::Unavailable),
         ] {
             assert_eq!(of_driver(driver, "inspect", Effect::None, "h").kind(), kind);
+        }
+    }
+
+    /// Returns what a report of an error and all its causes prints.
+    fn report(error: &Error) -> Vec<String> {
+        let causes = std::iter::successors(Some(error as &dyn std::error::Error), |it| it.source());
+        causes.map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn no_message_repeats_its_cause() {
+        let drivers = [
+            Driver::ConnectionLoss,
+            Driver::NoHosts,
+            Driver::Timeout,
+            Driver::SessionExpired,
+            Driver::ClientClosed,
+            Driver::UnexpectedError("odd".into()),
+            Driver::AuthFailed,
+            Driver::NoAuth,
+            Driver::InvalidAcl,
+            Driver::SessionMoved,
+            Driver::NotReadOnly,
+            Driver::Throttled,
+            Driver::QuotaExceeded,
+            Driver::Unimplemented,
+            Driver::NoChildrenForEphemerals,
+            Driver::BadArguments(&"odd"),
+            Driver::UnexpectedErrorCode(-7),
+            Driver::RuntimeInconsistent,
+            Driver::MarshallingError,
+        ];
+        for driver in drivers {
+            let endpoint = "zookeeper://h:2181";
+            let error = of_driver(driver.clone(), "acquire", Effect::Writes, endpoint);
+            let restated = [
+                error.clone(),
+                unreachable("acquire", endpoint, "h:2181: refused", error.clone()),
+                restated(ErrorKind::Unavailable, "acquire", error.message(), &error),
+                used_up("/k", &error),
+            ];
+            for error in restated {
+                let printed = report(&error);
+                assert_eq!(printed.len(), 2, "{printed:?}");
+                assert_eq!(printed[1], driver.to_string());
+                assert!(!printed[0].contains(&printed[1]), "{printed:?}");
+            }
+            assert!(error.message().contains(endpoint), "{error}");
         }
     }
 }

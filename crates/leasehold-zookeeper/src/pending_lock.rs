@@ -242,10 +242,8 @@ impl PendingLock {
                 // The node was not created, and will not be.
                 Some(None) if tries < CREATIONS && !self.request.is_cancelled() => {}
                 Some(None) => {
-                    return Err(
-                        error::plain(ErrorKind::Unavailable, "acquire", error.message())
-                            .with_source(error),
-                    );
+                    let kind = ErrorKind::Unavailable;
+                    return Err(error::restated(kind, "acquire", error.message(), &error));
                 }
                 // The next renewal removes the node if it exists.
                 None => return Err(error),
