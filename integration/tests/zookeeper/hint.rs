@@ -1,4 +1,5 @@
-//! A watch event is a hint: a waiter is granted by what it reads, never by the event.
+//! A watch event is a hint: a waiter is granted by the state of the queue, never by the mere arrival
+//! of an event.
 
 use std::time::Duration;
 
@@ -113,4 +114,71 @@ async fn a_graceful_revocation_grants_nobody_before_the_deadline() {
     assert!(!guard.is_held(), "two clients hold the lock");
     assert!(token(&next) > token(&guard));
     free(next).await;
+}
+
+/// The server reports the end of both nodes at once, that of the waiter first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiter_without_a_node_is_granted_by_no_event() {
+    let server = ZookeeperServer::start().unwrap();
+    let url = format!("{}?tick=500ms", server.url());
+    let (one, other, operator) = (
+        client(&url).await,
+        client(&url).await,
+        operator(&server).await,
+    );
+    // With this TTL the node of the waiter is the node of the holder.
+    let guard = one.mutex("k").with_ttl(ttl(4)).lock().await.unwrap();
+    let held = members(&server).pop_first().unwrap();
+    let waiter =
+        tokio::spawn(async move { other.mutex("k").with_ttl(ttl(4)).lock().await.unwrap() });
+    until("it waits", || members(&server).len() == 2).await;
+    // Both nodes are watched by now.
+    sleep(PAUSE).await;
+    let mut waiting = members(&server);
+    waiting.remove(&held);
+    let mut writer = operator.new_multi_writer();
+    for path in [waiting.first().unwrap(), &held] {
+        writer.add_delete(path, None).unwrap();
+    }
+    writer.commit().await.unwrap();
+    let granted = timeout(SOON, waiter).await.unwrap().unwrap();
+    assert_eq!(members(&server).len(), 1, "granted without a node");
+    assert!(members(&server).is_disjoint(&waiting));
+    drop(guard);
+    free(granted).await;
+}
+
+/// A waiter that was told of the end of the only node ahead does not read the queue again: the
+/// release and the move into the session of the TTL are all that is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_off_costs_two_requests() {
+    const ROUNDS: usize = 50;
+    let server = ZookeeperServer::start().unwrap();
+    let (one, other) = (client(&server.url()).await, client(&server.url()).await);
+    let requests = || {
+        let count = || server.metric("zk_packets_received").unwrap();
+        tokio::task::block_in_place(count)
+    };
+    let mut costs = Vec::new();
+    for _ in 0..ROUNDS {
+        let guard = one.mutex("k").lock().await.unwrap();
+        let waiter = tokio::spawn({
+            let other = other.clone();
+            async move { other.mutex("k").lock().await.unwrap() }
+        });
+        until_waiting(&server, 1).await;
+        // The waiter sets its watches.
+        sleep(Duration::from_millis(20)).await;
+        let before = requests();
+        free(guard).await;
+        let granted = timeout(SOON, waiter).await.unwrap().unwrap();
+        // The question for the count is also counted.
+        costs.push(requests() - before - 1);
+        free(granted).await;
+        // The rest of the time, a heartbeat or a renewal came in between.
+        if costs.last() == Some(&2) {
+            return;
+        }
+    }
+    panic!("no hand-off costs two requests: {costs:?}");
 }
