@@ -25,6 +25,8 @@ Subjects:
                      floor, as Leasehold, acquires by cheaper commands
   plain              on Redis: SET NX PX and a script that compares and deletes
   rslock, distributed-lock   on Redis: other crates, with their defaults
+  moving             on ZooKeeper: the floor, where a waiter that is granted replaces its node, as a waiter of
+                     Leasehold with a TTL above 5 s must
   driver             on ZooKeeper: the lock that the driver itself has
   sqlx-pool          on Postgres: sqlx's advisory lock on a pool of 16 connections; no tokens, no lease
 

@@ -9,6 +9,8 @@ use crate::{
     subject::{FLOOR, Lock, Locks, Source},
 };
 
+const MOVING: &str = "moving";
+
 /// Leasehold's requests over the bare driver, each sent alone and immediately:
 ///
 /// - an acquisition creates a sequential node and lists the children of its parent;
@@ -17,30 +19,59 @@ use crate::{
 ///
 /// The created node is not verified, the queue is not read again after a wait, and there is no
 /// deadline and no cleanup.
-pub(super) struct Floor(pub(super) String);
+pub(super) struct Floor {
+    address: String,
+    /// Whether a waiter that is granted replaces its node, in one transaction.
+    moves: bool,
+}
+
+impl Floor {
+    pub(super) fn new(address: String) -> Self {
+        let moves = false;
+        Self { address, moves }
+    }
+
+    /// The same, with the transaction that Leasehold cannot do without: a waiter with a long TTL
+    /// replaces its node by one of another session. Here both nodes are of one session.
+    pub(super) fn moving(address: String) -> Self {
+        let moves = true;
+        Self { address, moves }
+    }
+}
 
 impl Source for Floor {
     type Locks = FloorLocks;
 
     fn name(&self) -> &'static str {
-        FLOOR
+        if self.moves { MOVING } else { FLOOR }
     }
 
     fn takes_part(&self, scenario: Scenario) -> bool {
-        // A crowd without a local queue is no floor for a lock with one.
-        scenario != Scenario::Crowd
+        match scenario {
+            Scenario::Handoff | Scenario::HandoffBusy => true,
+            // A crowd without a local queue is no floor for a lock with one.
+            Scenario::Crowd => false,
+            _ => !self.moves,
+        }
     }
 
     async fn open(&self) -> Result<FloorLocks> {
-        Ok(FloorLocks(connect(&self.0).await?))
+        Ok(FloorLocks {
+            client: connect(&self.address).await?,
+            moves: self.moves,
+        })
     }
 }
 
-pub(super) struct FloorLocks(Client);
+pub(super) struct FloorLocks {
+    client: Client,
+    moves: bool,
+}
 
 pub(super) struct FloorLock {
     client: Client,
     parent: String,
+    moves: bool,
 }
 
 /// The path of the node.
@@ -50,9 +81,12 @@ impl Locks for FloorLocks {
     type Lock = FloorLock;
 
     fn lock(&self, name: &str) -> FloorLock {
+        let (client, moves) = (self.client.clone(), self.moves);
+        let subject = if moves { MOVING } else { FLOOR };
         FloorLock {
-            client: self.0.clone(),
-            parent: parent(FLOOR, name),
+            client,
+            parent: parent(subject, name),
+            moves,
         }
     }
 
@@ -85,6 +119,23 @@ impl FloorLock {
                 Err(error) => return Err(failed(error)),
             }
         }
+    }
+
+    /// Replaces a node by another one with the same number. Returns the path of the new one.
+    async fn replace(&self, path: &str) -> Result<String> {
+        let to = format!(
+            "{}/_c_{:032x}-lock-{}",
+            self.parent,
+            rand::random::<u128>(),
+            sequence(path)
+        );
+        let node = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
+        let mut writer = self.client.new_multi_writer();
+        writer.add_delete(path, None).map_err(failed)?;
+        writer.add_create(&to, LABEL, &node).map_err(failed)?;
+        let replaced = writer.commit().await;
+        replaced.map_err(|error| failed(error.into()))?;
+        Ok(to)
     }
 
     /// Returns the node directly before this one in the queue.
@@ -121,6 +172,9 @@ impl Lock for FloorLock {
             if there.is_some() {
                 // No waiter gives up here, so the node before was the holder's.
                 watch.changed().await;
+                if self.moves {
+                    return Ok(FloorHeld(self.replace(&path).await?));
+                }
                 break;
             }
         }

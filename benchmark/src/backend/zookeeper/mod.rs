@@ -57,8 +57,9 @@ pub(super) fn subjects_at(address: &str) -> Vec<Box<dyn Subject>> {
     });
     let address = || address.to_owned();
     vec![
-        Box::new(floor::Floor(address())),
+        Box::new(floor::Floor::new(address())),
         Box::new(leasehold),
+        Box::new(floor::Floor::moving(address())),
         Box::new(driver::Driver(address())),
     ]
 }
