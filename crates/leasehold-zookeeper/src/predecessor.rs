@@ -65,14 +65,14 @@ impl PendingLock {
     /// Reads its position, and waits until the position may have changed. Returns whether the lock
     /// is granted.
     ///
-    /// A lock is granted by what was read, never by the mere arrival of an event: a watch fires for
-    /// every event of a node. One event has the same meaning as a read. If the only node in the way
-    /// was the node of a holder, and is deleted, then nothing is in the way any more:
+    /// A lock is granted by what was read, because a watch fires for every event of a node. One
+    /// event means as much as a read: the deletion of the node of a holder, if no other node was in
+    /// the way.
     ///
     /// - No node can appear ahead, except one that takes over the number of a waiter's node. So the
-    ///   watched node must not be a waiter's.
-    /// - The server reports events in their order, so the own node existed when the other one was
-    ///   deleted. After a reconnection it reports them in any order.
+    ///   deleted node must not be the node of a waiter.
+    /// - The server reports events in their order. If it has reported none of the own node, that
+    ///   node existed when the other one was deleted. After a reconnection the order is unknown.
     async fn step(&self, queued: &mut Created, own: &mut Option<Event>) -> Result<bool> {
         let handle = self.place().session().handle();
         let link = handle.link("acquire")?;
@@ -110,6 +110,7 @@ impl PendingLock {
             (Wait::Any, None) => return Ok(false),
         };
         let mut connection = link.client.state_watcher();
+        // Changes are counted from here on.
         connection.state();
         let watching = self.watch(&link, &queued.path, own, ahead);
         let watching = async { Ok(watching.await) };
@@ -148,7 +149,7 @@ impl PendingLock {
                 queued.children = Some(children);
                 Ok(true)
             }
-            // An event that came before the one of the other node, after this task had looked.
+            // Both events arrived after the first look at this one.
             Some(Some(told)) => {
                 *own = None;
                 after_own(&told)

@@ -287,7 +287,7 @@ mod tests {
         token: i32,
     }
 
-    /// What waiters of the model do.
+    /// The rules that the waiters of the model follow.
     #[derive(Clone, Copy)]
     struct Rules {
         /// A move fails if the waiter's own node is gone.

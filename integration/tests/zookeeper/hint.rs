@@ -1,5 +1,5 @@
-//! A watch event is a hint: a waiter is granted by the state of the queue, never by the mere arrival
-//! of an event.
+//! A watch event is a hint: a waiter is granted by the state of the queue, and not because an event
+//! has arrived.
 
 use std::time::Duration;
 
@@ -116,7 +116,7 @@ async fn a_graceful_revocation_grants_nobody_before_the_deadline() {
     free(next).await;
 }
 
-/// The server reports the end of both nodes at once, that of the waiter first.
+/// The server reports the deletion of both nodes at once, that of the waiter's node first.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiter_without_a_node_is_granted_by_no_event() {
     let server = ZookeeperServer::start().unwrap();
@@ -148,8 +148,8 @@ async fn a_waiter_without_a_node_is_granted_by_no_event() {
     free(granted).await;
 }
 
-/// A waiter that was told of the end of the only node ahead does not read the queue again: the
-/// release and the move into the session of the TTL are all that is sent.
+/// A waiter that is notified of the deletion of the only node ahead does not read the queue again.
+/// The release and the move into the session of the TTL are the only requests.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hand_off_costs_two_requests() {
     const ROUNDS: usize = 50;
@@ -172,10 +172,10 @@ async fn a_hand_off_costs_two_requests() {
         let before = requests();
         free(guard).await;
         let granted = timeout(SOON, waiter).await.unwrap().unwrap();
-        // The question for the count is also counted.
+        // The server counts the request for this metric as well.
         costs.push(requests() - before - 1);
         free(granted).await;
-        // The rest of the time, a heartbeat or a renewal came in between.
+        // In other rounds there is also a heartbeat, a renewal or a watch of a slow waiter.
         if costs.last() == Some(&2) {
             return;
         }

@@ -26,13 +26,14 @@ pub(super) struct Floor {
 }
 
 impl Floor {
+    /// Creates the floor to which Leasehold's ratio refers.
     pub(super) fn new(address: String) -> Self {
         let moves = false;
         Self { address, moves }
     }
 
-    /// The same, with the transaction that Leasehold cannot do without: a waiter with a long TTL
-    /// replaces its node by one of another session. Here both nodes are of one session.
+    /// Creates a variant with the transaction that Leasehold cannot leave out: a waiter with a long
+    /// TTL replaces its node by one of another session. Here both nodes are of one session.
     pub(super) fn moving(address: String) -> Self {
         let moves = true;
         Self { address, moves }
