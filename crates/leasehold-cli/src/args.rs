@@ -36,7 +36,8 @@ Environment of the program:
   LEASEHOLD_KEY    the name of the lock
   LEASEHOLD_TOKEN  the fencing token, which grows with every grant. A resource that refuses
                    smaller tokens is safe from a program that has lost the lock
-  LEASEHOLD_URL    is removed, because it may contain a password, unless --keep-url is given
+  LEASEHOLD_URL    is removed, because it may contain a password. With --keep-url it is the URL of
+                   this lock
 
 End:
   The lock is held until the program and everything that it started have ended. Daemons are not
@@ -56,9 +57,9 @@ Signals:
 Loss of the lock:
   If renewals fail, the program and everything that it started get TERM when a third of the TTL is
   left, and KILL when a tenth is left, before another process can get the lock.
-  If a renewal finds that the lock was taken away (deleted, revoke --now, and on Redis and ZooKeeper
-  each revoke), they get TERM at once, and KILL after a tenth of the TTL or a second, whichever is
-  shorter. On etcd and PostgreSQL a revoke without --now only stops the renewals.
+  A revoke without --now stops the renewals: the program has the same time as if they failed.
+  If a renewal finds that the lock was taken away (deleted, or revoke --now), they get TERM at once,
+  and KILL after a tenth of the TTL or a second, whichever is shorter.
   File locks do not expire: after a stop (Ctrl-Z) of any length the program continues. The command
   checks every third of the TTL whether the lock file was removed.
   If the command itself is killed, a file lock is held as long as the program or a process that it
@@ -102,8 +103,8 @@ pub(crate) enum Command {
     Status(Status),
     /// Revoke a lock from its holders; exit code 1 if it is not held
     ///
-    /// A graceful revocation stops the renewals. The lock is free at its deadline, and the holder
-    /// notices the loss before.
+    /// A graceful revocation stops the renewals. The holder keeps the lock until its deadline, and
+    /// `leasehold run` terminates its program before. A holder that releases earlier frees the lock.
     Revoke(Revoke),
     /// Show what a backend guarantees and where it is
     Info(Info),
@@ -145,13 +146,14 @@ pub(crate) struct Run {
     /// Do not wait if another process holds the lock: exit with code 75
     #[arg(short = 'n', long, conflicts_with = "wait")]
     pub(crate) no_wait: bool,
-    /// Wait at most this long for the lock, then exit with code 75 [default: wait without limit]
+    /// Wait at most this long for the lock, then exit with code 75; 0s is the same as --no-wait
+    /// [default: wait without limit]
     #[arg(short, long, value_name = "D", value_parser = duration)]
     pub(crate) wait: Option<Duration>,
     /// The label that `status` shows [default: host, process id and program]
     #[arg(long, value_name = "L")]
     pub(crate) label: Option<String>,
-    /// Leave LEASEHOLD_URL, and the password in it, in the environment of the program
+    /// Pass the URL, and the password in it, to the program, as its variable LEASEHOLD_URL
     #[arg(long)]
     pub(crate) keep_url: bool,
     /// The name of the lock: any bytes, up to 1024

@@ -3,11 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use leasehold::{LockClient, backend::LockBackend, local::FileBackend};
+use tokio::time::timeout;
 
-use crate::{exit::Failure, schemes};
+use crate::{exit::Failure, schemes, stderr};
 
 /// Longer than a backend needs that answers at all.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A backend that has not closed after this time must answer a ping within this time.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Opens the backend at `url`.
 ///
@@ -25,12 +28,44 @@ pub(crate) async fn open(url: &str) -> Result<Arc<dyn LockBackend>, Failure> {
 }
 
 /// Opens the backend at `url` for a client that takes no locks.
-pub(crate) async fn client(url: &str) -> Result<LockClient, Failure> {
-    Ok(LockClient::new(open(url).await?))
+///
+/// Such a client creates no directory: if the one of a `file:` URL does not exist, no lock is held
+/// in it. This is reported, and the result is `None`.
+pub(crate) async fn client(url: &str) -> Result<Option<LockClient>, Failure> {
+    schemes::check(url)?;
+    if let Some((dir, _)) = leasehold::file_options(url)?
+        && matches!(dir.try_exists(), Ok(false))
+    {
+        stderr::report(&format!(
+            "the directory {} does not exist; the first `leasehold run` creates it",
+            dir.display()
+        ));
+        return Ok(None);
+    }
+    Ok(Some(LockClient::new(open(url).await?)))
 }
 
-/// Closes the client. Locks that a slow backend cannot release in time expire.
+/// Closes the client. Locks that a slow backend cannot release in time expire, and a backend that
+/// does not answer is not waited for.
 pub(crate) async fn close(client: &LockClient) {
-    // The command ends: nothing could be done about a failure.
-    drop(tokio::time::timeout(CLOSE_TIMEOUT, client.close()).await);
+    tokio::select! {
+        biased;
+        // The command ends: nothing could be done about a failure.
+        closed = timeout(CLOSE_TIMEOUT, client.close()) => drop(closed),
+        () = silence(client.backend().as_ref()) => {
+            stderr::report("the backend does not answer; a lock or a wait that it still has expires");
+        }
+    }
+}
+
+/// Completes if the backend does not answer.
+async fn silence(backend: &dyn LockBackend) {
+    tokio::time::sleep(ANSWER_TIMEOUT).await;
+    let is_silent = match timeout(ANSWER_TIMEOUT, backend.ping()).await {
+        Ok(answer) => answer.is_err_and(|error| error.is_retryable()),
+        Err(_elapsed) => true,
+    };
+    if !is_silent {
+        std::future::pending::<()>().await;
+    }
 }

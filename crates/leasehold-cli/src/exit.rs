@@ -69,12 +69,16 @@ impl From<Error> for Failure {
     }
 }
 
-/// Returns the message of `error` and of its causes, without repetitions.
-pub(crate) fn with_causes(error: &dyn StdError) -> String {
+/// Returns the message of `error` and of its causes. A cause that it contains is not repeated.
+pub(crate) fn with_causes(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let message = error.to_string();
+        // The message of another backend stands without that backend and its operation.
+        let message = match error.downcast_ref::<Error>() {
+            Some(error) => String::from(error.message()),
+            None => error.to_string(),
+        };
         if !text.contains(&message) {
             text.push_str(": ");
             text.push_str(&message);
@@ -104,5 +108,38 @@ fn code_of(kind: ErrorKind) -> u8 {
         ErrorKind::Denied => DENIED,
         ErrorKind::Lost => LOST,
         _ => SOFTWARE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cause_is_repeated() {
+        let refused = || io::Error::other("connection refused");
+        let node = Error::new(ErrorKind::Unavailable, "no server at 10.0.0.1")
+            .with_backend("redis")
+            .with_operation("ping")
+            .with_source(refused());
+        for (message, shown) in [
+            (
+                "1 of 1 unavailable",
+                "redlock: 1 of 1 unavailable: no server at 10.0.0.1: connection refused",
+            ),
+            (
+                "1 of 1: no server at 10.0.0.1",
+                "redlock: 1 of 1: no server at 10.0.0.1: connection refused",
+            ),
+            (
+                "no server at 10.0.0.1 (connection refused)",
+                "redlock: no server at 10.0.0.1 (connection refused)",
+            ),
+        ] {
+            let error = Error::new(ErrorKind::Unavailable, message)
+                .with_backend("redlock")
+                .with_source(node.clone());
+            assert_eq!(with_causes(&error), shown);
+        }
     }
 }

@@ -4,10 +4,17 @@ use std::time::Duration;
 
 use leasehold::Capabilities;
 
-use crate::{args::Info, backend, exit::Failure, output};
+use crate::{
+    args::Info,
+    backend,
+    exit::{self, Failure},
+    output,
+};
 
 pub(crate) async fn info(args: &Info) -> Result<u8, Failure> {
-    let client = backend::client(&args.backend.url).await?;
+    let Some(client) = backend::client(&args.backend.url).await? else {
+        return Ok(exit::UNAVAILABLE);
+    };
     let capabilities = client.capabilities().clone();
     backend::close(&client).await;
     if args.json {

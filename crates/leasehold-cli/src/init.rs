@@ -10,8 +10,8 @@ use crate::{args::Init, exit::Failure, output, schemes, stderr};
 const NOTICE_AFTER: Duration = Duration::from_secs(1);
 
 pub(crate) async fn init(args: &Init) -> Result<u8, Failure> {
-    schemes::check(&args.url)?;
     schemes::check_is_quorum(&args.url)?;
+    schemes::check(&args.url)?;
     let quorum = leasehold::quorum::connect(&args.url).await?;
     let options = quorum::Provision::new(args.largest_ttl)
         .with_durable(args.durable)

@@ -99,7 +99,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
         .collect();
     let shown = schemes::without_urls(&rendered, &arguments);
     let mut text = output::lines(&shown);
-    if shown != rendered {
+    if shown != rendered || has_misplaced_url(&arguments) {
         text.push_str("\nThe URL comes after `--url`, or is in the variable LEASEHOLD_URL\n");
     }
     if let Some((old, new)) = renamed(error) {
@@ -113,6 +113,15 @@ fn refuse(error: &clap::Error) -> ExitCode {
     }
     drop(std::io::stderr().write_all(text.as_bytes()));
     exit::USAGE.into()
+}
+
+/// Returns whether an argument before `--` is the URL of a server without its option.
+fn has_misplaced_url(arguments: &[String]) -> bool {
+    let own = arguments.split(|argument| argument == "--").next();
+    let own = own.unwrap_or_default();
+    own.iter().enumerate().any(|(at, argument)| {
+        schemes::is_server_url(argument) && (at == 0 || own[at - 1] != "--url")
+    })
 }
 
 /// Builds the runtime, which needs a few descriptors. Tokio panics if it cannot open those for

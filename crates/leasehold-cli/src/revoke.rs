@@ -37,15 +37,22 @@ enum Outcome {
 pub(crate) async fn revoke(args: &Revoke) -> Result<u8, Failure> {
     let key = key_of(&args.name)?;
     schemes::check_excludes(&args.backend.url)?;
-    let client = backend::client(&args.backend.url).await?;
-    let inspection = client.inspect(&key).await?;
-    if args.now && client.capabilities().revoke && !inspection.holders.is_empty() {
-        stderr::report(
-            "--now frees the lock while its holder may still use the resource; only fencing tokens protect that",
-        );
-    }
-    let (revoked, failed) = revoke_all(&client, &inspection.holders, args.now).await;
-    backend::close(&client).await;
+    schemes::warn_of_url(&args.name);
+    let holders;
+    let (revoked, failed) = match backend::client(&args.backend.url).await? {
+        Some(client) => {
+            holders = client.inspect(&key).await?.holders;
+            if args.now && client.capabilities().revoke && !holders.is_empty() {
+                stderr::report(
+                    "--now frees the lock while its holder may still use the resource; only fencing tokens protect that",
+                );
+            }
+            let revoked = revoke_all(&client, &holders, args.now).await;
+            backend::close(&client).await;
+            revoked
+        }
+        None => (Vec::new(), None),
+    };
     // Revocations before a failure are printed too.
     match failed {
         Some(error) if revoked.is_empty() => return Err(error.into()),

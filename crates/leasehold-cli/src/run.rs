@@ -29,6 +29,7 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
     let (name, command) = args.name_and_command()?;
     let key = key_of(name)?;
     schemes::check_excludes(&args.backend.url)?;
+    schemes::warn_of_url(name);
     let client = tokio::select! {
         code = signals.end() => return Ok(code),
         backend = backend::open(&args.backend.url) => client(args, command, backend?),
@@ -66,7 +67,7 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
 /// The failure of an attempt or a wait during which another held the lock.
 fn contended(args: &Run, key: &LockKey) -> Failure {
     let message = match args.wait {
-        Some(limit) if !args.no_wait => {
+        Some(limit) if !args.no_wait && !limit.is_zero() => {
             format!("`{key}` was not granted within {limit:?}: another holds it")
         }
         _ => format!("another holds `{key}`; wait for it, or try again later"),
@@ -115,7 +116,7 @@ async fn run_under(
     let (name, command) = args.name_and_command()?;
     let environment = Environment {
         name,
-        keep_url: args.keep_url,
+        url: args.keep_url.then_some(args.backend.url.as_str()),
         dies_with_us,
     };
     let mut child = Child::start(command, &guard.info(), &environment)?;

@@ -1,6 +1,14 @@
 //! The schemes of URLs, and the features that they need.
 
-use crate::exit::{self, Failure};
+use std::ffi::OsStr;
+
+use crate::{
+    exit::{self, Failure},
+    stderr,
+};
+
+/// The environment variable with the URL.
+const VARIABLE: &str = "LEASEHOLD_URL";
 
 /// A line of the help, and the schemes that it lists.
 struct Row {
@@ -129,25 +137,69 @@ pub(crate) fn help() -> String {
     text
 }
 
-/// Refuses a scheme that this command was built without, and names the remedy.
+/// Refuses a URL whose scheme this program does not have, and names the remedy.
 pub(crate) fn check(url: &str) -> Result<(), Failure> {
-    let Some(scheme) = scheme_of(url) else {
-        return Ok(());
+    // The URL may be a password in the wrong place, so that only its scheme is shown.
+    let wrong = |what: String| Err(Failure::new(exit::USAGE, what));
+    let source = if std::env::var(VARIABLE).is_ok_and(|value| value == url) {
+        "the URL in the variable LEASEHOLD_URL"
+    } else {
+        "the URL after `--url`"
     };
-    match ROWS
-        .iter()
-        .find(|row| row.schemes.contains(&&*scheme))
-        .and_then(|row| row.feature)
-    {
-        Some((feature, false)) => Err(Failure::new(
-            exit::USAGE,
-            format!(
-                "`{scheme}:` needs the feature `{feature}`, which this program was built without; {}",
-                remedy(feature)
-            ),
-        )),
-        _ => Ok(()),
+    if url.is_empty() {
+        return wrong(format!(
+            "{source} is empty; name a backend, or leave it out for the lock files of this user"
+        ));
     }
+    let Some(scheme) = scheme_of(url) else {
+        return wrong(format!(
+            "{source} is not a URL, because it has no scheme; {}",
+            known()
+        ));
+    };
+    match ROWS.iter().find(|row| row.schemes.contains(&&*scheme)) {
+        None => wrong(format!(
+            "{source} has the unknown scheme `{scheme}:`; {}",
+            known()
+        )),
+        Some(Row {
+            feature: Some((feature, false)),
+            ..
+        }) => wrong(format!(
+            "`{scheme}:` needs the feature `{feature}`, which this program was built without; {}",
+            remedy(feature)
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Returns the schemes of this program.
+fn known() -> String {
+    let schemes: Vec<_> = ROWS
+        .iter()
+        .filter(|row| !row.schemes.contains(&"memory"))
+        .filter(|row| row.feature.is_none_or(|(_, is_here)| is_here))
+        .filter_map(|row| row.schemes.first())
+        .map(|scheme| format!("{scheme}:"))
+        .collect();
+    format!(
+        "this program knows {}, and `leasehold help` shows their URLs",
+        schemes.join(", ")
+    )
+}
+
+/// Warns of a URL in the place of a name. It is not shown, because it may contain a password.
+pub(crate) fn warn_of_url(name: &OsStr) {
+    if name.to_str().is_some_and(is_server_url) {
+        stderr::report("the name of the lock is a URL; a URL for the locks comes after `--url`");
+    }
+}
+
+/// Returns whether `text` begins as the URL of a server.
+pub(crate) fn is_server_url(text: &str) -> bool {
+    text.contains("://")
+        && scheme_of(text)
+            .is_some_and(|scheme| ROWS.iter().any(|row| row.schemes.contains(&&*scheme)))
 }
 
 /// Refuses a URL whose locks exclude no other process, because they are in the memory of this one.

@@ -28,12 +28,13 @@ fn bad_names_durations_and_urls_exit_with_64() {
             &["--url", &on, "--no-wait", "--wait", "1s", "k"],
             "cannot be used with",
         ),
-        (&["--url", "", "k"], "not a URL"),
+        (&["--url", "", "k"], "the URL after `--url` is empty"),
+        (&["--url", "redis", "k"], "not a URL"),
         (&["--url", "ftp://ann:secret@host", "k"], "unknown scheme"),
         (&["--url", "127.0.0.1:6379", "k"], "unknown scheme"),
         (
             &["--url", "redis-sentinel://ann:secret@host", "k"],
-            "this version does not have",
+            "this program knows file:, redis:",
         ),
         (&["--url", "file://host/x", "k"], "has a host"),
         (&["--url", "file:/dev/null", "k"], "/dev/null"),
@@ -151,6 +152,24 @@ fn program_without_a_double_dash_gets_a_hint() {
     }
 }
 
+#[test]
+fn wrong_variable_is_named_in_the_error() {
+    for (url, says) in [
+        ("", "is empty"),
+        ("cache", "is not a URL"),
+        ("ftp://ann:secret@h", "unknown scheme `ftp:`"),
+    ] {
+        let run = ended(leasehold().env("LEASEHOLD_URL", url).args(["status", "k"]));
+        let text = stderr(&run);
+        assert_eq!(run.status.code(), Some(64), "{text}");
+        assert!(
+            text.contains("LEASEHOLD_URL") && text.contains(says),
+            "{text}"
+        );
+        assert!(!text.contains("secret"), "{text}");
+    }
+}
+
 /// A URL in the wrong place may contain a password.
 #[test]
 fn password_in_a_misplaced_url_is_not_shown() {
@@ -163,11 +182,14 @@ fn password_in_a_misplaced_url_is_not_shown() {
         &["run", "k", "--ttl", URL, "--", "true"],
         &["run", "k", &format!("--wait={URL}"), "--", "true"],
         &["info", URL],
+        &["status", URL, "k"],
+        &["run", URL, "k", "--", "true"],
     ] {
         let run = ended(leasehold().args(words));
         assert_eq!(run.status.code(), Some(64), "{words:?}: {}", stderr(&run));
+        let is_name = words[1..].first() == Some(&URL) && words.len() > 2;
         assert!(
-            stderr(&run).contains("redis://***"),
+            is_name || stderr(&run).contains("redis://***"),
             "{words:?}: {}",
             stderr(&run)
         );
@@ -182,6 +204,15 @@ fn password_in_a_misplaced_url_is_not_shown() {
             stderr(&run)
         );
     }
+    // A name may be anything, but a URL is likely to be a mistake.
+    let dir = tempfile::tempdir().unwrap();
+    let run = ended(leasehold().args(["status", "--url", &files(&dir), URL]));
+    assert_eq!(run.status.code(), Some(1), "{}", stderr(&run));
+    assert!(
+        stderr(&run).contains("comes after `--url`") && !stderr(&run).contains("cret"),
+        "{}",
+        stderr(&run)
+    );
     // A URL in the right place gets no advice.
     let run = ended(leasehold().args(["status", "--url", URL, "run", "--nonsense"]));
     assert!(!stderr(&run).contains("comes after"), "{}", stderr(&run));
@@ -248,12 +279,9 @@ fn memory_url_is_accepted_by_info_only() {
 fn help_lists_every_scheme_and_missing_features() {
     let help = stdout(&ended(leasehold().arg("--help")));
     // The error lists the schemes that the library knows.
-    let known = stderr(&ended(leasehold().args([
-        "status",
-        "--url",
-        "nonsense:",
-        "k",
-    ])));
+    let known = leasehold::file_options("nonsense:")
+        .unwrap_err()
+        .to_string();
     let (_, known) = known.split_once("supported URLs are ").unwrap();
     let schemes = known
         .split(", ")

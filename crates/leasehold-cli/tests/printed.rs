@@ -24,6 +24,32 @@ fn info_shows_the_guarantees_and_the_endpoint() {
 }
 
 #[test]
+fn no_directory_is_created_to_look_at_locks() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("a/b");
+    let url = format!("file:{}", dir.display());
+    for (verb, code) in [
+        (&["status", "k"][..], 1),
+        (&["status", "--json", "k"], 1),
+        (&["revoke", "k"], 1),
+        (&["revoke", "--json", "k"], 1),
+        (&["info"], 69),
+    ] {
+        let output = ended(leasehold().env("LEASEHOLD_URL", &url).args(verb));
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains(&format!("{} does not exist", dir.display())),
+            "{verb:?}: {}",
+            stderr(&output)
+        );
+        if verb.contains(&"--json") {
+            serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
+        }
+        assert!(support::is_empty(parent.path()), "{verb:?}");
+    }
+}
+
+#[test]
 fn revocation_of_a_file_lock_is_refused_on_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let (mut run, _) = started(&mut run_on(

@@ -279,24 +279,18 @@ fn url_option_overrides_the_environment() {
 #[test]
 fn program_gets_the_url_only_with_keep_url() {
     let dir = tempfile::tempdir().unwrap();
-    for (options, seen) in [
-        (&["run", "k"][..], "\n"),
-        (&["run", "--keep-url", "k"], "file:"),
+    let url = files(&dir);
+    for (options, variable, seen) in [
+        (&["k"][..], url.as_str(), ""),
+        (&["--keep-url", "k"], &url, &*url),
+        (&["--url", &url, "k"], "file:/other", ""),
+        (&["--url", &url, "--keep-url", "k"], "file:/other", &url),
     ] {
         let mut run = leasehold();
-        run.env("LEASEHOLD_URL", files(&dir)).args(options).args([
-            "--",
-            "sh",
-            "-c",
-            "echo \"$LEASEHOLD_URL\"",
-        ]);
-        let run = ended(&mut run);
-        assert!(
-            run.status.success() && stdout(&run).starts_with(seen),
-            "{} {}",
-            stdout(&run),
-            stderr(&run)
-        );
+        run.env("LEASEHOLD_URL", variable).arg("run").args(options);
+        let run = ended(run.args(["--", "sh", "-c", "echo \"$LEASEHOLD_URL\""]));
+        assert!(run.status.success(), "{}", stderr(&run));
+        assert_eq!(stdout(&run), format!("{seen}\n"), "{options:?}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }
@@ -432,4 +426,25 @@ fn file_of_another_file_system_is_not_the_lock() {
         .filter(|line| line.parse::<u8>().is_ok())
         .collect();
     assert_eq!(codes, [&"1", &"0"], "{lines:?} {}", stderr(&output));
+}
+
+#[test]
+fn wait_of_zero_is_one_attempt_as_no_wait_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut holder, _) = started(&mut run_on(
+        &files(&dir),
+        &["k"],
+        &["sh", "-c", "echo; exec sleep 60"],
+    ));
+    let refused = |options: &[&str]| {
+        let run = ended(&mut run_on(&files(&dir), options, &["true"]));
+        (run.status.code(), stderr(&run))
+    };
+    let by_no_wait = refused(&["--no-wait", "k"]);
+    assert_eq!(by_no_wait.0, Some(75), "{}", by_no_wait.1);
+    for zero in ["0", "0s", "0ms"] {
+        assert_eq!(refused(&["--wait", zero, "k"]), by_no_wait);
+    }
+    signal(holder.id(), "TERM");
+    holder.wait().unwrap();
 }

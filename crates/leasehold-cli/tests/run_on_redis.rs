@@ -165,6 +165,35 @@ fn status_shows_and_revoke_ends_a_holder() {
 }
 
 #[test]
+fn end_of_a_wait_does_not_wait_for_a_dead_server() {
+    let mut redis = Redis::start(&[]);
+    let (mut holder, _) = started(&mut run_on(
+        &redis.url,
+        &["k"],
+        &["sh", "-c", "echo; exec sleep 60"],
+    ));
+    let waiter = run_on(&redis.url, &["--wait", "4s", "k"], &["true"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("it waits", || {
+        let waiters = status(&redis.url, "k")["waiters"].as_array().map(Vec::len);
+        waiters == Some(1)
+    });
+    redis.process.kill().unwrap();
+    redis.process.wait().unwrap();
+    let output = waiter.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("the backend does not answer"),
+        "{}",
+        stderr(&output)
+    );
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+}
+
+#[test]
 fn loss_ends_all_processes_that_the_program_started() {
     let redis = Redis::start(&[]);
     // A job with its own group, and one with its own session. Both refuse TERM like the program.

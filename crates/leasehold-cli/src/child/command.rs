@@ -18,8 +18,8 @@ use crate::{
 pub(crate) struct Environment<'a> {
     /// The name of the lock.
     pub(crate) name: &'a OsStr,
-    /// Whether the program gets `LEASEHOLD_URL`, which may contain a password.
-    pub(crate) keep_url: bool,
+    /// The URL for the program. It may contain a password.
+    pub(crate) url: Option<&'a str>,
     /// Whether the kernel kills the program when this command dies. Linux only.
     pub(crate) dies_with_us: bool,
 }
@@ -36,9 +36,10 @@ pub(super) fn command(
         plain(line)
     };
     command.env("LEASEHOLD_KEY", environment.name);
-    if !environment.keep_url {
-        command.env_remove("LEASEHOLD_URL");
-    }
+    match environment.url {
+        Some(url) => command.env("LEASEHOLD_URL", url),
+        None => command.env_remove("LEASEHOLD_URL"),
+    };
     match lease.fencing_token() {
         Some(token) => command.env("LEASEHOLD_TOKEN", token.to_string()),
         // A token from an outer `leasehold run` belongs to another lock.
