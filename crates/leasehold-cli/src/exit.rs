@@ -106,7 +106,7 @@ fn code_of(kind: ErrorKind) -> u8 {
         ErrorKind::InvalidInput | ErrorKind::Unsupported | ErrorKind::Conflict => USAGE,
         ErrorKind::Unavailable | ErrorKind::Indeterminate => UNAVAILABLE,
         ErrorKind::Denied => DENIED,
-        ErrorKind::Lost => LOST,
+        ErrorKind::Lost | ErrorKind::Revoked => LOST,
         _ => SOFTWARE,
     }
 }

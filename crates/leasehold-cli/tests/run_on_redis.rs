@@ -165,6 +165,51 @@ fn status_shows_and_revoke_ends_a_holder() {
 }
 
 #[test]
+fn revoked_program_is_terminated_when_its_time_is_over() {
+    let redis = Redis::start(&[]);
+    let program = "trap 'echo term; exit 3' TERM; echo; while :; do sleep 0.01; done";
+    let (run, _) = started(&mut run_on(
+        &redis.url,
+        &["--ttl", "3s", "k"],
+        &["bash", "-c", program],
+    ));
+    let revoked = ended(leasehold().args(["revoke", "--url", &redis.url, "k"]));
+    assert!(
+        stdout(&revoked).contains("no longer renewed"),
+        "{}",
+        stderr(&revoked)
+    );
+    let output = run.wait_with_output().unwrap();
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(76), "{text}");
+    assert!(stdout(&output).contains("term"), "{text}");
+    assert!(
+        text.contains("lock revoked") && text.contains("cannot be renewed; asked the program"),
+        "{text}"
+    );
+    assert!(
+        !text.contains("is lost") && !text.contains("renewals are late"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_revoked_program_may_end_by_itself() {
+    let redis = Redis::start(&[]);
+    let program = ["sh", "-c", "echo; read -r _; exit 3"];
+    let (mut run, _) =
+        started(run_on(&redis.url, &["--ttl", "60s", "k"], &program).stdin(Stdio::piped()));
+    let revoked = ended(leasehold().args(["revoke", "--url", &redis.url, "k"]));
+    assert!(revoked.status.success(), "{}", stderr(&revoked));
+    let refused = ended(&mut run_on(&redis.url, &["--no-wait", "k"], &["true"]));
+    assert_eq!(refused.status.code(), Some(75), "{}", stderr(&refused));
+    // `wait` closes standard input.
+    assert_eq!(run.wait().unwrap().code(), Some(3));
+    let next = ended(&mut run_on(&redis.url, &["--no-wait", "k"], &["true"]));
+    assert!(next.status.success(), "{}", stderr(&next));
+}
+
+#[test]
 fn end_of_a_wait_does_not_wait_for_a_dead_server() {
     let mut redis = Redis::start(&[]);
     let (mut holder, _) = started(&mut run_on(

@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Denied,
     /// The lease has ended. Another holder may have the lock.
     Lost,
+    /// The lock was gracefully revoked. It stays held until its deadline and cannot be renewed.
+    Revoked,
     /// The client was closed.
     Closed,
     /// The request was cancelled. Only backends return this kind, since a cancelled caller no
@@ -58,6 +60,7 @@ impl ErrorKind {
             Self::Indeterminate => "indeterminate",
             Self::Denied => "denied",
             Self::Lost => "lost",
+            Self::Revoked => "revoked",
             Self::Closed => "closed",
             Self::Cancelled => "cancelled",
             Self::WrongRuntime => "wrong runtime",

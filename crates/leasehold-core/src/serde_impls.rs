@@ -152,6 +152,7 @@ mod tests {
         is(ErrorKind::Indeterminate, json!("indeterminate"));
         is(ErrorKind::Denied, json!("denied"));
         is(ErrorKind::Lost, json!("lost"));
+        is(ErrorKind::Revoked, json!("revoked"));
         is(ErrorKind::Closed, json!("closed"));
         is(ErrorKind::Cancelled, json!("cancelled"));
         is(ErrorKind::WrongRuntime, json!("wrong_runtime"));

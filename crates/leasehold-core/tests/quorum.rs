@@ -645,7 +645,12 @@ async fn revocation_reaches_nodes_reacquired_meanwhile() {
             "{broken:?}"
         );
         assert_eq!(held(&nodes, &request).await, if now { 0 } else { 3 });
-        assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
+        let expected = if now {
+            ErrorKind::Lost
+        } else {
+            ErrorKind::Revoked
+        };
+        assert_eq!(lease.renew().await.unwrap_err().kind(), expected);
     }
 }
 

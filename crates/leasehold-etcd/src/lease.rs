@@ -71,7 +71,7 @@ impl Lease for EtcdLease {
             .map_err(|error| named(error, "renew"))?;
         if self.claim.is_revoked() {
             return Err(error::plain(
-                ErrorKind::Unsupported,
+                ErrorKind::Revoked,
                 "renew",
                 "the lock was revoked and ends at its deadline",
             ));

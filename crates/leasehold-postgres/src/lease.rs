@@ -71,8 +71,8 @@ impl Lease for PostgresLease {
             .await
             .map_err(|error| named(error, "renew"))?;
         if self.claim.is_revoked() {
-            let message = "an operator has revoked this lock, so it ends at its deadline";
-            return Err(error::plain(ErrorKind::Unsupported, "renew", message));
+            let message = "the lock was revoked and ends at its deadline";
+            return Err(error::plain(ErrorKind::Revoked, "renew", message));
         }
         Ok(())
     }

@@ -18,6 +18,9 @@ use crate::{
     error::{self, SideEffect},
 };
 
+/// The reply of the renewal scripts if the lock was gracefully revoked.
+const REVOKED: i64 = -1;
+
 pub(crate) struct RedisLease {
     manager: Arc<ConnectionManager>,
     request: Request,
@@ -130,6 +133,11 @@ impl Lease for RedisLease {
                     Err(self.lost("the renewal's answer came after the deadline"))
                 }
             }
+            Value::Int(REVOKED) => Err(error::plain(
+                ErrorKind::Revoked,
+                "renew",
+                "the lock was revoked and ends at its deadline",
+            )),
             Value::Int(0) if self.release.has_started() => Err(self.lost("the lock was released")),
             Value::Int(0) => {
                 self.request.loss_notifier().lost(LossReason::Replaced);

@@ -44,10 +44,10 @@ scripts! {
     ACQUIRE_PERMIT = time + values + members + acquisition + waiters + ["acquire_permit"];
     RELEASE = values + ["release"];
     RELEASE_SHARED = time + values + members + ["release_shared"];
-    RELEASE_PERMIT = time + members + ["release_permit"];
+    RELEASE_PERMIT = time + values + members + ["release_permit"];
     RENEW = values + ["renew"];
     RENEW_SHARED = time + values + members + ["renew_shared"];
-    RENEW_PERMIT = time + members + ["renew_permit"];
+    RENEW_PERMIT = time + values + members + ["renew_permit"];
     REVOKE = values + revocation + ["revoke"];
     REVOKE_MEMBER = time + values + revocation + ["revoke_member"];
     INSPECT = time + tokens + ["inspect"];

@@ -64,5 +64,6 @@ each_fails_exactly_its_case! {
     names_collide: NamesCollide,
     revocation_hits_newer_holder: RevocationHitsNewerHolder,
     graceful_revocation_frees_at_once: GracefulRevocationFreesAtOnce,
+    graceful_revocation_ends_the_hold: GracefulRevocationEndsTheHold,
     loss_unreported: LossUnreported,
 }

@@ -70,9 +70,9 @@ impl Lease for ZookeeperLease {
             .map_err(|error| named(error, "renew"))?;
         if self.claim.is_revoked() {
             return Err(error::plain(
-                ErrorKind::Unsupported,
+                ErrorKind::Revoked,
                 "renew",
-                "an operator has broken this lock: it ends at its deadline",
+                "the lock was revoked and ends at its deadline",
             ));
         }
         Ok(())

@@ -449,7 +449,7 @@ async fn graceful_revocation_only_ends_the_renewals() {
         broken,
         RevokeOutcome::FreeWithin(Some(Duration::from_secs(10)))
     );
-    assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(lease.renew().await.unwrap_err().kind(), ErrorKind::Revoked);
     contended(&backend, timed("k", &clock, 10)).await;
     Arc::clone(&backend)
         .acquire(timed("k", &clock, 10))

@@ -299,7 +299,11 @@ async fn breaking_gently_stops_renewals_and_keeps_the_deadline() {
         (permit("p", 1), permit("p", 1)),
     ] {
         let key = held.key().clone();
-        let held = granted(&a, held.with_ttl(ttl(700))).await;
+        let first = granted(&a, held.clone().with_ttl(ttl(60_000))).await;
+        let holder = b.inspect(&key).await.unwrap().holders.remove(0);
+        b.revoke(&holder, Revocation::Graceful).await.unwrap();
+        assert_eq!(first.release().await.unwrap(), Released::Freed);
+        let held = granted(&a, held.as_new_owner().with_ttl(ttl(700))).await;
         let holder = b.inspect(&key).await.unwrap().holders.remove(0);
         let RevokeOutcome::FreeWithin(Some(left)) =
             b.revoke(&holder, Revocation::Graceful).await.unwrap()
@@ -309,9 +313,8 @@ async fn breaking_gently_stops_renewals_and_keeps_the_deadline() {
         assert!(left <= Duration::from_millis(700));
         assert_eq!(
             held.clone().renew().await.unwrap_err().kind(),
-            ErrorKind::Lost
+            ErrorKind::Revoked
         );
-        assert_eq!(held.release().await.unwrap(), Released::AlreadyLost);
         refused(&b, rival.clone()).await;
         assert_eq!(
             b.revoke(&holder, Revocation::Graceful).await.unwrap(),
@@ -321,6 +324,7 @@ async fn breaking_gently_stops_renewals_and_keeps_the_deadline() {
             .await
             .expect("never free")
             .unwrap();
+        assert_eq!(held.release().await.unwrap(), Released::AlreadyLost);
     }
 }
 

@@ -189,9 +189,9 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
     /// Revokes the lock of a holder that [`inspect`](Self::inspect) returned. A newer holder of the
     /// same key is never affected.
     ///
-    /// After a graceful revocation renewals stop, so the lock is free once its deadline passes. An
-    /// immediate one frees the lock at once, which is unsafe unless the resource checks fencing
-    /// tokens.
+    /// After a graceful revocation the holder keeps the lock until its deadline, and may release it
+    /// before. [`Lease::renew`] fails with [`ErrorKind::Revoked`]. An immediate revocation frees
+    /// the lock at once, which is unsafe unless the resource checks fencing tokens.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] by default and where the capabilities say so; otherwise as the

@@ -271,7 +271,9 @@ impl Pong {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Revocation {
-    /// The holder's renewals stop. The lock is free once its deadline has passed.
+    /// The holder keeps the lock until its deadline, and its renewals fail with
+    /// [`ErrorKind::Revoked`](crate::ErrorKind::Revoked). The lock is free once the deadline has
+    /// passed, or earlier if the holder releases it.
     Graceful,
     /// The lock is free at once. This is only safe if the resource checks fencing tokens.
     Immediate,

@@ -57,7 +57,8 @@ pub trait Lease: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) is final. Any other error leaves the deadline
-    /// where it was, and the client retries.
+    /// where it was, and the client retries. [`ErrorKind::Revoked`](crate::ErrorKind::Revoked) says
+    /// that the lock was gracefully revoked: it stays valid until the deadline and can be released.
     async fn renew(self: Arc<Self>) -> Result<()>;
 
     /// Releases the lock, if this lease still holds it. It is idempotent: after it returned

@@ -121,6 +121,9 @@ impl LockClient {
 
     /// Revokes the lock held by `holder`. A newer holder of the same key is never affected.
     ///
+    /// After a [graceful](Revocation::Graceful) revocation the holder keeps the lock until its
+    /// deadline, so that it can end its work.
+    ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] if the backend cannot revoke locks. Otherwise, the error of the
     /// backend.

@@ -64,6 +64,8 @@ pub(crate) struct HeldLease {
     pub(crate) id: u64,
     pub(crate) due: AtomicU64,
     pub(crate) renewing: AtomicBool,
+    /// Whether a renewal found that the lock was gracefully revoked.
+    revoked: AtomicBool,
     span: Span,
     since: telemetry::StartTime,
 }
@@ -141,6 +143,7 @@ impl HeldLease {
             id: context.next_hold_id(),
             due: AtomicU64::new(0),
             renewing: AtomicBool::new(false),
+            revoked: AtomicBool::new(false),
             context: Arc::clone(context),
             schedule: Arc::clone(schedule),
             request,
@@ -278,6 +281,11 @@ impl HeldLease {
                     LossReason::Replaced
                 });
             }
+            Err(error) if error.kind() == ErrorKind::Revoked => {
+                if !self.revoked.swap(true, Ordering::Relaxed) {
+                    self.warn_of_revocation();
+                }
+            }
             Err(error) => {
                 self.span.emit(|span| tracing::debug!(target: "leasehold", parent: span, %error, "not renewed"));
             }
@@ -348,6 +356,25 @@ impl HeldLease {
                 "lock lost"
             );
         });
+    }
+
+    fn warn_of_revocation(&self) {
+        self.span.emit(|span| {
+            tracing::warn!(
+                target: "leasehold",
+                parent: span,
+                backend = self.context.capabilities.backend,
+                key = %self.request.key(),
+                token = self.token.map(FencingToken::get),
+                left = ?self.remaining(),
+                "lock revoked: it is held until its deadline"
+            );
+        });
+    }
+
+    /// Returns whether the lock is known to have been gracefully revoked. It is then not renewed.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Relaxed)
     }
 
     /// Creates a span for a release of this lease.

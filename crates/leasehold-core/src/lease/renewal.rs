@@ -9,7 +9,7 @@ use std::{
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::{
-    backend::lease::{BoxFuture, SessionId},
+    backend::lease::{BoxFuture, KeepAlive, SessionId},
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     lease::held_lease::{HeldLease, Renewal, Schedule, State, nanos, renewal_due},
@@ -123,7 +123,7 @@ impl Schedule {
         self.lock().trouble = outcome
             .as_ref()
             .err()
-            .filter(|error| error.kind() != ErrorKind::Lost)
+            .filter(|error| !matches!(error.kind(), ErrorKind::Lost | ErrorKind::Revoked))
             .cloned();
         match renewed {
             Renewed::HeldLease(held) => {
@@ -267,10 +267,12 @@ impl State {
                     .filter(|held| held.deadline().is_past(now))
                     .cloned(),
             );
+            // The outcome for a revoked member is not that for the session.
             let Some(held) = session
                 .members
                 .values()
-                .find(|held| !held.deadline().is_past(now))
+                .filter(|held| !held.deadline().is_past(now))
+                .min_by_key(|held| held.is_revoked())
             else {
                 continue;
             };
@@ -346,7 +348,9 @@ fn left_at(held: &HeldLease, part: u32) -> u64 {
 }
 
 fn is_late(held: &HeldLease, now: Timestamp) -> bool {
-    held.renewal == Renewal::Automatic && left_at(held, WARN_AT_PART) <= now.as_nanos()
+    held.renewal == Renewal::Automatic
+        && !held.is_revoked()
+        && left_at(held, WARN_AT_PART) <= now.as_nanos()
 }
 
 /// Returns when to check a lease while its renewal is running: when it is late, then at its
@@ -365,6 +369,7 @@ fn next_try(held: &HeldLease, outcome: &Result<()>, now: Timestamp) -> u64 {
     let deadline = held.deadline().moment().as_nanos();
     match outcome {
         Ok(()) => renewal_due(held, now),
+        Err(_) if held.is_revoked() && held.keep_alive == KeepAlive::PerLease => deadline,
         Err(_) => {
             let pause = (held.request.ttl().as_duration() / RETRY_PART)
                 .clamp(RETRY_BOUNDS.0, RETRY_BOUNDS.1);

@@ -376,10 +376,11 @@ impl Lease for QuorumLease {
             self.quorum.config.node_timeout(self.request.ttl()),
         );
         let mut timer = pin!(tokio::time::sleep(timeout));
-        let mut problem = None;
+        let (mut problem, mut revoked) = (None, 0);
         let outcome = poll_fn(|cx| {
             calls.poll(cx, |node, answer| {
                 votes[node] = self.renewed(node, &leases, &answer);
+                revoked += usize::from(is_revoked(&answer));
                 problem = answer.err().or(problem.take());
             });
             let outcome = renewal(&Tally::of(majority, votes.iter().copied()));
@@ -419,6 +420,11 @@ impl Lease for QuorumLease {
             Renewed::Lost => Err(lost(
                 "a majority of the nodes no longer lists this client as the holder",
             )),
+            Renewed::Pending | Renewed::Unchanged if revoked > majority.spare() => Err(Error::new(
+                ErrorKind::Revoked,
+                "the lock was revoked on a majority of the nodes, and ends at its deadline",
+            )
+            .with_operation("renew")),
             Renewed::Pending | Renewed::Unchanged => {
                 // No other holder can have a majority before the deadline, and the next try may
                 // need these nodes.
@@ -529,6 +535,10 @@ impl QuorumLease {
             Err(_) => Vote::Failed,
         }
     }
+}
+
+fn is_revoked(answer: &Result<()>) -> bool {
+    matches!(answer, Err(error) if error.kind() == ErrorKind::Revoked)
 }
 
 fn lost(message: &'static str) -> Error {

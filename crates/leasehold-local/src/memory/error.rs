@@ -15,3 +15,12 @@ pub(super) fn lost(message: &'static str) -> Error {
         .with_backend(NAME)
         .with_operation("renew")
 }
+
+pub(super) fn revoked() -> Error {
+    Error::new(
+        ErrorKind::Revoked,
+        "the lock was revoked and ends at its deadline",
+    )
+    .with_backend(NAME)
+    .with_operation("renew")
+}

@@ -7,7 +7,12 @@ use leasehold_core::{
     backend::{KeepAlive, Lease, async_trait},
 };
 
-use super::{error::lost, grant::Grant, lock_entry::LockEntry, state::State};
+use super::{
+    error::{lost, revoked},
+    grant::Grant,
+    lock_entry::LockEntry,
+    state::State,
+};
 
 /// A lease of the [`MemoryBackend`](super::MemoryBackend).
 ///
@@ -62,7 +67,7 @@ impl Lease for MemoryLease {
                 .get_mut(&self.grant)
                 .ok_or_else(|| lost("the lock expired, was revoked or released"))?;
             if !holder.renewable {
-                return Err(lost("the lock was revoked and cannot be renewed"));
+                return Err(revoked());
             }
             if !self
                 .grant

@@ -1,4 +1,4 @@
--- Releases an exclusive lock if it still has this value.
+-- Releases an exclusive lock if it still has this value, even if it was revoked.
 --
 -- KEYS: lock
 -- ARGV: value
@@ -7,7 +7,7 @@ local lock, value = KEYS[1], ARGV[1]
 local holder, failure = value_of(lock)
 if failure then
   return failure
-elseif holder == value then
+elseif holder == value or holder == REVOKED .. value then
   return redis.call('DEL', lock)
 end
 return 0

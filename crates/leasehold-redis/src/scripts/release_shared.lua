@@ -1,11 +1,11 @@
--- Releases a shared lock.
+-- Releases a shared lock, even if it was revoked.
 --
 -- KEYS: lock, readers
 -- ARGV: value
 -- Returns 1 if it was released, 0 if it was not held.
 local lock, readers, value = KEYS[1], KEYS[2], ARGV[1]
 expire_members(readers)
-if redis.call('ZREM', readers, value) == 0 or not begins(value_of(lock), SHARED) then
+if redis.call('ZREM', readers, value, REVOKED .. value) == 0 or not begins(value_of(lock), SHARED) then
   return 0
 end
 -- The key expires with the last reader, except for rounding. If the expiry does not change, no

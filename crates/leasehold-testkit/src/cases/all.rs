@@ -76,6 +76,7 @@ macro_rules! __with_cases {
                 loss_is_reported: revocation_is_reported,
                 revocation_never_hits_a_newer_holder: revocation,
                 graceful_revocation_grants_nobody_early: revocation,
+                graceful_revocation_leaves_the_holder_its_time: revocation,
             }
             local_queue {
                 local_queue_yields_to_other_clients: pushed_notification,

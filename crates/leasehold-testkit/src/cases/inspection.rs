@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use leasehold_core::{LossDetection, Renewal, Revocation, RevokeOutcome};
+use leasehold_core::{
+    ErrorKind, LossDetection, LossReason, Released, Renewal, Revocation, RevokeOutcome,
+};
 
 use crate::{
     backend_fixture::BackendFixture,
@@ -183,5 +185,65 @@ pub async fn graceful_revocation_grants_nobody_early(fixture: &dyn BackendFixtur
             "the waiter was granted the lock while the holder considered it valid, {renewal:?}"
         );
         must(second.release().await, "a release is answered");
+    }
+}
+
+/// Checks that a gracefully revoked holder keeps the lock until its deadline, that its renewals say
+/// so, and that it may release the lock before.
+pub async fn graceful_revocation_leaves_the_holder_its_time(fixture: &dyn BackendFixture) {
+    let (holder, other) = (client(fixture).await, client(fixture).await);
+    let key = key(fixture, "its time");
+    let limit = at_the_latest(fixture, lifetime(fixture) * 2);
+    for releases in [true, false] {
+        let guard = must(holder.mutex(&key).lock().await, "a free lock is granted");
+        let seen = must(other.inspect(&key).await, "an inspection is answered");
+        let Some(listed) = seen.holders.first().cloned() else {
+            panic!("no holder is listed: {seen:?}")
+        };
+        // A revocation may wait until the holder confirms it by a renewal.
+        let operator = other.clone();
+        let revoking =
+            tokio::spawn(async move { operator.revoke(&listed, Revocation::Graceful).await });
+        let refused = async {
+            loop {
+                match guard.renew().await {
+                    Err(error) if !error.is_retryable() => return error,
+                    _ => tokio::time::sleep(fixture.ttl().as_duration() / 20).await,
+                }
+            }
+        };
+        let Ok(refused) = tokio::time::timeout(limit, refused).await else {
+            panic!("a revoked lock was renewed for {limit:?}")
+        };
+        assert_eq!(
+            refused.kind(),
+            ErrorKind::Revoked,
+            "a renewal says that the lock was revoked: {refused}"
+        );
+        assert!(
+            guard.is_held(),
+            "a graceful revocation ended the hold: {:?}",
+            guard.loss()
+        );
+        if releases {
+            assert_eq!(
+                must(guard.release().await, "a release is answered"),
+                Released::Freed,
+                "a revoked holder may release"
+            );
+        } else {
+            let Ok(reason) = tokio::time::timeout(limit, guard.lost()).await else {
+                panic!("a revoked lock was held for {limit:?}")
+            };
+            assert_eq!(
+                reason,
+                LossReason::Expired,
+                "a revoked lock is lost at its deadline"
+            );
+        }
+        let Ok(revoked) = revoking.await else {
+            panic!("the revocation panicked")
+        };
+        must(revoked, "a revocation is answered");
     }
 }

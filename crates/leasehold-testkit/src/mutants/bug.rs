@@ -98,6 +98,9 @@ bugs! {
     /// A graceful revocation frees the lock at once. Two holders have it until the deadline of the
     /// first one.
     GracefulRevocationFreesAtOnce => graceful_revocation_grants_nobody_early,
+    /// After a graceful revocation, the next renewal reports a loss, although the lock is still
+    /// held.
+    GracefulRevocationEndsTheHold => graceful_revocation_leaves_the_holder_its_time,
     /// The holder is not notified that its lock was revoked.
     LossUnreported => loss_is_reported,
 }

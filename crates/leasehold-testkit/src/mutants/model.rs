@@ -221,7 +221,10 @@ impl Model {
                     let of = of.get() as usize + usize::from(store.has(Bug::OnePermitTooMany));
                     key.holders.len() < of
                 }
-                _ => key.holders.is_empty(),
+                _ => {
+                    let frees = store.has(Bug::GracefulRevocationFreesAtOnce);
+                    key.holders.iter().all(|holder| frees && !holder.renewable)
+                }
             };
             let again = store.has(Bug::ReentrantByAccident)
                 && mode == Mode::Exclusive
@@ -446,7 +449,7 @@ impl LockBackend for Model {
                 };
                 if revocation == Revocation::Graceful {
                     if self.store.has(Bug::GracefulRevocationFreesAtOnce) {
-                        key.remove(found.owner);
+                        key.freed();
                     }
                     let ours = key
                         .holders
@@ -502,6 +505,14 @@ impl ModelLease {
                 .iter_mut()
                 .find(|holder| holder.owner == self.owner && holder.renewable);
             ours.map(|holder| holder.until = until).is_some()
+        })
+    }
+
+    /// Returns whether this lease still holds the lock and was gracefully revoked.
+    fn is_revoked(&self) -> bool {
+        self.change(self.store.clock.now(), |key| {
+            let mut holders = key.holders.iter();
+            holders.any(|holder| holder.owner == self.owner && !holder.renewable)
         })
     }
 
@@ -582,6 +593,11 @@ impl Lease for ModelLease {
                 || self.store.has(Bug::LateRenewalRevives))
         {
             Ok(())
+        } else if self.is_revoked() && !self.store.has(Bug::GracefulRevocationEndsTheHold) {
+            Err(Error::new(
+                ErrorKind::Revoked,
+                "the lock was revoked and ends at its deadline",
+            ))
         } else {
             Err(Error::new(
                 ErrorKind::Lost,

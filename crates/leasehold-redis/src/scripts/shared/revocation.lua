@@ -1,4 +1,4 @@
--- A revoked holder keeps its lock until it expires, but can neither renew nor release it.
+-- A revoked holder keeps its lock until it expires or is released, but cannot renew it.
 
 -- The reply if the holder no longer holds.
 local GONE = -2
