@@ -457,7 +457,7 @@ pub(crate) async fn revoke(
             )
         })?;
     let failed = |error| connector.map_error(error, "revoke");
-    let mut connection = connector.connect("leasehold breaks", "revoke").await?;
+    let mut connection = connector.connect("leasehold revokes", "revoke").await?;
     // These disappear with the lock: markers of waiters in the same session, and the key of the
     // count of a semaphore.
     let semaphore = connector.names.semaphore(&holder.key, 1)?;

@@ -7,7 +7,7 @@
 //! | the count of a semaphore, held shared with each of its permits | the upper 44 bits of `hashtextextended(name, -1)`, then the count |
 //! | the marker of a waiter, held shared | `hashtextextended('leasehold waits ' || key, 0)` |
 //! | the marker of a waiting writer, held shared | `hashtextextended('leasehold writer waits ' || key, 0)` |
-//! | the revocation marker, held shared by the revoking session and then by the holder | `hashtextextended('leasehold breaks ' || pid || ' ' || key, 0)` |
+//! | the revocation marker, held shared by the revoking session and then by the holder | `hashtextextended('leasehold revokes ' || pid || ' ' || key, 0)` |
 //!
 //! `name` is the configured prefix followed by the name of the lock. In the markers, `key` is the
 //! key in decimal, `42` or `4,2`; the key of a semaphore is `hashtextextended(name, -1)`. `pid` is
@@ -90,7 +90,7 @@ impl AdvisoryKey {
     /// Returns the marker of a graceful revocation of this key in the session `pid`. The revoking
     /// session holds it, and then the session `pid` as well.
     pub(crate) fn revocation_marker(self, pid: i32) -> i64 {
-        hash_of(format_args!("leasehold breaks {pid} {self}"))
+        hash_of(format_args!("leasehold revokes {pid} {self}"))
     }
 
     /// Returns the payload of a notification: a letter for the key space, and the bits.

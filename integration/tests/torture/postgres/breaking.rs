@@ -41,7 +41,7 @@ async fn a_role_that_may_only_connect_cannot_revoke_a_lock() {
     let pid = block_in_place(|| holder(&server, "k"));
     let mut psql = block_in_place(|| Psql::connect(&server.url_as("stranger")).unwrap());
     let mark = format!(
-        "SELECT pg_advisory_lock_shared(hashtextextended('leasehold breaks {pid} ' || hashtextextended('k', 0), 0)), \
+        "SELECT pg_advisory_lock_shared(hashtextextended('leasehold revokes {pid} ' || hashtextextended('k', 0), 0)), \
          count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()"
     );
     block_in_place(|| psql.ask(&mark, MINUTE).unwrap());
