@@ -13,7 +13,7 @@ use std::{
 use leasehold_core::{
     Capabilities, Clock, Error, ErrorKind, Fencing, LockClient, LockKey, Mode, TestClock,
     Timestamp, Ttl,
-    backend::{LazyBackend, LockBackend, Request},
+    backend::{Attempt, LazyBackend, LockBackend, Request, async_trait},
 };
 use leasehold_local::MemoryBackend;
 use support::{secs, settle, spy::Spy};
@@ -256,4 +256,58 @@ async fn bad_input_needs_no_server() {
         ErrorKind::InvalidInput
     );
     assert_eq!(server.attempts.load(SeqCst), 0);
+}
+
+/// A server that accepts no TTL above ten seconds.
+#[derive(Debug)]
+struct Narrow(Arc<MemoryBackend>);
+
+impl std::fmt::Display for Narrow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[async_trait]
+impl LockBackend for Narrow {
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = self.0.capabilities();
+        capabilities.max_ttl = secs(10);
+        capabilities
+    }
+
+    async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt, Error> {
+        self.capabilities().check(request.mode(), request.ttl())?;
+        Arc::clone(&self.0).try_acquire(request).await
+    }
+}
+
+#[tokio::test]
+async fn default_ttl_of_the_first_lock_adapts_to_the_server() {
+    let client = |ttl: Option<Ttl>| {
+        let lazy = LazyBackend::new(weakest(), || async {
+            Ok(Narrow(Arc::new(MemoryBackend::new())))
+        });
+        let builder = LockClient::builder(lazy);
+        match ttl {
+            Some(ttl) => builder.with_ttl(ttl).build(),
+            None => builder.build(),
+        }
+    };
+    let guards = [
+        client(None).mutex("k").lock().await.unwrap(),
+        client(None).mutex("k").try_lock().await.unwrap().unwrap(),
+        client(None)
+            .mutex("k")
+            .lock_timeout(Duration::from_secs(60))
+            .await
+            .unwrap()
+            .unwrap(),
+    ];
+    for guard in guards {
+        assert_eq!(guard.ttl(), secs(10));
+    }
+    // A TTL that was asked for is not adapted.
+    let error = client(Some(secs(30))).mutex("k").lock().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
 }

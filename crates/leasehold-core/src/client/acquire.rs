@@ -2,6 +2,8 @@
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::{
     backend::{attempt::Attempt, request::Request},
     client::engine::{Client, Spec},
@@ -92,26 +94,7 @@ async fn granted<'a>(
             token = tracing::field::Empty,
         )
     }));
-    let granted = async {
-        let ttl = client.check(spec)?;
-        // A backend in this process may always answer in the first poll. A loop over many locks
-        // must still yield to other tasks.
-        tokio::task::coop::consume_budget().await;
-        let request = Request::in_context(key.clone(), spec.mode, ttl, Arc::clone(&spec.context));
-        match wait {
-            // A timeout of zero has already passed.
-            Wait::Not | Wait::AtMost(Duration::ZERO) => try_once(client, request).await,
-            Wait::Forever => queue(client, request).await.map(Some),
-            Wait::AtMost(timeout) => {
-                let signal = Arc::clone(request.signal());
-                match tokio::time::timeout(timeout, queue(client, request)).await {
-                    Ok(granted) => granted.map(Some),
-                    Err(_elapsed) if signal.is_contended() => Ok(None),
-                    Err(_elapsed) => Err(unanswered(client, key, timeout, signal.fault())),
-                }
-            }
-        }
-    };
+    let granted = adapting(client, spec, key, wait);
     let span = &traced.span;
     let granted = if span.is_disabled() {
         granted.await
@@ -129,6 +112,57 @@ async fn granted<'a>(
     };
     traced.end(&granted, outcome);
     granted
+}
+
+/// Acquires with the TTL of `spec`. A lazy backend learns at its first use which TTLs its server
+/// accepts, so that a default TTL may have to adapt then.
+async fn adapting<'a>(
+    client: &'a Arc<Client>,
+    spec: &Spec,
+    key: &LockKey,
+    wait: Wait,
+) -> Result<Option<Grant<'a>>> {
+    let first_use = spec.ttl.is_none() && client.capabilities().provisional;
+    let begun = first_use.then(Instant::now);
+    match (within(client, spec, key, wait).await, begun) {
+        (Err(error), Some(begun))
+            if error.kind() == ErrorKind::InvalidInput && !client.capabilities().provisional =>
+        {
+            let rest = match wait {
+                Wait::AtMost(timeout) => Wait::AtMost(timeout.saturating_sub(begun.elapsed())),
+                wait => wait,
+            };
+            // Boxed, so that the future of a usual acquisition is not larger.
+            Box::pin(within(client, spec, key, rest)).await
+        }
+        (granted, _) => granted,
+    }
+}
+
+async fn within<'a>(
+    client: &'a Arc<Client>,
+    spec: &Spec,
+    key: &LockKey,
+    wait: Wait,
+) -> Result<Option<Grant<'a>>> {
+    let ttl = client.check(spec)?;
+    // A backend in this process may always answer in the first poll. A loop over many locks must
+    // still yield to other tasks.
+    tokio::task::coop::consume_budget().await;
+    let request = Request::in_context(key.clone(), spec.mode, ttl, Arc::clone(&spec.context));
+    match wait {
+        // A timeout of zero has already passed.
+        Wait::Not | Wait::AtMost(Duration::ZERO) => try_once(client, request).await,
+        Wait::Forever => queue(client, request).await.map(Some),
+        Wait::AtMost(timeout) => {
+            let signal = Arc::clone(request.signal());
+            match tokio::time::timeout(timeout, queue(client, request)).await {
+                Ok(granted) => granted.map(Some),
+                Err(_elapsed) if signal.is_contended() => Ok(None),
+                Err(_elapsed) => Err(unanswered(client, key, timeout, signal.fault())),
+            }
+        }
+    }
 }
 
 /// Waits in the local queue, then at the backend.

@@ -61,7 +61,8 @@ impl LockClientBuilder {
     /// Sets the default TTL for locks created by this client, as a
     /// [`Duration`](std::time::Duration) or a [`Ttl`].
     ///
-    /// Defaults to [`Ttl::DEFAULT`], or the nearest value in the backend's range. A TTL that is set
+    /// Defaults to [`Ttl::DEFAULT`], or the nearest value in the backend's range, also for a client
+    /// that connects [lazily](crate::backend::LazyBackend). A TTL that is set
     /// here is not adapted: if it is invalid or outside the backend's range, acquisitions fail with
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput).
     pub fn with_ttl<T>(mut self, ttl: T) -> Self

@@ -111,8 +111,6 @@ impl FileBackend {
     /// find the same locks. [`open`](Self::open) creates the directory with mode 0700. A service
     /// that may not write it, as with `ProtectHome=` or `ProtectSystem=strict` of systemd, gets an
     /// error from `open`.
-    /// 0700. A service that may not write it, as with `ProtectHome=` or `ProtectSystem=strict` of
-    /// systemd, gets an error from `open`.
     ///
     /// # Errors
     /// Returns [`ErrorKind::InvalidInput`] if the user has no home directory. Open a named

@@ -49,7 +49,7 @@ pub(super) fn io_error(operation: &str, path: &Path, source: io::Error) -> Error
     };
     refused(
         kind,
-        format!("cannot {operation} {}:  {source}; {remedy}", path.display()),
+        format!("cannot {operation} {}: {source}; {remedy}", path.display()),
     )
     .with_source(source)
 }
