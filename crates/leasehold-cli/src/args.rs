@@ -103,8 +103,9 @@ pub(crate) enum Command {
     Status(Status),
     /// Revoke a lock from its holders; exit code 1 if it is not held
     ///
-    /// A graceful revocation stops the renewals. The holder keeps the lock until its deadline, and
-    /// `leasehold run` terminates its program before. A holder that releases earlier frees the lock.
+    /// Without --now the renewals stop. The holder keeps the lock until its deadline, and
+    /// `leasehold run` terminates its program before that. The lock is free earlier if the holder
+    /// releases it. File locks cannot be revoked: end their holder
     Revoke(Revoke),
     /// Show what a backend guarantees and where it is
     Info(Info),
@@ -140,9 +141,10 @@ pub(crate) struct Run {
     pub(crate) backend: BackendArgs,
     /// How long the lock stays held after its holder died, was stopped or lost its connection.
     /// The command renews the lock while the program runs. File locks do not expire: they are free
-    /// when the holder and all processes that inherited the lock have ended
-    #[arg(long, value_name = "D", value_parser = ttl, default_value = "30s")]
-    pub(crate) ttl: Ttl,
+    /// when the holder and all processes that inherited the lock have ended [default: 30s, or the
+    /// nearest that the backend accepts]
+    #[arg(long, value_name = "D", value_parser = ttl)]
+    pub(crate) ttl: Option<Ttl>,
     /// Do not wait if another process holds the lock: exit with code 75
     #[arg(short = 'n', long, conflicts_with = "wait")]
     pub(crate) no_wait: bool,

@@ -145,10 +145,9 @@ fn runtime() -> Result<Runtime, Failure> {
 /// Writes traces to standard error: warnings, and more with each `-v`.
 fn trace(verbose: u8) {
     let level = match verbose {
-        0 => "error,leasehold=warn,leasehold_redis=warn,leasehold_local=warn",
-        1 => {
-            "warn,leasehold=debug,leasehold_core=debug,leasehold_redis=debug,leasehold_local=debug"
-        }
+        // These are prefixes: all crates of Leasehold match.
+        0 => "error,leasehold=warn",
+        1 => "warn,leasehold=debug",
         _ => "trace",
     };
     tracing_subscriber::fmt()

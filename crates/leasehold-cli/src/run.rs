@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use leasehold::{Expiry, LockClient, LockGuard, LockKey, Released};
+use leasehold::{Expiry, LockClient, LockGuard, LockKey, Released, Ttl};
 
 use crate::{
     args::Run,
@@ -37,11 +37,14 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
     // A deadline would end the lease of a command that was stopped for longer, although nobody else
     // can get the lock.
     let ttl = if is_freed_by_death(&client) {
-        client.capabilities().max_ttl
+        Some(client.capabilities().max_ttl)
     } else {
         args.ttl
     };
-    let mutex = client.mutex(key.clone()).with_ttl(ttl);
+    let mut mutex = client.mutex(key.clone());
+    if let Some(ttl) = ttl {
+        mutex = mutex.with_ttl(ttl);
+    }
     let lock = async {
         match args.wait {
             _ if args.no_wait => mutex.try_lock().await,
@@ -121,6 +124,7 @@ async fn run_under(
     };
     let mut child = Child::start(command, &guard.info(), &environment)?;
     let mut watchdog = Watchdog::new(guard.info());
+    let check_interval = args.ttl.unwrap_or(Ttl::DEFAULT).as_duration() / 3;
     let status = loop {
         tokio::select! {
             biased;
@@ -128,7 +132,7 @@ async fn run_under(
             status = child.ended() => break status?,
             signal = signals.next() => child.pass_on(signal),
             // This notices a lock file that was removed. The watchdog sees the loss.
-            () = tokio::time::sleep(args.ttl.as_duration() / 3), if !dies_with_us => drop(guard.renew().await),
+            () = tokio::time::sleep(check_interval), if !dies_with_us => drop(guard.renew().await),
         }
     };
     if watchdog.has_acted() {
