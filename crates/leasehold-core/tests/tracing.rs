@@ -246,25 +246,29 @@ async fn late_renewals_are_warned_of_before_a_loss() {
 
 #[tokio::test(start_paused = true)]
 async fn revocation_is_a_warning_and_no_late_renewal() {
-    let log = Log::default();
-    let _recording = log.record();
-    let (client, watched, _) = spied();
-    let guard = client.mutex("a").with_ttl(secs(8)).lock().await.unwrap();
-    let holders = client.inspect("a").await.unwrap().holders;
-    client
-        .revoke(&holders[0], Revocation::Graceful)
-        .await
-        .unwrap();
-    assert_eq!(guard.lost().await, LossReason::Expired);
-    settle().await;
-    let text = log.text();
-    let warnings: Vec<_> = text.lines().filter(|line| line.contains("WARN")).collect();
-    assert_eq!(warnings.len(), 2, "{text}");
-    assert!(
-        warnings[0].contains("lock revoked") && warnings[1].contains("lock lost"),
-        "{text}"
-    );
-    assert_eq!(watched.renewals.lock().unwrap().len(), 1);
+    for session in [None, Some(SessionId::new())] {
+        let log = Log::default();
+        let _recording = log.record();
+        let (client, watched, _) = spied();
+        *watched.session.lock().unwrap() = session;
+        let guard = client.mutex("a").with_ttl(secs(8)).lock().await.unwrap();
+        let neighbour = client.mutex("b").with_ttl(secs(8)).lock().await.unwrap();
+        let holders = client.inspect("a").await.unwrap().holders;
+        client
+            .revoke(&holders[0], Revocation::Graceful)
+            .await
+            .unwrap();
+        assert_eq!(guard.lost().await, LossReason::Expired);
+        settle().await;
+        let text = log.text();
+        let warnings: Vec<_> = text.lines().filter(|line| line.contains("WARN")).collect();
+        assert_eq!(warnings.len(), 2, "{text}");
+        assert!(
+            warnings[0].contains("lock revoked") && warnings[1].contains("lock lost"),
+            "{text}"
+        );
+        assert!(neighbour.is_held());
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -267,12 +267,13 @@ impl State {
                     .filter(|held| held.deadline().is_past(now))
                     .cloned(),
             );
-            // The outcome for a revoked member is not that for the session.
+            // A member that was revoked has the earliest deadline. Its renewal reports this once,
+            // and renews the session as well.
             let Some(held) = session
                 .members
                 .values()
                 .filter(|held| !held.deadline().is_past(now))
-                .min_by_key(|held| held.is_revoked())
+                .min_by_key(|held| (held.is_revoked(), held.deadline()))
             else {
                 continue;
             };
