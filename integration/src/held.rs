@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use leasehold_core::{FencingToken, LockGuard, Released, Result, SemaphorePermit};
+use leasehold_core::{
+    Deadline, FencingToken, LockGuard, LockKey, Released, Result, SemaphorePermit, Ttl,
+};
 
 /// A guard of a lock or a semaphore permit.
 #[derive(Debug)]
@@ -14,6 +16,33 @@ pub enum Held {
 }
 
 impl Held {
+    /// Returns the key.
+    #[must_use]
+    pub fn key(&self) -> &LockKey {
+        match self {
+            Self::Lock(guard) => guard.key(),
+            Self::Permit(permit) => permit.key(),
+        }
+    }
+
+    /// Returns the TTL.
+    #[must_use]
+    pub fn ttl(&self) -> Ttl {
+        match self {
+            Self::Lock(guard) => guard.ttl(),
+            Self::Permit(permit) => permit.ttl(),
+        }
+    }
+
+    /// Returns the deadline.
+    #[must_use]
+    pub fn deadline(&self) -> Deadline {
+        match self {
+            Self::Lock(guard) => guard.deadline(),
+            Self::Permit(permit) => permit.deadline(),
+        }
+    }
+
     /// Returns whether it is held.
     #[must_use]
     pub fn is_held(&self) -> bool {

@@ -9,10 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[cfg(feature = "etcd")]
+use crate::server::EtcdMember;
 #[cfg(feature = "postgres")]
 use crate::server::PostgresServer;
 #[cfg(feature = "redis")]
 use crate::server::RedisServer;
+#[cfg(feature = "zookeeper")]
+use crate::server::ZookeeperServer;
 use crate::{HarnessError, Result};
 
 /// The interval between two checks.
@@ -81,6 +85,27 @@ pub fn postgres(server: &PostgresServer) -> Result<BTreeSet<String>> {
          FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory'",
     )?;
     Ok(locks.lines().map(str::to_owned).collect())
+}
+
+/// Returns the keys of all holders and waiters, without those of sessions.
+///
+/// # Errors
+/// The member does not answer.
+#[cfg(feature = "etcd")]
+pub fn etcd(member: &EtcdMember) -> Result<BTreeSet<String>> {
+    let keys = member.keys("")?.into_iter();
+    Ok(keys.filter(|key| !key.starts_with("%session/")).collect())
+}
+
+/// Returns the nodes of all holders and waiters, without those of sessions.
+///
+/// # Errors
+/// The server does not answer.
+#[cfg(feature = "zookeeper")]
+pub fn zookeeper(server: &ZookeeperServer) -> Result<BTreeSet<String>> {
+    let mut nodes = server.ephemerals()?;
+    nodes.retain(|node| !node.starts_with("/%sessions/"));
+    Ok(nodes)
 }
 
 /// Returns the files under `folder` that any process has locked, held locks and waiters' markers.

@@ -49,6 +49,15 @@ pub enum Command {
         /// The maximum wait.
         patience: Patience,
     },
+    /// Take the only permit of `key` into `slot`.
+    Permit {
+        /// The slot of the permit.
+        slot: u32,
+        /// The name of the semaphore.
+        key: String,
+        /// The maximum wait.
+        patience: Patience,
+    },
     /// Release the guard in `slot`.
     Release {
         /// The slot of the guard.

@@ -1,10 +1,11 @@
 use std::{
     collections::HashMap,
+    num::NonZeroU32,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use leasehold_core::{Error, LockClient, LockGuard, Result, Ttl};
+use leasehold_core::{Error, LockClient, Mode, Result, Ttl};
 use tokio::sync::mpsc;
 
 use leasehold_testkit::history::{Op, Phase, Write};
@@ -16,7 +17,7 @@ use super::{
     register::Register,
     storm::Running,
 };
-use crate::peer;
+use crate::{held::Held, peer};
 
 /// Runs a worker process: connects, then executes commands until the test that controls it has
 /// ended.
@@ -101,7 +102,7 @@ struct Hand {
     log: Arc<EventLog>,
     register: Register,
     proc: String,
-    guards: Mutex<HashMap<u32, (u64, Arc<LockGuard>)>>,
+    guards: Mutex<HashMap<u32, (u64, Arc<Held>)>>,
 }
 
 impl Hand {
@@ -111,12 +112,22 @@ impl Hand {
                 slot,
                 key,
                 patience,
-            } => self.lock(slot, &key, false, patience).await,
+            } => self.lock(slot, &key, Mode::Exclusive, patience).await,
             Command::Read {
                 slot,
                 key,
                 patience,
-            } => self.lock(slot, &key, true, patience).await,
+            } => self.lock(slot, &key, Mode::Shared, patience).await,
+            Command::Permit {
+                slot,
+                key,
+                patience,
+            } => {
+                let only = Mode::Permit {
+                    of: NonZeroU32::MIN,
+                };
+                self.lock(slot, &key, only, patience).await
+            }
             Command::Release { slot } => return self.release(slot).await,
             Command::Check { slot } => return self.check(slot),
             Command::Watch { slot } => return self.watch(slot).await,
@@ -130,19 +141,11 @@ impl Hand {
         answer.unwrap_or_else(|error| failed(&error))
     }
 
-    async fn lock(&self, slot: u32, key: &str, shared: bool, patience: Patience) -> Result<Answer> {
+    async fn lock(&self, slot: u32, key: &str, mode: Mode, patience: Patience) -> Result<Answer> {
         let attempt = self.log.next_attempt();
         self.log
             .write(attempt, key, (Op::Acquire, Phase::Invoke), None, None);
-        let lock = self.client.rwlock(key);
-        let locked = match (shared, patience) {
-            (false, Patience::Try) => lock.try_write().await,
-            (false, Patience::Within(ms)) => lock.write_timeout(Duration::from_millis(ms)).await,
-            (false, Patience::Forever) => lock.write().await.map(Some),
-            (true, Patience::Try) => lock.try_read().await,
-            (true, Patience::Within(ms)) => lock.read_timeout(Duration::from_millis(ms)).await,
-            (true, Patience::Forever) => lock.read().await.map(Some),
-        };
+        let locked = self.locked(key, mode, patience).await;
         let Ok(Some(guard)) = locked else {
             self.log
                 .write(attempt, key, (Op::Acquire, Phase::Fail), None, None);
@@ -158,6 +161,28 @@ impl Hand {
         );
         self.slots().insert(slot, (attempt, Arc::new(guard)));
         Ok(Answer::Granted { token, deadline_ns })
+    }
+
+    async fn locked(&self, key: &str, mode: Mode, patience: Patience) -> Result<Option<Held>> {
+        if let Mode::Permit { of } = mode {
+            let lock = self.client.semaphore(key, of.get());
+            let permit = match patience {
+                Patience::Try => lock.try_acquire().await,
+                Patience::Within(ms) => lock.acquire_timeout(Duration::from_millis(ms)).await,
+                Patience::Forever => lock.acquire().await.map(Some),
+            };
+            return Ok(permit?.map(Held::from));
+        }
+        let lock = self.client.rwlock(key);
+        let guard = match (mode == Mode::Shared, patience) {
+            (false, Patience::Try) => lock.try_write().await,
+            (false, Patience::Within(ms)) => lock.write_timeout(Duration::from_millis(ms)).await,
+            (false, Patience::Forever) => lock.write().await.map(Some),
+            (true, Patience::Try) => lock.try_read().await,
+            (true, Patience::Within(ms)) => lock.read_timeout(Duration::from_millis(ms)).await,
+            (true, Patience::Forever) => lock.read().await.map(Some),
+        };
+        Ok(guard?.map(Held::from))
     }
 
     async fn release(&self, slot: u32) -> Answer {
@@ -254,17 +279,17 @@ impl Hand {
         }
     }
 
-    fn guard(&self, slot: u32) -> Option<(u64, Arc<LockGuard>)> {
+    fn guard(&self, slot: u32) -> Option<(u64, Arc<Held>)> {
         self.slots().get(&slot).cloned()
     }
 
-    fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<u32, (u64, Arc<LockGuard>)>> {
+    fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<u32, (u64, Arc<Held>)>> {
         self.guards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Returns token and deadline in the format of events.
-pub(super) fn terms(guard: &LockGuard) -> (Option<u64>, u64) {
+pub(super) fn terms(guard: &Held) -> (Option<u64>, u64) {
     (
         guard.fencing_token().map(leasehold_core::FencingToken::get),
         guard.deadline().moment().as_nanos(),

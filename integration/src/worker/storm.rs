@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{ErrorKind, LockClient, LockGuard};
+use leasehold_core::{ErrorKind, LockClient};
 use rand::RngExt;
 use tokio::task::JoinSet;
 
@@ -19,6 +19,7 @@ use super::{
     register::Register,
     serve::terms,
 };
+use crate::held::Held;
 
 /// The delay of a task after an error, so that a failing server is not overloaded.
 const AFTER_ERROR: Duration = Duration::from_millis(20);
@@ -136,7 +137,7 @@ impl Shared {
             Some(acquisition.await)
         };
         match acquired {
-            Some(Ok(Some(guard))) => self.granted(shared, attempt, guard).await,
+            Some(Ok(Some(guard))) => self.granted(shared, attempt, guard.into()).await,
             Some(Ok(None)) => {
                 self.write(shared, attempt, (Op::Acquire, Phase::Fail), None, None);
                 self.timed_out.fetch_add(1, Ordering::Relaxed);
@@ -153,7 +154,7 @@ impl Shared {
         }
     }
 
-    async fn granted(&self, shared: bool, attempt: u64, guard: LockGuard) {
+    async fn granted(&self, shared: bool, attempt: u64, guard: Held) {
         let (token, deadline) = terms(&guard);
         self.write(
             shared,
@@ -188,7 +189,7 @@ impl Shared {
     }
 
     /// Holds until the lock is lost, or for one and a half TTLs, and repeatedly logs its deadline.
-    async fn hold_long(&self, shared: bool, attempt: u64, guard: &LockGuard) {
+    async fn hold_long(&self, shared: bool, attempt: u64, guard: &Held) {
         let (ttl, mut held) = (guard.ttl().as_duration(), Duration::ZERO);
         while held < ttl * 3 / 2 && !self.over.load(Ordering::Relaxed) {
             tokio::time::sleep(LONG_HOLD_CHECK).await;
@@ -222,7 +223,7 @@ impl Shared {
     }
 
     /// Reads the register and writes the next value, as a program that trusts its lock does.
-    async fn change(&self, attempt: u64, guard: &LockGuard) {
+    async fn change(&self, attempt: u64, guard: &Held) {
         let (token, _) = terms(guard);
         let shown = token.unwrap_or(0);
         let Some(read) = self.blocking(move |register| register.read(shown)).await else {

@@ -186,6 +186,35 @@ impl PostgresServer {
         self.process().resume()
     }
 
+    /// Sends SIGSTOP to all processes: the server does nothing until
+    /// [`resume_all`](Self::resume_all).
+    ///
+    /// # Errors
+    /// The server is not running.
+    pub fn pause_all(&mut self) -> Result<()> {
+        self.pause()?;
+        self.signal_children(Signal::STOP);
+        Ok(())
+    }
+
+    /// Sends SIGCONT to all processes.
+    ///
+    /// # Errors
+    /// The server is not running.
+    pub fn resume_all(&mut self) -> Result<()> {
+        self.signal_children(Signal::CONT);
+        self.resume()
+    }
+
+    /// Signals all processes but the postmaster, which is paused: it starts no children and reaps
+    /// none, so that no pid can be reused.
+    fn signal_children(&mut self, signal: Signal) {
+        for child in self.pid().map(children_of).unwrap_or_default() {
+            // An error means that the process is already gone.
+            kill_process(child, signal).unwrap_or_default();
+        }
+    }
+
     /// Sends SIGSTOP to a backend: it answers nothing and keeps its locks.
     ///
     /// # Errors
