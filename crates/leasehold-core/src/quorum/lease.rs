@@ -254,12 +254,18 @@ impl QuorumLease {
         validity(held, self.quorum.majority)
     }
 
-    /// Records that the node lost this lease. A newer lease of the node is left alone.
-    fn mark_missing(&self, node: usize, lost: &Arc<dyn Lease>) {
-        let node_lease = &mut self.node_leases().nodes[node];
+    /// Records that the node lost this lease. A newer lease of the node is left alone. Returns
+    /// `false` if the lease is being released, because the node has then freed it as it was told.
+    fn mark_missing(&self, node: usize, lost: &Arc<dyn Lease>) -> bool {
+        let mut node_leases = self.node_leases();
+        if node_leases.releasing {
+            return false;
+        }
+        let node_lease = &mut node_leases.nodes[node];
         if matches!(node_lease, NodeLease::Held(held) if Arc::ptr_eq(held, lost)) {
             *node_lease = NodeLease::Missing;
         }
+        true
     }
 
     /// Starts the renewals, and returns them with each node's vote before it answers.
@@ -524,8 +530,9 @@ impl QuorumLease {
         match answer {
             Ok(()) => Vote::Granted,
             Err(error) if error.kind() == ErrorKind::Lost => {
-                if let Some(lease) = &leases[node] {
-                    self.mark_missing(node, lease);
+                if let Some(lease) = &leases[node]
+                    && self.mark_missing(node, lease)
+                {
                     // If only the answer was late, the node holds the lock for another TTL.
                     self.quorum
                         .release_detached(Arc::clone(lease), &self.request);
