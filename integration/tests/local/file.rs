@@ -1,7 +1,15 @@
 //! Tests of the file backend within one process. `file_processes.rs` tests it between processes.
 #![cfg(target_os = "linux")]
 
-use std::{num::NonZeroU32, path::Path, sync::Arc, time::Duration};
+use std::{
+    num::NonZeroU32,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use leasehold_core::{
     ClockDrift, ErrorKind, LockClient, LockKey, Mode, Released, TestClock, Ttl,
@@ -412,7 +420,7 @@ async fn user_who_cannot_write_the_directory_cannot_hold_its_locks() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn directory_removed_repeatedly_fails_no_waiter() {
-    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("locks");
     let backend = open(&dir);
@@ -494,7 +502,7 @@ async fn every_name_has_its_own_lock_inside_the_directory() {
         held.push(
             attempt(&backend, request(name))
                 .await
-                .expect("no other has this name"),
+                .unwrap_or_else(|| panic!("held: {}", String::from_utf8_lossy(name))),
         );
         held.push(
             attempt(&backend, request(name).with_permit_of(NonZeroU32::MIN))
@@ -707,6 +715,53 @@ async fn dropped_acquisition_leaves_nothing_to_children() {
         assert!(next.is_some(), "the child keeps the lock");
         return;
     }
+}
+
+/// The forks would disturb the other tests of this process.
+#[test]
+fn dropped_acquisition_is_free_while_other_threads_fork() {
+    let alone = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["drops_acquisitions_beside_forks", "--exact", "--ignored"])
+        .output()
+        .unwrap();
+    assert!(alone.status.success(), "{alone:?}");
+}
+
+/// A process that another thread has forked has the same descriptors until it executes its program.
+#[tokio::test]
+#[ignore = "the previous test starts it as a process of its own"]
+async fn drops_acquisitions_beside_forks() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = FileConfig::new().with_sync(true);
+    let backend = Arc::new(FileBackend::open_with(dir.path(), config).unwrap());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let mut child = std::process::Command::new("true").spawn().unwrap();
+                    child.wait().unwrap();
+                }
+            });
+        }
+        let handle = tokio::runtime::Handle::current();
+        let round = || {
+            let mut acquired = Arc::clone(&backend).acquire(request("k"));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            let polled = {
+                let _entered = handle.enter();
+                acquired.as_mut().poll(&mut context)
+            };
+            drop((polled, acquired));
+            let file = std::fs::File::open(backend.path_of(&LockKey::new("k").unwrap())).unwrap();
+            let free = file.try_lock().is_ok();
+            file.unlock().unwrap();
+            free
+        };
+        let free = (0..300).filter(|_| round()).count();
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(free, 300, "a forked process kept the lock");
+    });
 }
 
 /// If child processes inherit the lock, a release opens and closes the file to notify the waiters.

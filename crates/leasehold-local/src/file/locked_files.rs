@@ -10,18 +10,24 @@ use leasehold_core::FencingToken;
 
 use super::{access, identity::FileId, shadow::Shadow};
 
+/// Locked files, which are unlocked when they are dropped.
+///
+/// Each file is unlocked before it is closed. A process that another thread has forked has the same
+/// descriptors until it executes its program, and would keep a lock that is only closed.
 #[derive(Debug)]
 pub(super) struct LockedFiles {
     // Declared before the files: a process that gets a file finds its shadow unlocked.
-    pub(super) shadow: Shadow,
+    shadow: Shadow,
     pub(super) slot_shadow: Option<Shadow>,
-    /// The lock file. For a permit, the file that stores the number of permits.
-    pub(super) file: File,
+    /// The lock file. For a permit, the file that stores the number of permits. `None` once it is
+    /// unlocked and kept.
+    file: Option<File>,
     pub(super) path: PathBuf,
     pub(super) id: FileId,
     /// For a permit, the file of that permit.
     pub(super) slot: Option<File>,
     pub(super) token: Option<FencingToken>,
+    /// Child processes have the descriptors. They keep the lock if it is dropped without a release.
     inherited: bool,
 }
 
@@ -30,7 +36,7 @@ impl LockedFiles {
         Self {
             shadow,
             slot_shadow: None,
-            file,
+            file: Some(file),
             path: path.to_path_buf(),
             id,
             slot: None,
@@ -50,9 +56,8 @@ impl LockedFiles {
         #[cfg(unix)]
         {
             use rustix::io::{FdFlags, fcntl_setfd};
-            fcntl_setfd(&self.file, FdFlags::empty())?;
-            if let Some(slot) = &self.slot {
-                fcntl_setfd(slot, FdFlags::empty())?;
+            for file in self.file.iter().chain(&self.slot) {
+                fcntl_setfd(file, FdFlags::empty())?;
             }
             for shadow in self.slot_shadow.iter_mut().chain([&mut self.shadow]) {
                 shadow.let_inherit()?;
@@ -62,29 +67,45 @@ impl LockedFiles {
     }
 
     /// Unlocks the file and keeps it open.
-    pub(super) fn unlock_and_keep(self) -> io::Result<File> {
-        drop((self.slot_shadow, self.shadow));
-        self.file.unlock()?;
-        Ok(self.file)
+    pub(super) fn unlock_and_keep(mut self) -> io::Result<File> {
+        self.unlock_all()?;
+        self.file
+            .take()
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Unlocks and closes all files.
     ///
     /// The unlock comes first. Otherwise child processes with the same descriptors would keep the
     /// lock, and a waiter that is notified of the close could find it held.
-    pub(super) fn unlock(self) -> io::Result<()> {
-        self.slot_shadow
-            .into_iter()
-            .chain([self.shadow])
-            .for_each(Shadow::unlock);
-        let slot = self.slot.as_ref().map_or(Ok(()), File::unlock);
-        let file = self.file.unlock();
-        drop(self.file);
-        if self.inherited {
+    pub(super) fn unlock(mut self) -> io::Result<()> {
+        let unlocked = self.unlock_all();
+        drop(self.file.take());
+        if std::mem::take(&mut self.inherited) {
             // The descriptor of a child process stays open, so this close generates the event
             // instead.
             drop(access::open_readable(&self.path));
         }
+        unlocked
+    }
+
+    /// Unlocks the shadows, also for the child processes that inherited them, and then the files.
+    fn unlock_all(&mut self) -> io::Result<()> {
+        self.slot_shadow
+            .iter_mut()
+            .chain([&mut self.shadow])
+            .for_each(Shadow::unlock);
+        let slot = self.slot.as_ref().map_or(Ok(()), File::unlock);
+        let file = self.file.as_ref().map_or(Ok(()), File::unlock);
         slot.and(file)
+    }
+}
+
+impl Drop for LockedFiles {
+    fn drop(&mut self) {
+        if !self.inherited {
+            // An error leaves the lock to the close.
+            drop(self.unlock_all());
+        }
     }
 }

@@ -38,12 +38,12 @@ impl PendingLock {
         if !try_lock_patiently(&file, true, self.path())? {
             return self.keep_open(file, Outcome::Refused);
         }
+        let number = read_number(&file);
         let mut locked = match self.confirm(file, true)? {
             ControlFlow::Continue(locked) => locked,
             ControlFlow::Break(outcome) => return Ok(outcome),
         };
-        let number =
-            read_number(&locked.file).map_err(|error| io_error("read", self.path(), error))?;
+        let number = number.map_err(|error| io_error("read", self.path(), error))?;
         if number != Some(of) {
             let file = locked
                 .unlock_and_keep()

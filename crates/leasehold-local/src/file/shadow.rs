@@ -145,14 +145,8 @@ impl Shadow {
     }
 
     /// Unlocks the shadow, also for the child processes that inherited it.
-    pub(super) fn unlock(mut self) {
-        self.inherited = false;
-    }
-}
-
-impl Drop for Shadow {
-    fn drop(&mut self) {
-        let Some(file) = self.file.take().filter(|_| !self.inherited) else {
+    pub(super) fn unlock(&mut self) {
+        let Some(file) = self.file.take() else {
             return;
         };
         // A shared holder does not know whether it is the last one.
@@ -160,6 +154,14 @@ impl Drop for Shadow {
             drop(fs::remove_file(&self.path));
         }
         drop(file.unlock());
+    }
+}
+
+impl Drop for Shadow {
+    fn drop(&mut self) {
+        if !self.inherited {
+            self.unlock();
+        }
     }
 }
 
