@@ -2,13 +2,11 @@
 
 mod auth;
 mod cluster;
-mod crowd;
 mod cut;
 mod deposed;
 mod granted;
 mod inspection;
 mod interop;
-mod killed;
 mod large;
 mod limits;
 mod locks;
@@ -17,8 +15,10 @@ mod partition;
 mod proxied;
 mod relay;
 mod releases;
-mod server;
+mod remedies;
 mod sessions;
 mod support;
 mod tls;
+mod waiters_cost;
+mod waiters_session;
 mod waiting;

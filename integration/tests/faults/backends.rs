@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 
-use leasehold_core::Ttl;
+use leasehold_core::{Ttl, quorum::Provision};
 use leasehold_integration::{
     Result, leftovers,
     proxy::Proxy,
@@ -48,7 +48,10 @@ pub(crate) static ALL: [Backend; 6] = [
         start: |lease| Box::new(Redlock::start(lease)),
         lacks: &[
             (Need::FreeAtDeath, AFTER_ITS_TTL),
-            (Need::HeldOverRestart, "all servers lose their data"),
+            (
+                Need::HeldOverRestart,
+                "a restarted server votes again only after the largest TTL",
+            ),
         ],
     },
     Backend {
@@ -201,25 +204,31 @@ impl Fixture for Redis {
     }
 }
 
-/// Three servers without persistence, which fail all at once.
+/// Three durable servers, which fail all at once.
 struct Redlock {
     lease: Lease,
     servers: RedlockServers,
 }
 
 impl Redlock {
-    /// The longest TTL of a lock in a case with short leases. Servers that have lost their data
-    /// vote again when it has passed.
+    /// The longest TTL of a lock in a case with short leases. Restarted servers vote again when it
+    /// has passed.
     const LARGEST_TTL: u64 = 2 * SHORT;
 
     fn start(lease: Lease) -> Self {
-        let servers = RedlockServers::start(3, Persistence::None).unwrap();
+        let servers = RedlockServers::start(3, Persistence::EveryWrite).unwrap();
         let largest = match lease {
             Lease::Short => Ttl::from_millis(Self::LARGEST_TTL).unwrap(),
             Lease::Long => ttl(lease),
         };
-        let runtime = Runtime::new().unwrap();
-        drop(runtime.block_on(servers.provision(largest)).unwrap());
+        let provision = Provision::new(largest)
+            .with_never_used(true)
+            .with_durable(true);
+        let provisioned = async {
+            let quorum = leasehold_redis::redlock(&servers.url()).await.unwrap();
+            quorum.provision(&provision).await.unwrap();
+        };
+        Runtime::new().unwrap().block_on(provisioned);
         Self { lease, servers }
     }
 

@@ -176,7 +176,7 @@ pub(crate) async fn acquisition_cancelled_at_any_poll_leaves_nothing(fixture: &m
             };
             let request = Request::new(LockKey::new(&key).unwrap())
                 .with_ttl(fixture.ttl())
-                .with_waiting(true);
+                .with_waiting(|waiting| waiting.keeps_waiting = true);
             let mut operation = Arc::clone(backend).acquire(request.clone());
             let releasing = async {
                 if let Some(other) = other {

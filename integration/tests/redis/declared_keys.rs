@@ -51,8 +51,8 @@ async fn hold_and_wait([one, other]: &[Arc<RedisBackend>; 2], mode: Mode, node: 
 
     let yielding = asked().with_yield_to_waiters(true);
     let held = granted_to(one, yielding, node).await;
-    let writer = request(&name).with_ttl(ttl(10_000)).with_waiting(true);
-    let waiter = asked().with_waiting(true);
+    let writer = request(&name).with_ttl(ttl(10_000)).with_waiting(|waiting| waiting.keeps_waiting = true);
+    let waiter = asked().with_waiting(|waiting| waiting.keeps_waiting = true);
     if mode == Mode::Shared {
         granted_to(other, asked(), node)
             .await

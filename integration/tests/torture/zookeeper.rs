@@ -8,7 +8,6 @@ use leasehold_integration::{
     checker::{self, Order},
     leftovers,
     server::{ZookeeperEnsemble, ZookeeperServer},
-    worker::{Command, Patience},
 };
 use leasehold_zookeeper::{
     ZookeeperBackend,
@@ -18,7 +17,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     chaos::{Crew, PROCESSES, heals, none, only_faults, seed},
-    support::{PATIENCE, Stage, granted, millis, until},
+    support::{Stage, millis, until},
 };
 
 /// Short, so that many pauses last longer, and long enough for waiters to have their own session.
@@ -156,83 +155,6 @@ fn revoke(url: &str) {
             }
         }
     });
-}
-
-/// The TTL of processes that are killed while they wait.
-const LONG_TTL: u64 = 600_000;
-const WAITERS: usize = 6;
-
-/// A waiter of any mode and position in the queue may die. The remaining waiters are granted long
-/// before its TTL has passed.
-#[test]
-fn a_killed_waiter_in_any_mode_blocks_nobody_for_long() {
-    let mut rng = StdRng::seed_from_u64(seed());
-    let server = ZookeeperServer::builder()
-        .setting("maxSessionTimeout", LONG_TTL)
-        .start()
-        .unwrap();
-    let stage = Stage::on(&server.url(), LONG_TTL);
-    let mut holder = stage.worker("holder");
-    for round in 0..3 {
-        granted(holder.lock(0, "k", Patience::Forever).unwrap());
-        let mut waiters = Vec::new();
-        for waiter in 0..WAITERS {
-            let mut worker = stage.worker(&format!("w{round}-{waiter}"));
-            let (slot, key, patience) = (0, "k".into(), Patience::Forever);
-            let command = match rng.random_range(0..2) {
-                0 => Command::Lock {
-                    slot,
-                    key,
-                    patience,
-                },
-                _ => Command::Read {
-                    slot,
-                    key,
-                    patience,
-                },
-            };
-            let asked = worker.send(command).unwrap();
-            waiters.push((worker, asked));
-        }
-        until("all wait", PATIENCE, || waiting(&server.url()) == WAITERS);
-        for _ in 0..rng.random_range(1..WAITERS) {
-            thread::sleep(millis(rng.random_range(0..100)));
-            let (mut killed, _) = waiters.swap_remove(rng.random_range(0..waiters.len()));
-            killed.kill().unwrap();
-        }
-        holder.ask(Command::Release { slot: 0 }).unwrap();
-        thread::scope(|scope| {
-            for (mut worker, asked) in waiters {
-                scope.spawn(move || {
-                    granted(
-                        worker
-                            .answer(asked, 3 * PATIENCE)
-                            .expect("a killed waiter blocks"),
-                    );
-                    worker.ask(Command::Release { slot: 0 }).unwrap();
-                });
-            }
-        });
-    }
-}
-
-/// Returns the number of nodes of the lock that are marked as waiting.
-fn waiting(url: &str) -> usize {
-    let mut waiting = 0;
-    as_administrator(async {
-        let Ok(client) = Client::connect(url.trim_start_matches("zookeeper://")).await else {
-            return;
-        };
-        for name in client.list_children("/k").await.unwrap_or_default() {
-            let data = client
-                .get_data(&format!("/k/{name}"))
-                .await
-                .map(|(data, _)| data)
-                .unwrap_or_default();
-            waiting += usize::from(String::from_utf8_lossy(&data).contains(":waits:"));
-        }
-    });
-    waiting
 }
 
 #[test]

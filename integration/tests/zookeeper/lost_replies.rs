@@ -69,7 +69,7 @@ async fn lost_replies_to_create_leave_no_orphan_in_a_live_session() {
     free(
         near.mutex("k")
             .with_ttl(ttl(TTL_SECS))
-            .lock_timeout(millis(1_000))
+            .lock_timeout(SOON)
             .await
             .unwrap()
             .unwrap(),

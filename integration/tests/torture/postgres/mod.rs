@@ -1,11 +1,9 @@
-//! Fault tests of PostgreSQL: those of every backend, and those particular to it.
+//! Fault tests that are particular to PostgreSQL.
 
 mod breaking;
 mod crash;
 mod credentials;
-mod crowd;
 mod demoted;
-mod dropped;
 mod failed;
 mod inspection;
 mod interop;
@@ -15,7 +13,6 @@ mod limits;
 mod log;
 mod looking;
 mod own;
-mod partition;
 mod pooler;
 mod process;
 mod reconcile;
@@ -29,5 +26,6 @@ mod support;
 mod tls;
 mod token;
 mod url;
+mod waiters;
 mod wake;
 mod yielding;

@@ -1,4 +1,4 @@
-//! Ten thousand waiters in one process.
+//! The cost of ten thousand waiters in one process.
 
 use std::{fs, time::Duration};
 
@@ -58,7 +58,7 @@ async fn wait_in_crowds(url: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_waiters_on_a_hundred_keys_are_all_served() {
+async fn ten_thousand_waiters_need_three_streams_and_few_kilobytes() {
     if let Some(url) = peer::role() {
         return wait_in_crowds(&url).await;
     }
@@ -68,7 +68,7 @@ async fn ten_thousand_waiters_on_a_hundred_keys_are_all_served() {
     for key in 0..KEYS {
         held.push(holder.mutex(format!("k{key}")).lock().await.unwrap());
     }
-    let test = "crowd::ten_thousand_waiters_on_a_hundred_keys_are_all_served";
+    let test = "waiters_cost::ten_thousand_waiters_need_three_streams_and_few_kilobytes";
     let mut crowd = Peer::this_test(test, &cluster.url()).unwrap();
     assert_eq!(crowd.hear(PATIENCE).unwrap(), "waiting");
     // One waiter per key contends on the server.

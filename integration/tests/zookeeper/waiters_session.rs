@@ -1,11 +1,10 @@
-//! A killed or paused waiter blocks nobody for long, whatever its TTL.
+//! The session of the waiters ends before that of the holders.
 
 use std::time::Duration;
 
 use leasehold_core::LockClient;
 use leasehold_integration::{
     held::Held,
-    peer::{self, Peer, listen, tell},
     proxy::{Direction, Proxy},
     server::ZookeeperServer,
 };
@@ -60,46 +59,6 @@ fn against(mode: &str) -> &str {
     if mode == "permit" { mode } else { "writer" }
 }
 
-/// Runs a peer that reports when it holds the lock, and releases it on command.
-async fn play(role: &str) {
-    let (mode, url) = role.split_once(' ').unwrap();
-    let guard = lock(&client(url).await, mode).await;
-    tell(format!(
-        "granted {}",
-        guard
-            .fencing_token()
-            .map_or(0, leasehold_core::FencingToken::get)
-    ));
-    let _told = tokio::task::spawn_blocking(listen).await;
-    drop(guard.release().await);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
-    const NAME: &str = "killed::a_killed_waiter_blocks_for_seconds_whatever_its_ttl";
-    if let Some(role) = peer::role() {
-        return play(&role).await;
-    }
-    for mode in MODES {
-        let server = server();
-        let (one, other) = (client(&server.url()).await, client(&server.url()).await);
-        let held = lock(&one, against(mode)).await;
-        let mut doomed = Peer::this_test(NAME, &format!("{mode} {}", server.url())).unwrap();
-        until_waiting(&server, 1).await;
-        let next = tokio::spawn(async move { lock(&other, against(mode)).await });
-        until_waiting(&server, 2).await;
-        doomed.process().kill();
-        free(held).await;
-        // Far less than the killed waiter's TTL of an hour.
-        let next = timeout(SOON, next)
-            .await
-            .unwrap_or_else(|_| panic!("a killed {mode} blocks"))
-            .unwrap();
-        free(next).await;
-        nothing_left(&server, SOON);
-    }
-}
-
 /// The session of the waiters ends a little later.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_granted_lock_outlives_the_waiters_session() {
@@ -151,38 +110,6 @@ async fn a_granted_lock_outlives_the_waiters_session() {
         other.close().await.unwrap();
         nothing_left(&server, SOON);
     }
-}
-
-/// The waiter is skipped while it is paused, and queues last when it continues.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_waiter_blocks_for_seconds_and_waits_again() {
-    const NAME: &str = "killed::a_stopped_waiter_blocks_for_seconds_and_waits_again";
-    if let Some(role) = peer::role() {
-        return play(&role).await;
-    }
-    let server = server();
-    let (one, other) = (client(&server.url()).await, client(&server.url()).await);
-    let held = lock(&one, "writer").await;
-    let mut stopped = Peer::this_test(NAME, &format!("writer {}", server.url())).unwrap();
-    until_waiting(&server, 1).await;
-    let next = tokio::spawn(async move { lock(&other, "writer").await });
-    until_waiting(&server, 2).await;
-    stopped.process().pause().unwrap();
-    free(held).await;
-    let next = timeout(SOON, next)
-        .await
-        .expect("a paused process blocks")
-        .unwrap();
-    stopped.process().resume().unwrap();
-    until_waiting(&server, 1).await;
-    assert!(next.is_held());
-    let before = next.fencing_token().expect("the writer has no token").get();
-    free(next).await;
-    let granted = stopped.heard(SOON).await.unwrap();
-    let after: u64 = granted.strip_prefix("granted ").unwrap().parse().unwrap();
-    assert!(after > before, "{after} after {before}");
-    stopped.say("release").unwrap();
-    nothing_left(&server, SOON);
 }
 
 /// Each answer takes longer than a quarter of 5 s.

@@ -1,13 +1,9 @@
-//! A killed waiter blocks nobody for long, whatever its TTL.
+//! The session of the waiters ends before that of the holders.
 
 use std::time::Duration;
 
 use leasehold_core::LockClient;
-use leasehold_integration::{
-    held::Held,
-    peer::{self, Peer, listen, tell},
-    server::EtcdCluster,
-};
+use leasehold_integration::{held::Held, server::EtcdCluster};
 use tokio::time::timeout;
 
 use crate::support::{SOON, client, free, ttl, until_locks};
@@ -40,49 +36,6 @@ async fn lock(client: &LockClient, mode: &str) -> Held {
             .await
             .unwrap()
             .into(),
-    }
-}
-
-/// Waits until the process is killed.
-async fn wait(role: &str) {
-    let (mode, url) = role.split_once(' ').unwrap();
-    let one = client(url).await;
-    let waiter = tokio::spawn({
-        let (one, mode) = (one.clone(), mode.to_owned());
-        async move { drop(lock(&one, &mode).await) }
-    });
-    tell("asked");
-    let _killed_before = tokio::task::spawn_blocking(listen).await;
-    waiter.abort();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl() {
-    if let Some(role) = peer::role() {
-        return wait(&role).await;
-    }
-    for mode in MODES {
-        let cluster = EtcdCluster::start().unwrap();
-        let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
-        // A writer excludes readers and writers; the only permit excludes the next one.
-        let held = lock(&one, if mode == "permit" { mode } else { "writer" }).await;
-        let test = "killed::a_killed_waiter_blocks_for_seconds_whatever_its_ttl";
-        let mut doomed = Peer::this_test(test, &format!("{mode} {}", cluster.url())).unwrap();
-        assert_eq!(doomed.hear(SOON).unwrap(), "asked");
-        until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
-        let next = tokio::spawn(async move {
-            lock(&other, if mode == "permit" { mode } else { "writer" }).await
-        });
-        until_locks(&cluster, "holder and two waiters", |keys| keys.len() == 3).await;
-        doomed.process().kill();
-        free(held).await;
-        // Far less than the killed waiter's TTL of an hour.
-        let next = timeout(SOON, next)
-            .await
-            .unwrap_or_else(|_| panic!("a killed {mode} blocks"))
-            .unwrap();
-        free(next).await;
-        until_locks(&cluster, "nobody", <[String]>::is_empty).await;
     }
 }
 
