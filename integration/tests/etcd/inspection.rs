@@ -61,7 +61,7 @@ async fn inspection_lists_all_and_revocation_hits_one_holder() {
     );
     let next = timeout(SOON, waiter).await.unwrap().unwrap();
     assert!(
-        begun.elapsed() > Duration::from_secs(1) && begun.elapsed() < Duration::from_secs(5),
+        begun.elapsed() > Duration::from_secs(1),
         "{:?}",
         begun.elapsed()
     );

@@ -92,7 +92,7 @@ async fn revoked_session_notifies_holder_and_grants_no_waiter() {
     let next = timeout(SOON, waiter).await.unwrap().unwrap();
     assert!(next.fencing_token() > guard.fencing_token());
     assert_eq!(
-        timeout(Duration::from_secs(2), guard.lost()).await.unwrap(),
+        timeout(SOON, guard.lost()).await.unwrap(),
         LossReason::SessionEnded
     );
     assert!(next.is_held());

@@ -250,19 +250,18 @@ fn a_delay_is_the_line_s_length_and_not_its_width() {
     let delay = Duration::from_millis(500);
     proxy.delay(Direction::Both, delay);
     let begun = Instant::now();
-    // Delayed one after the other, these would take ten times as long.
-    for _ in 0..10 {
+    // Delayed one after the other, these would take a hundred times as long.
+    for _ in 0..100 {
         client.write_all(b"ping").unwrap();
         thread::sleep(Duration::from_millis(2));
     }
-    expect(&mut client, &b"ping".repeat(10));
+    expect(&mut client, &b"ping".repeat(100));
     let took = begun.elapsed();
     assert!(took >= delay * 2, "{took:?}");
-    assert!(took < delay * 10, "{took:?}");
+    assert!(took < delay * 100, "{took:?}");
+    proxy.delay(Direction::Both, Duration::from_secs(3_600));
     proxy.heal();
-    let begun = Instant::now();
     ask(&mut client, b"x");
-    assert!(begun.elapsed() < delay);
 }
 
 #[test]

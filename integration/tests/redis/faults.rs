@@ -563,15 +563,11 @@ async fn stopped_server_is_reported_in_time_and_leaves_no_orphan() {
             .await
             .unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
-        assert!(
-            started.elapsed() < Duration::from_secs(10),
-            "{:?}",
-            started.elapsed()
-        );
+        assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
     }
     let started = Instant::now();
     assert!(Arc::clone(&held).renew().await.unwrap_err().is_retryable());
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < PATIENCE);
     server.signal("CONT");
     // The first attempt was in the server's buffer and is executed only now.
     until("undone", || async { server.leftovers().await == ["held"] }).await;
@@ -600,7 +596,7 @@ async fn a_waiter_rides_out_lost_answers() {
     // holder.
     proxy.cut_off_an_answer(true);
     held.release().await.unwrap();
-    let lease = tokio::time::timeout(Duration::from_secs(5), waiting)
+    let lease = tokio::time::timeout(Duration::from_secs(20), waiting)
         .await
         .expect("hangs")
         .unwrap()
@@ -628,11 +624,7 @@ async fn many_at_a_dead_server_share_one_attempt_to_connect() {
             ErrorKind::Unavailable
         );
     }
-    assert!(
-        started.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
 }
 
 #[tokio::test]

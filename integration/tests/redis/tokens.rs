@@ -245,7 +245,7 @@ async fn who_is_refused_by_the_plain_way_and_waits_is_woken() {
     })
     .await;
     held.release().await.unwrap();
-    let next = tokio::time::timeout(Duration::from_secs(5), waiting)
+    let next = tokio::time::timeout(Duration::from_secs(20), waiting)
         .await
         .expect("not woken")
         .unwrap()
