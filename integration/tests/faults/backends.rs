@@ -62,7 +62,13 @@ pub(crate) static ALL: [Backend; 6] = [
     Backend {
         name: "zookeeper",
         start: |lease| Box::new(Zookeeper::start(lease)),
-        lacks: &[(Need::FreeAtDeath, AFTER_ITS_TTL)],
+        lacks: &[
+            (Need::FreeAtDeath, AFTER_ITS_TTL),
+            (
+                Need::EndsTasks,
+                "the driver tries to connect until the session ends",
+            ),
+        ],
     },
     Backend {
         name: "postgres",

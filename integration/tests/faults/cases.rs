@@ -46,7 +46,8 @@ pub(crate) static ALL: &[Case] = cases! {
     Short server::silent_server_fails_calls_and_holder_by_deadline: [Server];
     Short server::dead_server_fails_calls_and_holder_by_deadline: [Server];
     Short server::a_killed_and_restarted_server_grants_larger_tokens: [Server];
-    Long server::a_killed_and_restarted_server_keeps_the_lock_and_its_waiter: [Server, HeldOverRestart];
+    Long server::a_killed_and_restarted_server_keeps_the_lock_and_its_waiter:
+        [Server, HeldOverRestart];
     Short server::a_server_that_is_stopped_for_a_while_admits_no_second_holder: [Server];
     Short network::black_holed_holder_is_lost_by_its_deadline_and_recovers: [Server];
     Short network::holder_without_requests_is_lost_by_its_deadline_and_recovers: [Server];
@@ -57,7 +58,8 @@ pub(crate) static ALL: &[Case] = cases! {
     Short network::late_request_leaves_no_lock_beyond_a_ttl: [Server];
     Short network::cut_anywhere_in_acquisition_leaves_no_lock_and_no_waiter: [Server];
     Long closing::nothing_runs_on_after_a_client_with_many_locks_is_closed: [];
-    Long closing::nothing_runs_on_after_a_client_of_a_dead_server_is_dropped: [Server];
+    Long closing::nothing_runs_on_after_a_client_of_a_dead_server_is_dropped:
+        [Server, EndsTasks];
     Long closing::grant_during_close_is_released_before_close_returns: [Server];
     Long closing::client_closes_while_server_is_dead_and_releases_fail: [Server];
     Long dropped::acquisition_dropped_at_any_poll_leaves_nothing: [];

@@ -77,6 +77,8 @@ pub(crate) enum Need {
     HeldOverReset,
     /// A lock outlives a restart of the server.
     HeldOverRestart,
+    /// The tasks of a client that is dropped end long before its TTLs, also if the server is dead.
+    EndsTasks,
     /// Waiters take their turns while others are stopped.
     SkipsStopped,
 }
