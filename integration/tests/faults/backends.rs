@@ -231,7 +231,9 @@ impl Redlock {
             .with_never_used(true)
             .with_durable(true);
         let provisioned = async {
-            let quorum = leasehold_redis::redlock(&servers.url()).await.unwrap();
+            let quorum = leasehold_redis::redlock(&format!("{}?timeout=10s", servers.url()))
+                .await
+                .unwrap();
             quorum.provision(&provision).await.unwrap();
         };
         Runtime::new().unwrap().block_on(provisioned);
