@@ -279,7 +279,7 @@ mod platform {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use std::{
         fs,

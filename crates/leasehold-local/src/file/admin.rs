@@ -82,7 +82,7 @@ impl Table {
             .path_of(path)
             .and_then(|path| FileId::at(&path).ok().flatten())
         {
-            let device = (rustix::fs::major(shadow.dev), rustix::fs::minor(shadow.dev));
+            let device = device_numbers(shadow.dev);
             let shadows = self
                 .locks
                 .iter()
@@ -251,6 +251,17 @@ fn device_of(dir: &Path) -> Option<(u32, u32)> {
 #[cfg(not(target_os = "linux"))]
 fn device_of(_: &Path) -> Option<(u32, u32)> {
     None
+}
+
+/// Returns the numbers of a device as `/proc/locks` has them.
+#[cfg(target_os = "linux")]
+fn device_numbers(dev: u64) -> (u32, u32) {
+    (rustix::fs::major(dev), rustix::fs::minor(dev))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn device_numbers(_: u64) -> (u32, u32) {
+    (0, 0)
 }
 
 /// Parses the device from lines such as
