@@ -130,6 +130,43 @@ fn the_facade_with_redis_adds_few_crates_to_the_driver() {
     assert!(added.len() <= 15, "{} crates: {added:?}", added.len());
 }
 
+/// In the workspace's root, cargo unifies the features of all default members. An example that is
+/// built without `-p` would therefore have the drivers that the command needs.
+#[test]
+fn the_readmes_first_example_builds_no_driver_of_a_server() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    let command = readme
+        .lines()
+        .find(|line| line.starts_with("$ cargo run"))
+        .unwrap();
+    let words: Vec<_> = command.split(' ').collect();
+    let at = words.iter().position(|word| *word == "-p").unwrap();
+
+    let tree = cargo(&[
+        "tree",
+        "--package",
+        words[at + 1],
+        "--prefix=none",
+        "--locked",
+    ]);
+    let built: BTreeSet<&str> = tree
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert!(built.contains("leasehold-local"), "{built:?}");
+    for driver in [
+        "redis",
+        "etcd-client",
+        "zookeeper-client",
+        "sqlx",
+        "rusqlite",
+    ] {
+        assert!(!built.contains(driver), "{driver} is built: {command}");
+    }
+    assert!(built.len() < 80, "{} crates: {built:?}", built.len());
+}
+
 /// Published crates need this metadata for the registry, its readers and docs.rs.
 #[test]
 fn published_crates_have_complete_metadata() {
@@ -156,6 +193,13 @@ fn published_crates_have_complete_metadata() {
             "rust_version",
         ] {
             assert!(package[field].is_string(), "{name} has no {field}");
+        }
+        for field in ["keywords", "categories"] {
+            let listed = package[field].as_array().unwrap();
+            assert!(
+                (1..=5).contains(&listed.len()),
+                "{name} has {field} {listed:?}"
+            );
         }
         assert_eq!(
             package["metadata"]["docs"]["rs"]["all-features"], true,
