@@ -115,6 +115,7 @@
 //! | `zookeeper` | `zookeeper` | `zookeeper://h1,h2,h3/PATH` | ZooKeeper ≥ 3.6 |
 //! | `zookeeper-tls` | `zookeeper` | `zookeepers://` | the same over TLS |
 //! | `metrics` | | | no backend, but [metrics](#metrics) for the recorder of the crate `metrics` |
+//! | `serde` | | | no backend, but [JSON](#json) for capabilities, inspections and errors |
 //!
 //! [`connect`] lists the URLs in full, and [`ConnectOptions`] sets a TTL and a label. A program
 //! that needs options which a URL does not have creates the backend itself and passes it to
