@@ -167,6 +167,33 @@ fn the_readmes_first_example_builds_no_driver_of_a_server() {
     assert!(built.len() < 80, "{} crates: {built:?}", built.len());
 }
 
+#[test]
+fn a_release_leaves_out_exactly_the_unpublished_crates() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let metadata: Value = serde_json::from_str(&cargo(&[
+        "metadata",
+        "--no-deps",
+        "--format-version",
+        "1",
+        "--locked",
+    ]))
+    .unwrap();
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    let unpublished: BTreeSet<&str> = packages
+        .filter(|package| package["publish"].is_array())
+        .map(|package| package["name"].as_str().unwrap())
+        .collect();
+    for file in [".ci/release", "RELEASING.md"] {
+        let text = std::fs::read_to_string(root.join(file)).unwrap();
+        let excluded: BTreeSet<&str> = text
+            .split("--exclude ")
+            .skip(1)
+            .map(|rest| rest.split([' ', ')', '\n']).next().unwrap())
+            .collect();
+        assert_eq!(excluded, unpublished, "{file}");
+    }
+}
+
 /// Published crates need this metadata for the registry, its readers and docs.rs.
 #[test]
 fn published_crates_have_complete_metadata() {
