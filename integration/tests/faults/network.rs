@@ -70,7 +70,7 @@ pub(crate) async fn black_holed_holder_is_lost_by_its_deadline_and_recovers(
     fixture: &mut dyn Fixture,
 ) {
     cut_off(fixture, Rival::AfterTheLoss, |proxy| {
-        proxy.blackhole(Direction::Both)
+        proxy.blackhole(Direction::Both);
     })
     .await;
 }

@@ -51,7 +51,9 @@ async fn hold_and_wait([one, other]: &[Arc<RedisBackend>; 2], mode: Mode, node: 
 
     let yielding = asked().with_waiting(|waiting| waiting.yields = true);
     let held = granted_to(one, yielding, node).await;
-    let writer = request(&name).with_ttl(ttl(10_000)).with_waiting(|waiting| waiting.keeps_waiting = true);
+    let writer = request(&name)
+        .with_ttl(ttl(10_000))
+        .with_waiting(|waiting| waiting.keeps_waiting = true);
     let waiter = asked().with_waiting(|waiting| waiting.keeps_waiting = true);
     if mode == Mode::Shared {
         granted_to(other, asked(), node)
@@ -71,10 +73,20 @@ async fn hold_and_wait([one, other]: &[Arc<RedisBackend>; 2], mode: Mode, node: 
     // The first refusal offers the free lock, once the waiter has been idle for a while.
     tokio::time::sleep(Duration::from_millis(150)).await;
     for _ in 0..2 {
-        refused_to(one, asked().with_waiting(|waiting| waiting.yields = true), node).await;
+        refused_to(
+            one,
+            asked().with_waiting(|waiting| waiting.yields = true),
+            node,
+        )
+        .await;
     }
     let first = if mode == Mode::Shared { writer } else { waiter };
-    let held = granted_to(other, first.with_waiting(|waiting| waiting.in_order = true), node).await;
+    let held = granted_to(
+        other,
+        first.with_waiting(|waiting| waiting.in_order = true),
+        node,
+    )
+    .await;
 
     for revocation in [
         Revocation::Graceful,
