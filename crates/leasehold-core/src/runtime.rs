@@ -1,4 +1,4 @@
-//! What the client needs to know about tokio: whether its runtime suits, and which task asks.
+//! Checks of the tokio runtime, and [`Asker`], the task that requests a lock.
 
 use std::{
     panic::catch_unwind,

@@ -32,8 +32,8 @@ use crate::{
 ///   Straight-line code is safe.
 /// - [`Request::deadline_from`] computes a deadline, from a [`Request::now`] that was read *before*
 ///   the first byte is sent.
-/// - The client has checked that the [capabilities](Self::capabilities) have the mode and the TTL of
-///   a request. Callers without a client call [`Capabilities::check`] first.
+/// - The client has checked that the [capabilities](Self::capabilities) have the mode and the TTL
+///   of a request. Callers without a client call [`Capabilities::check`] first.
 /// - Every call ends. Give input and output a time-out well below a TTL.
 /// - A key that cannot be stored injectively is refused with [`ErrorKind::InvalidInput`].
 /// - A panic in a method is an [`Indeterminate`](ErrorKind::Indeterminate) error of that operation.

@@ -319,7 +319,7 @@ impl fmt::Debug for Request {
     }
 }
 
-/// How a request waits among the other waiters for its key.
+/// The way in which a request waits among the other waiters for its key.
 ///
 /// A backend may ignore it if its server keeps waiters in order, or if it does not register them.
 ///

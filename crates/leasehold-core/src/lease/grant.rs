@@ -1,5 +1,5 @@
-//! From the call of a backend to the guard: [`CompleteOnDrop`] completes a call that the caller drops,
-//! [`Grant`] owns a lease that has no guard yet, and a lease that gets none is released.
+//! [`CompleteOnDrop`], a call of a backend that is completed even if its caller is gone, and
+//! [`Grant`], a lease that was granted and has no guard yet.
 
 use std::{
     pin::{Pin, pin},
