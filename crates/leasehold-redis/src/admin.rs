@@ -14,8 +14,8 @@ use crate::{
     commands,
     connection_manager::ConnectionManager,
     error::{self, SideEffect},
-    keys::{Keys, Kind},
-    scripts, value,
+    keys::{Keys, Kind, ParsedValue},
+    scripts,
 };
 
 /// A member of a sorted set and its expiry in ms.
@@ -49,21 +49,20 @@ pub(crate) async fn inspect(manager: &ConnectionManager, key: &LockKey) -> Resul
     match value {
         Some(value) if value.starts_with(b"shared:") => {
             for (member, score) in readers {
-                let mut reader = value::holder_ref(key, member, |_| Some(Mode::Shared));
+                let mut reader = holder_ref(key, member, |_| Some(Mode::Shared));
                 reader.expires_in = ends_in(score);
                 holders.push(reader);
             }
         }
         Some(value) => {
-            let mut writer =
-                value::holder_ref(key, value, |seen| seen.owner.and(Some(Mode::Exclusive)));
+            let mut writer = holder_ref(key, value, |seen| seen.owner.and(Some(Mode::Exclusive)));
             writer.expires_in = u64::try_from(left).ok().map(Duration::from_millis);
             holders.push(writer);
         }
         None => {}
     }
     for (member, score) in permits {
-        let mut permit = value::holder_ref(key, member, |seen| permit_mode(seen.of));
+        let mut permit = holder_ref(key, member, |seen| permit_mode(seen.of));
         permit.expires_in = ends_in(score);
         holders.push(permit);
     }
@@ -78,11 +77,25 @@ pub(crate) async fn inspect(manager: &ConnectionManager, key: &LockKey) -> Resul
     .into_iter()
     .flat_map(|(members, mode)| members.into_iter().map(move |(member, _)| (member, mode)))
     .map(|(member, mode)| {
-        let seen = value::read(&member);
+        let seen = ParsedValue::read(&member);
         WaiterRef::new(mode.or_else(|| permit_mode(seen.of)), seen.label)
     })
     .collect();
     Ok(Inspection::new(holders, waiters))
+}
+
+/// Returns the holder with this value.
+fn holder_ref(
+    key: &LockKey,
+    value: Vec<u8>,
+    mode: impl FnOnce(&ParsedValue) -> Option<Mode>,
+) -> HolderRef {
+    let seen = ParsedValue::read(&value);
+    let mut holder = HolderRef::new(key.clone(), value);
+    holder.mode = mode(&seen);
+    holder.owner = seen.owner;
+    holder.label = seen.label;
+    holder
 }
 
 fn permit_mode(of: Option<u32>) -> Option<Mode> {

@@ -22,9 +22,8 @@ use crate::{
     connection::Connection,
     connection_manager::ConnectionManager,
     error::SideEffect,
-    keys::{Keys, Kind},
+    keys::{Keys, Kind, LockValue},
     lease,
-    value::LockValue,
 };
 
 /// The first delay between attempts while the server cannot be reached. It doubles up to

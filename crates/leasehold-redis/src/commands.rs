@@ -1,4 +1,4 @@
-//! The operations on an exclusive lock, as commands.
+//! The commands of an acquisition, a release and a renewal, and the replies to them.
 //!
 //! An acquisition has two encodings. The script does everything in one step, and raises the token
 //! counter above the server's clock. Two plain commands in one write, `SET NX PX` and `INCRBY`,
@@ -13,13 +13,14 @@
 
 use redis::{Cmd, Pipeline, RedisError, Value};
 
-use leasehold_core::{Mode, backend::Request};
+use leasehold_core::{FencingToken, Mode, Result, backend::Request};
 
 use crate::{
     connection::{Connection, by_hash},
-    keys::{Keys, Kind, Parts, Slot},
+    error,
+    keys::{Keys, Kind, LockValue, Parts, Slot},
     scripts::{self, Script},
-    value::LockValue,
+    waiters::ObservedHolder,
 };
 
 /// The smallest token. Tokens start as microseconds since 1970, so a smaller value shows that the
@@ -322,4 +323,75 @@ pub(crate) fn renew_arguments(cmd: &mut Cmd, prefix: &[u8], request: &Request) {
     add_holder_keys(cmd, &keys, request.mode())
         .arg(LockValue::of(request).parts())
         .arg(request.ttl().as_millis());
+}
+
+/// The reason of a refusal, as `scripts/shared/acquisition.lua` numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The lock is held.
+    Held,
+    /// The lock is free and offered to an earlier waiter.
+    Offered,
+    /// Readers hold the lock, and this reader must not overtake a waiting writer.
+    Writers,
+}
+
+/// The reply of an acquire script.
+pub(crate) enum AcquireReply {
+    Granted(Option<FencingToken>),
+    /// Refused, with the time in milliseconds after which to retry; negative if the lock has no
+    /// expiry.
+    Refused(Refusal, i64, ObservedHolder),
+    /// Refused, without the time at which to retry.
+    RefusedNoInfo,
+    Mismatch {
+        theirs: i64,
+    },
+}
+
+impl AcquireReply {
+    pub(crate) fn read(answer: &Value, mode: Mode) -> Result<Self> {
+        match answer {
+            Value::BulkString(token) => {
+                let token = std::str::from_utf8(token)
+                    .ok()
+                    .and_then(|token| token.parse().ok());
+                token
+                    .map(|token| Self::Granted(Some(token)))
+                    .ok_or_else(|| error::protocol("acquire"))
+            }
+            Value::Nil if mode == Mode::Exclusive => Ok(Self::RefusedNoInfo),
+            // The reply of the plain commands.
+            Value::Int(token) if mode == Mode::Exclusive => {
+                Ok(Self::Granted(Some(FencingToken::new(token.unsigned_abs()))))
+            }
+            Value::Int(1) if mode.is_permit() => Ok(Self::Granted(None)),
+            Value::Array(parts) => match parts.as_slice() {
+                [
+                    Value::Int(why),
+                    Value::Int(left),
+                    Value::BulkString(holder),
+                    Value::Int(ends),
+                ] => {
+                    let refusal = match why {
+                        0 => Refusal::Held,
+                        1 => Refusal::Offered,
+                        2 => Refusal::Writers,
+                        _ => return Err(error::protocol("acquire")),
+                    };
+                    Ok(Self::Refused(
+                        refusal,
+                        *left,
+                        ObservedHolder {
+                            holder: holder.clone(),
+                            ends: *ends,
+                        },
+                    ))
+                }
+                [Value::Int(3), Value::Int(theirs)] => Ok(Self::Mismatch { theirs: *theirs }),
+                _ => Err(error::protocol("acquire")),
+            },
+            _ => Err(error::protocol("acquire")),
+        }
+    }
 }

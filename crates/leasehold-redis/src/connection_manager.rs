@@ -23,10 +23,9 @@ use crate::{
     connection::Connection,
     error::{self, SideEffect},
     handshake,
-    notification_backoff::NotificationBackoff,
     scripts::Script,
     stream::{self, Meter},
-    waiters::WaiterRegistry,
+    waiters::{NotificationBackoff, WaiterRegistry},
 };
 
 /// The limits of batches.

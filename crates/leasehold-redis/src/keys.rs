@@ -1,4 +1,4 @@
-//! The Redis keys of a lock.
+//! The Redis keys of a lock, and the values that holders and waiters write.
 //!
 //! The key of the lock itself is the prefix and the raw name, as other programs expect it. The
 //! lock's other keys are derived from it. They must be in the same cluster slot and must never
@@ -18,10 +18,13 @@
 //! `PREFIX:lh4:mark`, `…:since` and `…:top`.
 //!
 //! A name that ends like one of these keys is refused, so that no key belongs to two locks.
+//!
+//! The value of a holder or waiter is `<owner in hex>:<label>`. The value of a permit starts with
+//! `<of>|`.
 
-use std::{fmt, io::Write, sync::LazyLock};
+use std::{borrow::Cow, fmt, io::Write, sync::LazyLock};
 
-use leasehold_core::{Error, ErrorKind, LockKey, Mode, Result};
+use leasehold_core::{AcquisitionId, Error, ErrorKind, LockKey, Mode, Result, backend::Request};
 use redis::{RedisWrite, ToRedisArgs};
 
 /// The number of cluster slots.
@@ -324,6 +327,104 @@ static NUMBERS: LazyLock<Vec<Box<[u8]>>> = LazyLock::new(|| {
     numbers
 });
 
+/// The longest label: enough for host, process and program, but short, because every request sends
+/// it.
+const MAX_LABEL: usize = 32;
+
+/// The value under which one acquisition holds or waits.
+pub(crate) struct LockValue<'a> {
+    of: Option<String>,
+    hex: [u8; 32],
+    label: Cow<'a, str>,
+}
+
+impl<'a> LockValue<'a> {
+    pub(crate) fn of(request: &'a Request) -> Self {
+        let of = match request.mode() {
+            Mode::Permit { of } => Some(of.to_string()),
+            _ => None,
+        };
+        Self {
+            of,
+            hex: request.owner().to_hex(),
+            label: printable(request.label()),
+        }
+    }
+
+    /// Returns the value under which the request waits.
+    pub(crate) fn waiting(request: &'a Request) -> Self {
+        Self {
+            hex: request.waiting().id.to_hex(),
+            ..Self::of(request)
+        }
+    }
+
+    pub(crate) fn parts(&self) -> Parts<'_> {
+        let label = self.label.as_bytes();
+        match &self.of {
+            None => Parts([&self.hex, b":", label, b"", b"", b"", b""]),
+            Some(of) => Parts([of.as_bytes(), b"|", &self.hex, b":", label, b"", b""]),
+        }
+    }
+}
+
+/// Returns the label as printable ASCII of bounded length.
+fn printable(label: &str) -> Cow<'_, str> {
+    if label.len() <= MAX_LABEL && label.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Cow::Borrowed(label);
+    }
+    Cow::Owned(
+        label
+            .chars()
+            .take(MAX_LABEL)
+            .map(|c| if (' '..='~').contains(&c) { c } else { '?' })
+            .collect(),
+    )
+}
+
+/// A value that was read from the server.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ParsedValue {
+    /// The acquisition, if Leasehold wrote it.
+    pub(crate) owner: Option<AcquisitionId>,
+    /// The label; empty if another program wrote it.
+    pub(crate) label: String,
+    /// The number of permits, if it is a permit's.
+    pub(crate) of: Option<u32>,
+}
+
+impl ParsedValue {
+    /// Parses a value.
+    pub(crate) fn read(value: &[u8]) -> Self {
+        let foreign = Self {
+            owner: None,
+            label: String::new(),
+            of: None,
+        };
+        let Ok(value) = std::str::from_utf8(value) else {
+            return foreign;
+        };
+        let value = value.strip_prefix("broken:").unwrap_or(value);
+        let (of, value) = match value.split_once('|') {
+            Some((of, rest)) if of.bytes().all(|byte| byte.is_ascii_digit()) => {
+                (of.parse().ok(), rest)
+            }
+            _ => (None, value),
+        };
+        match value.split_at_checked(32) {
+            Some((hex, rest)) if rest.starts_with(':') => match hex.parse() {
+                Ok(owner) => Self {
+                    owner: Some(owner),
+                    label: rest[1..].to_owned(),
+                    of,
+                },
+                Err(_) => foreign,
+            },
+            _ => foreign,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::{HashMap, HashSet};
@@ -466,5 +567,74 @@ mod tests {
         for name in ["a:b", "token", ":lh4:token2", ":lh2:token", ":lh4:queue"] {
             assert!(Keys::check(b"", &LockKey::new(name).unwrap()).is_ok());
         }
+    }
+
+    #[test]
+    fn golden_value() {
+        let request = Request::new(LockKey::new("a").unwrap())
+            .with_owner(0xab.into())
+            .with_label("host/7 p\u{f6}");
+        let value = LockValue::of(&request).parts().to_vec();
+        assert_eq!(
+            String::from_utf8(value.clone()).unwrap(),
+            format!("{:032x}:host/7 p?", 0xab)
+        );
+        assert_eq!(
+            ParsedValue::read(&value),
+            ParsedValue {
+                owner: Some(0xab.into()),
+                label: "host/7 p?".into(),
+                of: None
+            }
+        );
+
+        let request = request.with_permit_of(4.try_into().unwrap());
+        let value = LockValue::of(&request).parts().to_vec();
+        assert_eq!(
+            String::from_utf8(value.clone()).unwrap(),
+            format!("4|{:032x}:host/7 p?", 0xab)
+        );
+        assert_eq!(
+            ParsedValue::read(&value),
+            ParsedValue {
+                owner: Some(0xab.into()),
+                label: "host/7 p?".into(),
+                of: Some(4)
+            }
+        );
+    }
+
+    #[test]
+    fn values_of_other_programs_are_foreign() {
+        for value in [
+            "",
+            "5a1f",
+            "0123456789abcdef0123456789abcdef",
+            "\u{1f512}",
+            "x|y",
+            "7|",
+            "a b",
+        ] {
+            assert!(
+                ParsedValue::read(value.as_bytes()).owner.is_none(),
+                "{value}"
+            );
+        }
+        assert!(ParsedValue::read(b"\xff\xfe").owner.is_none());
+        // The broken mark is seen through.
+        assert!(
+            ParsedValue::read(format!("broken:{:032x}:", 1).as_bytes())
+                .owner
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn a_long_label_is_cut() {
+        let request = Request::new(LockKey::new("a").unwrap()).with_label("x".repeat(1000));
+        assert_eq!(
+            LockValue::of(&request).parts().to_vec().len(),
+            33 + MAX_LABEL
+        );
     }
 }

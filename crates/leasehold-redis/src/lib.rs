@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod acquire;
 mod admin;
 mod backend;
 mod batch;
@@ -13,13 +14,10 @@ mod error;
 mod handshake;
 mod keys;
 mod lease;
-mod notification_backoff;
 mod quorum;
 mod redlock;
-mod reply;
 mod scripts;
 mod stream;
-mod value;
 mod waiters;
 
 pub use leasehold_core::{Error, ErrorKind, Result};

@@ -14,10 +14,9 @@ use crate::{
     cleanup,
     commands::{self, Operation},
     error::{self, SideEffect},
-    keys,
+    keys::{self, LockValue},
     quorum::{marker::NodeMarker, read_state, vote},
     scripts,
-    value::LockValue,
 };
 
 #[async_trait]
@@ -38,11 +37,11 @@ impl QuorumNode for RedisBackend {
         requirements: VoteRequirements,
         token: FencingToken,
     ) -> Result<TokenVote> {
-        vote::raise(self.manager(), &request, &requirements, token).await
+        vote::raise(&self.manager, &request, &requirements, token).await
     }
 
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released> {
-        let manager = self.manager();
+        let manager = &self.manager;
         // An attempt on a connection that broke is undone by the cleanup queue, as one of unknown
         // outcome.
         let Some(conn) = manager.current_connection() else {
@@ -73,7 +72,7 @@ impl QuorumNode for RedisBackend {
     }
 
     async fn stop_waiting(self: Arc<Self>, request: Request) -> Result<()> {
-        let manager = self.manager();
+        let manager = &self.manager;
         let Some(conn) = manager.current_connection() else {
             return Err(manager.no_connection("stop waiting"));
         };
@@ -81,7 +80,7 @@ impl QuorumNode for RedisBackend {
     }
 
     async fn read_state(self: Arc<Self>, watched: Option<Watched>) -> Result<NodeState> {
-        let manager = self.manager();
+        let manager = &self.manager;
         let conn = manager.connection_flushed("read_state").await?;
         let node_state = read_state::read(manager, &conn, watched).await?;
         Ok(NodeState {
@@ -97,7 +96,7 @@ impl QuorumNode for RedisBackend {
     }
 
     async fn record_epoch(self: Arc<Self>, record: EpochRecord) -> Result<()> {
-        let manager = self.manager();
+        let manager = &self.manager;
         let conn = manager.connection_flushed("record_epoch").await?;
         if record.incarnation.is_empty() {
             return Err(error::plain(

@@ -12,10 +12,9 @@ use crate::{
     commands,
     connection_manager::ConnectionManager,
     error::{self, SideEffect},
-    keys::{self, Keys, Kind},
+    keys::{self, Keys, Kind, LockValue},
     quorum::{read_state, state::CachedNodeState},
     scripts::{self, Script},
-    value::LockValue,
 };
 
 /// The error code of a script that found another marker or another run than expected.

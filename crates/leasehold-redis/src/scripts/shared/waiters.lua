@@ -2,7 +2,7 @@
 -- waiter renews its registration each time it asks.
 
 -- The life of a registration, in ms. It outlives a waiter that was killed by this time, whatever
--- the TTL. Waiters retry at least every 2 s (REFRESH in backend.rs), so that two requests may be
+-- the TTL. Waiters retry at least every 2 s (REFRESH in acquire.rs), so that two requests may be
 -- lost or late. A shorter life would cost more requests.
 local LIFE = 5000
 -- The time in ms for which a free lock is offered to a waiter before others pass it over. A waiter
