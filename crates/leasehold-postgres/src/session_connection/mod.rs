@@ -263,7 +263,7 @@ impl SessionConnection {
         if rows.is_empty() {
             return;
         }
-        match self.ask(connector, &rows).await {
+        match self.execute_rows(connector, &rows).await {
             Ok(results) if results.len() == planned.len() => {
                 for (planned, result) in planned.into_iter().zip(results) {
                     let answer = self.take_result(connector, &planned, result);

@@ -1,4 +1,5 @@
-//! The statements that a session sends.
+//! The queries of a [`SessionConnection`]. Each sends one of its
+//! [`Statements`](crate::statement::Statements) and reads the answer.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -36,20 +37,16 @@ pub(super) struct Owned {
 }
 
 impl SessionConnection {
-    /// Sends the rows. Returns one result for each row.
-    pub(super) async fn ask(
+    /// Executes the rows in one statement. Returns one result for each row.
+    pub(super) async fn execute_rows(
         &mut self,
         connector: &Connector,
         rows: &[Row],
     ) -> Result<Vec<i64>, Failure> {
         if let [row] = rows
-            && let Some(query) = self.alone(row)
+            && let Some(query) = self.single(row)
         {
-            let row = self
-                .fetch(connector, "acquire", async |connection| {
-                    query.fetch_one(connection).await
-                })
-                .await?;
+            let row = self.fetch_one(connector, "acquire", query).await?;
             return self.read(&row).map(|result| vec![result]);
         }
         let operations: Vec<i16> = rows.iter().map(Row::code).collect();
@@ -61,11 +58,8 @@ impl SessionConnection {
         let reads = rows.iter().any(|row| row.op.reads());
         let statements = &self.statements;
         // The row of a waiter has its marker.
-        let text = match (
-            reads,
-            rows.iter()
-                .any(|row| row.op.reads() && row.waiter_marker != 0),
-        ) {
+        let waits = |row: &Row| row.op.reads() && row.waiter_marker != 0;
+        let text = match (reads, rows.iter().any(waits)) {
             (false, _) => &statements.batch,
             (true, false) => &statements.batch_with_readers,
             (true, true) => &statements.batch_with_waiting_readers,
@@ -80,16 +74,12 @@ impl SessionConnection {
         if reads {
             query = query.bind(self.database);
         }
-        let row = self
-            .fetch(connector, "acquire", async |connection| {
-                query.fetch_one(connection).await
-            })
-            .await?;
+        let row = self.fetch_one(connector, "acquire", query).await?;
         self.read(&row)
     }
 
     /// Returns the statement of a single row, if its operation has one.
-    fn alone(&self, row: &Row) -> Option<Query<'static, Postgres, PgArguments>> {
+    fn single(&self, row: &Row) -> Option<Query<'static, Postgres, PgArguments>> {
         let AdvisoryKey::Int64(key) = row.key else {
             return None;
         };
@@ -142,6 +132,19 @@ impl SessionConnection {
             Err(_) => error::protocol("acquire"),
         };
         Err(Failure::Over(self.lose(why)))
+    }
+
+    /// Sends a statement and waits for its only row; see [`fetch`](Self::fetch).
+    async fn fetch_one(
+        &mut self,
+        connector: &Connector,
+        operation: &'static str,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<PgRow, Failure> {
+        self.fetch(connector, operation, async |connection| {
+            query.fetch_one(connection).await
+        })
+        .await
     }
 
     /// Sends a statement and waits for its answer. Gives the connection up after an error that it
@@ -224,11 +227,7 @@ impl SessionConnection {
             .bind(permit_keys.any_count())
             .bind(!self.markers.is_set(count))
             .bind(self.database);
-        let asked = self
-            .fetch(connector, "acquire", async |connection| {
-                query.fetch_one(connection).await
-            })
-            .await;
+        let asked = self.fetch_one(connector, "acquire", query).await;
         let result: i64 = match asked.and_then(|row| self.read(&row)) {
             Ok(result) => result,
             Err(failure) => {
@@ -275,11 +274,7 @@ impl SessionConnection {
     /// Sends a statement, so that the session does not count as idle.
     pub(crate) async fn renew(&mut self, connector: &Connector) -> Result<()> {
         let query = sqlx::query(self.statements.renew.clone());
-        let asked = self
-            .fetch(connector, "renew", async |connection| {
-                query.fetch_one(connection).await
-            })
-            .await;
+        let asked = self.fetch_one(connector, "renew", query).await;
         match asked.and_then(|row| self.read::<i64>(&row)) {
             Ok(_) => Ok(()),
             Err(Failure::Statement(error) | Failure::Over(error)) => Err(error),
@@ -424,11 +419,7 @@ impl SessionConnection {
             .bind(keys)
             .bind(pairs)
             .bind(exclusive);
-        let row = self
-            .fetch(connector, "reconcile", async |connection| {
-                query.fetch_one(connection).await
-            })
-            .await?;
+        let row = self.fetch_one(connector, "reconcile", query).await?;
         self.read::<bool>(&row)?;
         Ok(owned)
     }
@@ -450,11 +441,7 @@ impl SessionConnection {
             let query = sqlx::query(self.statements.notify.clone())
                 .bind(&markers)
                 .bind(&payloads);
-            let notified = self
-                .fetch(connector, "reconcile", async |connection| {
-                    query.fetch_one(connection).await
-                })
-                .await;
+            let notified = self.fetch_one(connector, "reconcile", query).await;
             match notified.and_then(|row| self.read::<i64>(&row)) {
                 Ok(_) => break,
                 Err(Failure::Over(error)) => return Err(error),
