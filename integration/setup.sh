@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the dependencies of the tests on Debian. Does nothing and prints nothing if all of them are
-# installed.
+# Installs the dependencies of the tests on Debian: of the given backends (etcd, local, postgres, redis,
+# zookeeper), or of all tests. Does nothing and prints nothing if all of them are installed.
 #
 # The tests start their own servers, on free ports and in temporary folders. No server has to run, and a
 # server that a package starts is stopped. Tests that inject no faults use the servers of
@@ -19,29 +19,57 @@ PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 for folder in /usr/lib/postgresql/*/bin; do PATH="$PATH:$folder"; done
 command -v cargo >/dev/null || PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
 
+backends=(etcd local postgres redis zookeeper)
+
+# The backends to install for, and whether the lock clients in other languages are wanted too.
+wanted=("$@")
+interop=no
+if [[ $# -eq 0 ]]; then
+    wanted=("${backends[@]}")
+    interop=yes
+fi
+
 # A required command or file, and the Debian package that contains it.
-needs=(
-    "cc build-essential"
-    "redis-server redis-server"
-    "redis-cli redis-tools"
-    "protoc protobuf-compiler"
-    # Part of protoc elsewhere; Debian has it in a recommended package.
-    "/usr/include/google/protobuf/descriptor.proto libprotobuf-dev"
-    "etcd etcd-server"
-    "etcdctl etcd-client"
-    "postgres postgresql"
-    "pg_basebackup postgresql-client"
-    "pgbouncer pgbouncer"
-    "flock util-linux"
-    "setpriv util-linux"
-    "java default-jre-headless"
-    "/usr/share/java/zookeeper.jar libzookeeper-java"
-    "/usr/share/java/netty-codec.jar libnetty-java"
-    "/usr/share/java/slf4j-simple.jar libslf4j-java"
-    "/usr/share/java/curator-recipes.jar libcurator-recipes-java"
-    "/usr/share/java/eclipse-jdt-core.jar libeclipse-jdt-core-java"
-    "python3 python3"
-)
+needs=("cc build-essential")
+for backend in "${wanted[@]}"; do
+    case $backend in
+    etcd)
+        needs+=(
+            "protoc protobuf-compiler"
+            # Part of protoc elsewhere; Debian has it in a recommended package.
+            "/usr/include/google/protobuf/descriptor.proto libprotobuf-dev"
+            "etcd etcd-server"
+            "etcdctl etcd-client"
+        )
+        ;;
+    local) needs+=("flock util-linux") ;;
+    postgres)
+        needs+=(
+            "postgres postgresql"
+            "pg_basebackup postgresql-client"
+            "pgbouncer pgbouncer"
+            "setpriv util-linux"
+        )
+        ;;
+    redis) needs+=("redis-server redis-server" "redis-cli redis-tools") ;;
+    zookeeper)
+        needs+=(
+            "java default-jre-headless"
+            "/usr/share/java/zookeeper.jar libzookeeper-java"
+            "/usr/share/java/netty-codec.jar libnetty-java"
+            "/usr/share/java/slf4j-simple.jar libslf4j-java"
+        )
+        ;;
+    *) fail "$backend must be one of ${backends[*]}" ;;
+    esac
+done
+if [[ $interop == yes ]]; then
+    needs+=(
+        "/usr/share/java/curator-recipes.jar libcurator-recipes-java"
+        "/usr/share/java/eclipse-jdt-core.jar libeclipse-jdt-core-java"
+        "python3 python3"
+    )
+fi
 
 missing() {
     local need
@@ -49,7 +77,7 @@ missing() {
         command -v "${need%% *}" >/dev/null || [[ -e ${need%% *} ]] || printf '%s\n' "$need"
     done
     # A module that Debian has in a separate package.
-    python3 -c 'import ensurepip' 2>/dev/null || printf 'ensurepip python3-venv\n'
+    [[ $interop == no ]] || python3 -c 'import ensurepip' 2>/dev/null || printf 'ensurepip python3-venv\n'
 }
 
 install_packages() {
@@ -108,5 +136,6 @@ fi
 command -v cargo >/dev/null ||
     fail "cargo is not installed: install Rust with rustup, as the Rust web site says, and open a new shell"
 
-"$(dirname "${BASH_SOURCE[0]}")/interop/setup.sh"
-"$(dirname "${BASH_SOURCE[0]}")/etcd-later.sh"
+here=$(dirname "${BASH_SOURCE[0]}")
+[[ $interop == no ]] || "$here/interop/setup.sh"
+[[ " ${wanted[*]} " != *" etcd "* ]] || "$here/etcd-later.sh"

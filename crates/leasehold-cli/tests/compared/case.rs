@@ -109,6 +109,7 @@ impl Case {
 }
 
 /// Asserts that both programs behave like this.
+#[expect(clippy::needless_pass_by_value, reason = "the callers pass literals")]
 pub fn same<T: Debug + PartialEq>(seen: impl Fn(&Case) -> T, expected: T) {
     for tool in [Flock, Leasehold] {
         assert_eq!(seen(&Case::new(tool)), expected, "{tool:?}");
@@ -116,6 +117,7 @@ pub fn same<T: Debug + PartialEq>(seen: impl Fn(&Case) -> T, expected: T) {
 }
 
 /// Asserts that each program behaves like this.
+#[expect(clippy::needless_pass_by_value, reason = "the callers pass literals")]
 pub fn different<T: Debug + PartialEq>(seen: impl Fn(&Case) -> T, flock: T, leasehold: T) {
     assert_ne!(flock, leasehold);
     assert_eq!(seen(&Case::new(Flock)), flock, "flock");
