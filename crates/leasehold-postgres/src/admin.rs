@@ -347,7 +347,8 @@ fn read_session() -> String {
     );
     format!(
         "SELECT coalesce(bool_or(is_key), false), \
-         count(*) FILTER (WHERE NOT is_key AND (is_pair OR key <> ALL ($5) AND {any_count} <> $6)), \
+         count(*) FILTER (WHERE NOT is_key \
+         AND (is_pair OR key <> ALL ($5) AND {any_count} <> $6)), \
          coalesce(min(role), ''), coalesce(bool_or(may_end), false), session_user::text \
          FROM (SELECT {LOCK_KEY} AS key, l.objsubid = 2 AS is_pair, \
          {LOCK_KEY} = $3 AND (l.objsubid = 2) = $4 AS is_key, \

@@ -294,8 +294,8 @@ impl<E: BatchExecutor> Batcher<E> {
         None
     }
 
-    /// Polls the inline worker of this number, unless it has ended or has a task of its own. Returns
-    /// whether the calling task must poll it again.
+    /// Polls the inline worker of this number, unless it has ended or has a task of its own.
+    /// Returns whether the calling task must poll it again.
     fn poll_inline(&self, number: u64, cx: &mut Context<'_>) -> bool {
         let mut worker = {
             let inline = &mut lock(&self.queue).inline;

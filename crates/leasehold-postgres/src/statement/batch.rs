@@ -32,14 +32,14 @@ impl Operations {
         format!("CASE operation{} END", self.others)
     }
 
-    /// Returns the result of a row. A reader is refused if a writer waits for whose session `yields`
-    /// holds.
-    pub(super) fn with_readers(&self, yields: &str) -> String {
+    /// Returns the result of a row. A reader is refused while a writer waits. Only writers count
+    /// for whose session the condition `counts` holds.
+    pub(super) fn with_readers(&self, counts: &str) -> String {
         format!(
             "CASE WHEN operation IN ({reading}) THEN {reader} ELSE {other} END",
             reading = self.reading.join(", "),
             reader = granted(
-                &no_writer_waits(yields, "$7"),
+                &no_writer_waits(counts, "$7"),
                 &format!("CASE operation{} END", self.readers)
             ),
             other = self.without_readers()

@@ -15,7 +15,7 @@ pub(crate) const CHANNEL: &str = "leasehold";
 
 /// The arguments of a lock function for the column `key`, if it is a 64-bit key.
 pub(super) const INT64: &str = "key";
-/// The same for the column `key`, if it is a pair.
+/// The arguments of a lock function for the column `key`, if it is a pair.
 pub(super) const INT32_PAIR: &str = "(key >> 32)::int4, ((key << 32) >> 32)::int4";
 
 /// Reads the key of the row `l` of `pg_locks` as one number.

@@ -185,7 +185,8 @@ impl Sql {
         let result = granted(&format!("{is_here} AND {acquired}"), token);
         format!(
             "SELECT result, {answer}, {flushed} \
-             FROM (SELECT ({result})::int8 AS result FROM (SELECT {columns}) AS request) AS executed"
+             FROM (SELECT ({result})::int8 AS result \
+             FROM (SELECT {columns}) AS request) AS executed"
         )
     }
 
@@ -233,7 +234,8 @@ impl Sql {
     /// be acquired; `$5` the oid of the database.
     ///
     /// Returns one row: the result, and the answer. The result is the index in `$1` of the granted
-    /// permit, from 1; [`REFUSED`]; [`COUNT_NOT_ACQUIRED`]; or [`OTHER_COUNT`] less the other count.
+    /// permit, from 1; [`REFUSED`]; [`COUNT_NOT_ACQUIRED`]; or [`OTHER_COUNT`] less the other
+    /// count.
     ///
     /// It acquires the key of the count before it checks for other counts. Of two attempts with
     /// different counts at the same time, at least one sees the other. It then tries the permits in
@@ -253,7 +255,8 @@ impl Sql {
         );
         format!(
             "SELECT CASE WHEN result = {COUNT_NOT_ACQUIRED} OR result > 0 OR NOT $4 THEN result \
-             ELSE CASE WHEN pg_advisory_unlock_shared($2) IS NOT NULL THEN result END END, {answer} \
+             ELSE CASE WHEN pg_advisory_unlock_shared($2) IS NOT NULL THEN result END END, \
+             {answer} \
              FROM (SELECT (CASE WHEN NOT {is_here} THEN {COUNT_NOT_ACQUIRED} \
              WHEN CASE WHEN $4 THEN NOT pg_try_advisory_lock_shared($2) ELSE false END \
              THEN {COUNT_NOT_ACQUIRED} \
