@@ -1,6 +1,10 @@
 //! The rows of `COMPARED.md`: `flock(1)` and `leasehold run` on the same lock file.
 #![cfg(target_os = "linux")]
 #![allow(
+    clippy::needless_pass_by_value,
+    reason = "expected values are written in place"
+)]
+#![allow(
     unreachable_pub,
     reason = "the modules of a test program share their helpers"
 )]
