@@ -506,10 +506,9 @@ async fn capabilities_tell_the_truth() {
     let capabilities: Capabilities = backend.capabilities();
     assert_eq!(capabilities.fencing, Fencing::Clocked);
     assert!(capabilities.shared && capabilities.permits && capabilities.pipelined_release);
-    let error = Arc::clone(&backend)
-        .try_acquire(request("k").with_ttl(ttl(9)))
-        .await
-        .unwrap_err();
+    let client = LockClient::new(Arc::clone(&backend));
+    let mutex = client.mutex("k").with_ttl(Duration::from_millis(9));
+    let error = mutex.try_lock().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     granted(&backend, request("short").with_ttl(ttl(10))).await;
     granted(&backend, request("long").with_ttl(Ttl::MAX))
