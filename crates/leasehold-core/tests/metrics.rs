@@ -493,12 +493,12 @@ async fn every_counter_is_there_from_the_start() {
     assert_eq!(
         numbers,
         [
-            ("leasehold_acquisitions_total", 14),
+            ("leasehold_acquisitions_total", 15),
             ("leasehold_losses_total", 5),
             ("leasehold_quorum_node_failures_total", 12),
             ("leasehold_quorum_write_backs_total", 1),
-            ("leasehold_releases_total", 14),
-            ("leasehold_renewals_total", 12),
+            ("leasehold_releases_total", 15),
+            ("leasehold_renewals_total", 13),
         ]
     );
     assert!(counters["leasehold_losses_total"].contains(&String::from("expired")));
