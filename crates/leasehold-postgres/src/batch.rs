@@ -14,7 +14,7 @@ use leasehold_core::{
     backend::BoxFuture,
     session::{self, BatchLimits, Batcher},
 };
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::Mutex;
 
 use crate::{
     connection::Connector,
@@ -36,7 +36,7 @@ const MAX_PERMIT_ATTEMPTS: u64 = 16;
 pub(crate) struct BatchExecutor {
     pub(crate) connector: Arc<Connector>,
     pub(crate) batcher: Arc<Batcher<Self>>,
-    conn: Mutex<SessionConnection>,
+    pub(crate) conn: Mutex<SessionConnection>,
     /// The time after which a job fails.
     pub(crate) response_timeout: Duration,
     /// The time after which the session has ended, so that no answer matters any more.
@@ -80,13 +80,6 @@ impl BatchExecutor {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         )
-    }
-
-    /// Waits for the connection. Call it in a task of its own: a task that is not polled would keep
-    /// all others from the connection.
-    pub(crate) async fn connection(&self) -> MutexGuard<'_, SessionConnection> {
-        // The jobs that are ahead by now are completed, whether their tasks are polled or not.
-        tokio::join!(biased; self.conn.lock(), async { self.batcher.detach() }).0
     }
 
     async fn send(self: Arc<Self>, jobs: Arc<Vec<Job>>, sent: Arc<AtomicBool>) -> Vec<Answer> {
@@ -153,7 +146,7 @@ async fn undo(
     let answers = match tokio::time::timeout(executor.limit, execution).await {
         Ok(answers) => answers,
         Err(_elapsed) => {
-            let mut conn = executor.connection().await;
+            let mut conn = executor.conn.lock().await;
             conn.give_up(&executor.connector, "acquire", executor.limit);
             return;
         }
@@ -176,7 +169,7 @@ async fn undo(
                 .for_each(|markers| executor.release_markers(acquire.acquisition, markers)),
         }
     }
-    let mut conn = executor.connection().await;
+    let mut conn = executor.conn.lock().await;
     let unused = executor.take_unused_markers();
     drop(conn.execute(&executor.connector, unused, &releases).await);
 }

@@ -119,7 +119,7 @@ impl Handle {
         // A panic becomes an error of the caller.
         let task = tokio::spawn(contained(async move {
             let connector = &executor.connector;
-            let mut conn = executor.connection().await;
+            let mut conn = executor.conn.lock().await;
             match tokio::time::timeout(executor.limit, work(&mut conn, connector)).await {
                 Ok(done) => done,
                 Err(_elapsed) => Err(conn.give_up(connector, operation, executor.limit)),

@@ -3,16 +3,13 @@
 use std::{
     collections::{HashSet, VecDeque},
     fmt,
-    future::poll_fn,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
 };
 
-use tokio::{runtime::Handle, sync::oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
     backend::lease::BoxFuture,
@@ -85,10 +82,6 @@ pub struct BatchLimits {
 /// While few jobs are running, each is sent at once by its own task. Above that number, jobs are
 /// queued, and a few workers send the queued jobs in batches.
 ///
-/// A worker is a task. But if no other job is running, the task of the queued job polls the worker
-/// itself, which saves two task switches. The worker becomes a task as soon as another job is
-/// queued, because the task that polls it may stop doing so.
-///
 /// ```
 /// # use leasehold_core::{backend::BoxFuture, session::BatchExecutor};
 /// # struct Squares;
@@ -120,59 +113,13 @@ pub struct Batcher<E: BatchExecutor> {
 
 struct Queue<E: BatchExecutor> {
     entries: VecDeque<Entry<E>>,
-    /// The number of workers, including an inline one.
     workers: usize,
-    inline: InlineWorker,
-    /// The number of inline workers so far.
-    inline_workers: u64,
 }
 
 struct Entry<E: BatchExecutor> {
     lane: Option<u64>,
     job: E::Job,
     answer: oneshot::Sender<E::Answer>,
-}
-
-/// The worker that the task of a job polls, if there is one.
-enum InlineWorker {
-    None,
-    Pending(DetachableWorker),
-    /// Being polled. If it is `detached`, it gets a task of its own afterwards.
-    Polled {
-        detached: bool,
-    },
-}
-
-/// A worker that can get a task of its own.
-struct DetachableWorker {
-    number: u64,
-    work: BoxFuture<'static, ()>,
-    /// The runtime of the task that polls it.
-    runtime: Handle,
-    /// The waker of the task that polls it.
-    waker: Waker,
-}
-
-impl DetachableWorker {
-    /// Spawns the worker. The task that polled it is woken, to wait for its answer.
-    fn spawn(self) {
-        drop(self.runtime.spawn(self.work));
-        self.waker.wake();
-    }
-}
-
-impl InlineWorker {
-    /// Takes the worker, to be spawned. One that is being polled is spawned afterwards.
-    fn detach(&mut self) -> Option<DetachableWorker> {
-        match std::mem::replace(self, Self::None) {
-            Self::None => None,
-            Self::Pending(worker) => Some(worker),
-            Self::Polled { .. } => {
-                *self = Self::Polled { detached: true };
-                None
-            }
-        }
-    }
 }
 
 impl<E: BatchExecutor> Batcher<E> {
@@ -182,8 +129,6 @@ impl<E: BatchExecutor> Batcher<E> {
         let queue = Queue {
             entries: VecDeque::new(),
             workers: 0,
-            inline: InlineWorker::None,
-            inline_workers: 0,
         };
         Self {
             limits,
@@ -214,115 +159,34 @@ impl<E: BatchExecutor> Batcher<E> {
         } else {
             job
         };
-        let (answer, mut answered) = oneshot::channel();
-        let Some(worker) = self.queue(executor, job, answer, under_way == 0) else {
-            return answered.await.map_err(|_| unanswered());
+        let (answer, answered) = oneshot::channel();
+        let start = {
+            let mut queue = lock(&self.queue);
+            queue.entries.push_back(Entry {
+                lane: executor.lane(&job),
+                job,
+                answer,
+            });
+            let start = queue.workers < self.limits.calls;
+            queue.workers += usize::from(start);
+            start
         };
-        let detach_if_dropped = DetachOnDrop(self);
-        let answer = poll_fn(|cx| {
-            // While this task polls the worker, it does not wait for the answer: the worker would
-            // wake the task that polls it, which would then be scheduled once more.
-            if self.poll_inline(worker, cx) {
-                return Poll::Pending;
-            }
-            Pin::new(&mut answered).poll(cx)
-        })
-        .await;
-        // The worker has ended, or has a task of its own.
-        std::mem::forget(detach_if_dropped);
-        answer.map_err(|_| unanswered())
-    }
-
-    /// Spawns the worker that the task of a job polls, if there is one. A caller that waits for the
-    /// connection must call it after it began to wait: the task of the job may not be polled, and
-    /// would block the connection.
-    pub fn detach(&self) {
-        let detached = lock(&self.queue).inline.detach();
-        if let Some(worker) = detached {
-            worker.spawn();
+        if start {
+            // The worker ends when the queue is empty. It is spawned, so that tasks that are about
+            // to run can add their jobs.
+            drop(tokio::spawn(work(Arc::clone(self), Arc::clone(executor))));
         }
+        answered.await.map_err(|_| unanswered())
     }
 
     /// Passes all queued jobs to the executor, so that requests that are sent in another way come
     /// after them.
     pub fn flush(&self, executor: &Arc<E>) {
         while let Some((answers, executing)) = self.execute_next(executor, self.limits.batch) {
-            drop(tokio::spawn(async move {
-                deliver(answers, executing.await);
-            }));
+            drop(tokio::spawn(
+                async move { deliver(answers, executing.await) },
+            ));
         }
-    }
-
-    /// Queues a job and starts a worker, if one may be started. Returns the number of the worker if
-    /// the task of the job must poll it, because the job `is_alone`.
-    fn queue(
-        self: &Arc<Self>,
-        executor: &Arc<E>,
-        job: E::Job,
-        answer: oneshot::Sender<E::Answer>,
-        is_alone: bool,
-    ) -> Option<u64> {
-        let lane = executor.lane(&job);
-        let mut queue = lock(&self.queue);
-        queue.entries.push_back(Entry { lane, job, answer });
-        let is_idle = queue.workers == 0 && matches!(queue.inline, InlineWorker::None);
-        let inline = is_idle && is_alone;
-        let start = queue.workers < self.limits.calls;
-        queue.workers += usize::from(start);
-        let work = || work(Arc::clone(self), Arc::clone(executor));
-        if inline && start {
-            queue.inline_workers += 1;
-            let number = queue.inline_workers;
-            queue.inline = InlineWorker::Pending(DetachableWorker {
-                number,
-                work: Box::pin(work()),
-                runtime: Handle::current(),
-                waker: Waker::noop().clone(),
-            });
-            return Some(number);
-        }
-        let detached = queue.inline.detach();
-        drop(queue);
-        if let Some(worker) = detached {
-            worker.spawn();
-        }
-        if start {
-            // The worker ends when the queue is empty. It is spawned, so that tasks that are about
-            // to run can add their jobs.
-            drop(tokio::spawn(work()));
-        }
-        None
-    }
-
-    /// Polls the inline worker of this number, unless it has ended or has a task of its own.
-    /// Returns whether the calling task must poll it again.
-    fn poll_inline(&self, number: u64, cx: &mut Context<'_>) -> bool {
-        let mut worker = {
-            let inline = &mut lock(&self.queue).inline;
-            match std::mem::replace(inline, InlineWorker::Polled { detached: false }) {
-                InlineWorker::Pending(worker) if worker.number == number => worker,
-                other => {
-                    *inline = other;
-                    return false;
-                }
-            }
-        };
-        // The mutex is not locked meanwhile. A worker contains the panics of its executor.
-        let polled = worker.work.as_mut().poll(cx);
-        let mut queue = lock(&self.queue);
-        let detached = matches!(queue.inline, InlineWorker::Polled { detached: true });
-        queue.inline = InlineWorker::None;
-        if polled.is_ready() {
-            return false;
-        }
-        if detached {
-            drop(queue);
-            worker.spawn();
-            return false;
-        }
-        worker.waker.clone_from(cx.waker());
-        queue.inline = InlineWorker::Pending(worker);
-        true
     }
 
     /// Sends one job now, or returns it if other jobs are queued before it.
@@ -398,7 +262,6 @@ type Executing<E> = (
     BoxFuture<'static, Vec<<E as BatchExecutor>::Answer>>,
 );
 
-/// Sends the queued jobs, batch after batch, until the queue is empty.
 async fn work<E: BatchExecutor>(batcher: Arc<Batcher<E>>, executor: Arc<E>) {
     loop {
         // After a panic, the tasks get no answer, and the next batch is sent.
@@ -423,8 +286,8 @@ async fn work<E: BatchExecutor>(batcher: Arc<Batcher<E>>, executor: Arc<E>) {
     }
 }
 
-fn deliver<T>(senders: Vec<oneshot::Sender<T>>, answers: Vec<T>) {
-    for (sender, answer) in senders.into_iter().zip(answers) {
+fn deliver<T>(answers: Vec<oneshot::Sender<T>>, executed: Vec<T>) {
+    for (sender, answer) in answers.into_iter().zip(executed) {
         // A receiver is gone if its task was dropped or the runtime is shutting down.
         drop(sender.send(answer));
     }
@@ -447,15 +310,6 @@ struct Counted<'a>(&'a AtomicUsize);
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Gives the inline worker a task of its own if the task that polls it goes away.
-struct DetachOnDrop<'a, E: BatchExecutor>(&'a Batcher<E>);
-
-impl<E: BatchExecutor> Drop for DetachOnDrop<'_, E> {
-    fn drop(&mut self) {
-        self.0.detach();
     }
 }
 
@@ -508,6 +362,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn lone_job_is_executed_in_its_own_task() {
+        let (batcher, connection) = batcher(1);
+        for job in 0..3 {
+            assert_eq!(batcher.run(&connection, job).await.unwrap(), job);
+        }
+        assert_eq!(*connection.0.lock().await, [0, 1, 2]);
+    }
+
+    #[tokio::test]
     async fn a_batch_that_panics_ends_no_later_one() {
         let (batcher, connection) = batcher(0);
         for _ in 0..3 {
@@ -528,58 +391,22 @@ mod tests {
         assert_eq!(batcher.run(&connection, 2).await.unwrap(), 2);
         assert_eq!(*connection.0.lock().await, [1, 2]);
         assert_eq!(stalled.await.unwrap(), 1);
-        // The job is sent for a task that needs the connection for another request.
+        // The job is sent by a task that needs the connection for another request.
         let mut stalled = pin!(batcher.run(&connection, 3));
         assert!((&mut stalled).now_or_never().is_none());
-        let waits = async {
-            tokio::join!(biased; connection.0.lock(), async { batcher.detach() })
-                .0
-                .clone()
-        };
-        assert_eq!(waits.await, [1, 2, 3]);
+        // Its worker occupies the connection now.
+        tokio::task::yield_now().await;
+        assert_eq!(*connection.0.lock().await, [1, 2, 3]);
         assert_eq!(stalled.await.unwrap(), 3);
     }
 
-    /// Counts how often a task is woken.
-    #[derive(Default)]
-    struct Wakes(AtomicUsize);
-
-    impl std::task::Wake for Wakes {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// A task that wakes itself is scheduled once more. On a runtime with several workers, another
-    /// worker is notified for it.
     #[tokio::test]
-    async fn lone_job_needs_no_other_task_and_no_wake_up() {
-        for alone in [0, 1] {
-            let (batcher, connection) = batcher(alone);
-            let wakes = Arc::new(Wakes::default());
-            let waker = Waker::from(Arc::clone(&wakes));
-            let mut cx = Context::from_waker(&waker);
-            for job in 0..3 {
-                let mut lone = pin!(batcher.run(&connection, job));
-                // No other task runs meanwhile, and the runtime wakes no task.
-                assert!(lone.as_mut().poll(&mut cx).is_pending());
-                let Poll::Ready(answer) = lone.as_mut().poll(&mut cx) else {
-                    panic!("the job needs another task");
-                };
-                assert_eq!(answer.unwrap(), job);
-            }
-            assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
-        }
-    }
-
-    #[tokio::test]
-    async fn dropped_job_is_completed_without_its_task() {
+    async fn dropped_job_leaves_the_connection_to_others() {
         let (batcher, connection) = batcher(0);
         {
             let mut leaves = pin!(batcher.run(&connection, 1));
             assert!((&mut leaves).now_or_never().is_none());
         }
-        assert_eq!(*connection.0.lock().await, [1]);
         assert_eq!(batcher.run(&connection, 2).await.unwrap(), 2);
         assert_eq!(*connection.0.lock().await, [1, 2]);
     }
@@ -624,23 +451,23 @@ mod tests {
         assert_eq!(answers, (0..20).collect::<Vec<_>>());
     }
 
+    /// A task that wakes itself is scheduled once more. On a runtime with several workers, another
+    /// worker is notified for it.
     #[tokio::test]
     async fn lone_job_is_polled_as_often_as_its_executor_says() {
-        for alone in [0, 1] {
-            let (batcher, connection) = batcher(alone);
-            let (polls, rounds) = (AtomicUsize::new(0), 50);
-            let mut asking = pin!(async {
-                for job in 0..rounds {
-                    assert_eq!(batcher.run(&connection, job).await.unwrap(), job);
-                }
-            });
-            let counted = poll_fn(|cx| {
-                polls.fetch_add(1, Ordering::Relaxed);
-                asking.as_mut().poll(cx)
-            });
-            tokio::task::unconstrained(counted).await;
-            assert_eq!(polls.into_inner(), rounds as usize + 1);
-        }
+        let (batcher, connection) = batcher(1);
+        let (polls, rounds) = (std::sync::atomic::AtomicUsize::new(0), 50);
+        let mut asking = pin!(async {
+            for job in 0..rounds {
+                assert_eq!(batcher.run(&connection, job).await.unwrap(), job);
+            }
+        });
+        let counted = std::future::poll_fn(|cx| {
+            polls.fetch_add(1, Ordering::Relaxed);
+            asking.as_mut().poll(cx)
+        });
+        tokio::task::unconstrained(counted).await;
+        assert_eq!(polls.into_inner(), rounds as usize + 1);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
