@@ -95,6 +95,15 @@ fn ttl(lease: Lease) -> Ttl {
     .unwrap()
 }
 
+/// Returns options with which a busy machine is not mistaken for a failed server. Short leases need
+/// the default time-outs.
+fn patience(lease: Lease) -> &'static str {
+    match lease {
+        Lease::Short => "timeout=1s",
+        Lease::Long => "timeout=4s&connect-timeout=4s",
+    }
+}
+
 /// Starts a proxy in front of each server.
 fn route(servers: &[SocketAddr], url: impl Fn(&[SocketAddr]) -> String) -> Route {
     let proxies: Vec<_> = servers
@@ -178,7 +187,7 @@ impl Redis {
 
 impl Fixture for Redis {
     fn url(&self) -> String {
-        self.server.url()
+        format!("{}?{}", self.server.url(), patience(self.lease))
     }
 
     fn ttl(&self) -> Ttl {
@@ -202,7 +211,9 @@ impl Fixture for Redis {
     }
 
     fn route(&self) -> Route {
-        route(&[self.server.addr()], |at| self.server.url_at(at[0]))
+        route(&[self.server.addr()], |at| {
+            format!("{}?{}", self.server.url_at(at[0]), patience(self.lease))
+        })
     }
 
     fn leftovers(&self) -> Result<BTreeSet<String>> {

@@ -69,7 +69,7 @@ pub(crate) async fn first_attempt_on_a_stopped_server_is_retried_like_others(
     let mutex = client.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock_timeout(2 * PATIENCE).await });
     // Several response timeouts.
-    tokio::time::sleep(millis(5_000)).await;
+    tokio::time::sleep(millis(9_000)).await;
     assert!(!waiting.is_finished(), "the first fault ended the wait");
     fixture.resume();
     let granted = soon("the waiter is granted", waiting)
