@@ -1,5 +1,5 @@
-//! Chaos on every backend, and faults that are particular to one backend. The fault suite (`faults`)
-//! has those that every backend must survive.
+//! Chaos on every backend, and faults that are particular to one backend. The fault suite
+//! (`faults`) has those that every backend must survive.
 //!
 //! Randomized tests print their seed; `LEASEHOLD_SEED` repeats a run.
 

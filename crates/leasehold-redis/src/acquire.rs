@@ -28,8 +28,8 @@ use crate::{
 /// such locks.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// The longest interval between the attempts of a waiter. Each attempt renews the waiter's
-/// registration, which expires after 5 s (`LIFE` in `shared/waiters.lua`), so a waiter keeps its place if
-/// one request is lost or late. A process that waits for 1 000 locks sends 500 requests per second.
+/// registration, which expires after 5 s (`LIFE` in `shared/waiters.lua`), so a waiter keeps its
+/// place if one request is lost or late. A process that waits for 1 000 locks sends 500 requests per second.
 const REFRESH: Duration = Duration::from_secs(2);
 
 impl RedisBackend {

@@ -83,8 +83,8 @@ impl ConnectionManager {
     }
 }
 
-/// A pipeline that is in the connection's queue. Each job has its own commands: the server may serve
-/// other clients between them, and a job that fails does not affect the rest.
+/// A pipeline that is in the connection's queue. Each job has its own commands: the server may
+/// serve other clients between them, and a job that fails does not affect the rest.
 pub(crate) struct Batch {
     jobs: Vec<(Job, Encoding)>,
     sent: Sent,

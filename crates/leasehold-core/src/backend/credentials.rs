@@ -84,7 +84,8 @@ impl Debug for Credentials {
 /// impl CredentialsProvider for FromFile {
 ///     async fn credentials(&self) -> Result<Credentials> {
 ///         let password = std::fs::read_to_string(&self.0).map_err(|error| {
-///             leasehold_core::Error::new(leasehold_core::ErrorKind::Unavailable, "cannot read the password file")
+///             let message = "cannot read the password file";
+///             leasehold_core::Error::new(leasehold_core::ErrorKind::Unavailable, message)
 ///                 .with_source(error)
 ///         })?;
 ///         Ok(Credentials::new(password.trim()).with_username("locks"))

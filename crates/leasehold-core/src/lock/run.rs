@@ -113,7 +113,8 @@ macro_rules! run_methods {
         ///
         /// ```
         /// # use leasehold_local::MemoryBackend;
-        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+        /// # #[tokio::main(flavor = "current_thread")]
+        /// # async fn main() -> leasehold_core::Result<()> {
         /// # use leasehold_core::LockClient;
         /// # let client = LockClient::new(MemoryBackend::new());
         /// let sum = client.mutex("sum").run(async |lease| if lease.is_held() { 40 + 2 } else { 0 }).await?;

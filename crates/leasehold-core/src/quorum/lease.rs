@@ -255,7 +255,7 @@ impl QuorumLease {
     }
 
     /// Records that the node lost this lease. A newer lease of the node is left alone. Returns
-    /// `false` if the lease is being released, because the node has then freed it as it was told.
+    /// `false` if the lease is being released, because the node has freed it on request.
     fn mark_missing(&self, node: usize, lost: &Arc<dyn Lease>) -> bool {
         let mut node_leases = self.node_leases();
         if node_leases.releasing {
