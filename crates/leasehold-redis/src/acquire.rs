@@ -53,7 +53,7 @@ impl RedisBackend {
             ));
         }
         let keys = Keys::new(prefix, request.key());
-        let mut before = self.generation(request.mode(), &keys);
+        let mut before = self.manager.waiters.generation();
         let mut sent = request.now();
         let mut answer = self
             .ask(&request, requirements, &keys, registered, false)
@@ -63,7 +63,7 @@ impl RedisBackend {
         if answer.as_ref().is_err_and(error::broke)
             && Box::pin(cleanup::undone(&self.manager, &request)).await
         {
-            (before, sent, again) = (self.generation(request.mode(), &keys), request.now(), true);
+            (before, sent, again) = (self.manager.waiters.generation(), request.now(), true);
             answer = Box::pin(self.ask(&request, requirements, &keys, registered, again)).await;
         }
         let answer = answer.and_then(|answer| AcquireReply::read(&answer, request.mode()));
@@ -257,15 +257,6 @@ impl RedisBackend {
         };
         if !withdrawn {
             self.cleanup_queue.add(&self.manager, request);
-        }
-    }
-
-    fn generation(&self, mode: Mode, keys: &Keys<'_>) -> Generation {
-        let waiters = &self.manager.waiters;
-        match mode {
-            Mode::Shared => waiters.generation([keys.lock(), keys.derived(Kind::Writers)]),
-            Mode::Permit { .. } => waiters.generation([keys.derived(Kind::Permits)]),
-            _ => waiters.generation([keys.lock()]),
         }
     }
 

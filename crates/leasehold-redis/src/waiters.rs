@@ -15,50 +15,50 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::keys::Parts;
 
-/// Keys are spread over this many generations, so that the invalidation of one seldom looks like
-/// that of another.
-const GENERATIONS: usize = 256;
+/// The number of invalidated keys that are remembered.
+const REMEMBERED: usize = 1024;
 
 /// The waiters of this process.
 ///
 /// A waiter must not miss an invalidation that arrives between its attempt and its registration,
 /// and an attempt that succeeds should not pay for a registration. The caller therefore only reads
 /// a [`Generation`] before it sends an attempt. If the attempt is refused, the caller registers a
-/// waiter, which is notified at once if the generation has changed since.
+/// waiter, which is notified at once if its key was invalidated since.
 #[derive(Debug)]
 pub(crate) struct WaiterRegistry {
-    generations: Box<[AtomicU64]>,
+    /// The number of invalidations. It changes only while the lock of `waiters` is held.
+    generation: AtomicU64,
     waiters: Mutex<Waiters>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Waiters {
     next: u64,
     by_key: HashMap<Vec<u8>, Vec<(u64, Arc<Notify>)>>,
+    /// The hashes of the keys that were invalidated last. That of invalidation `n` is at `n` modulo
+    /// the length.
+    invalidated: Box<[u64]>,
 }
 
-/// The number of invalidations of the keys of one attempt before it was sent.
+/// The number of invalidations before an attempt was sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Generation(u64);
 
 impl WaiterRegistry {
     pub(crate) fn new() -> Self {
         Self {
-            generations: (0..GENERATIONS).map(|_| AtomicU64::new(0)).collect(),
-            waiters: Mutex::default(),
+            generation: AtomicU64::new(0),
+            waiters: Mutex::new(Waiters {
+                next: 0,
+                by_key: HashMap::new(),
+                invalidated: vec![0; REMEMBERED].into(),
+            }),
         }
     }
 
-    /// Returns the current generation of the keys. Call it before an attempt is sent.
-    pub(crate) fn generation<const N: usize>(&self, keys: [Parts<'_>; N]) -> Generation {
-        Generation(
-            keys.iter()
-                .map(|key| {
-                    self.generation_of(key.0.iter().copied())
-                        .load(Ordering::Acquire)
-                })
-                .sum(),
-        )
+    /// Returns the current generation. Call it before an attempt is sent.
+    pub(crate) fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
     }
 
     /// Registers a waiter for these keys after an attempt was refused. `before` was read before the
@@ -69,26 +69,27 @@ impl WaiterRegistry {
         before: Generation,
     ) -> BoxFuture<'static, ()> {
         let notify = Arc::new(Notify::new());
+        let keys = keys.map(Parts::to_vec);
         let id = {
             let mut waiters = self.lock();
             waiters.next += 1;
             let id = waiters.next;
-            for key in keys {
+            for key in &keys {
                 waiters
                     .by_key
-                    .entry(key.to_vec())
+                    .entry(key.clone())
                     .or_default()
                     .push((id, Arc::clone(&notify)));
             }
+            let now = self.generation.load(Ordering::Relaxed);
+            if waiters.changed(&keys, before.0, now) {
+                notify.notify_one();
+            }
             id
         };
-        if self.generation(keys).0 != before.0 {
-            notify.notify_one();
-        }
-        let keys = keys.iter().map(|key| key.to_vec()).collect();
         let armed = Registration {
             waiters: Arc::clone(self),
-            keys,
+            keys: keys.into(),
             id,
             notify,
         };
@@ -97,9 +98,14 @@ impl WaiterRegistry {
 
     /// Notifies the waiters for a key that has changed.
     pub(crate) fn notify(&self, key: &[u8]) {
-        self.generation_of([key].into_iter())
-            .fetch_add(1, Ordering::AcqRel);
-        let woken = self.lock().by_key.remove(key);
+        let hash = hash(key);
+        let woken = {
+            let mut waiters = self.lock();
+            let now = self.generation.load(Ordering::Relaxed);
+            waiters.invalidated[now as usize % REMEMBERED] = hash;
+            self.generation.store(now + 1, Ordering::Release);
+            waiters.by_key.remove(key)
+        };
         for (_, notify) in woken.into_iter().flatten() {
             notify.notify_one();
         }
@@ -107,29 +113,43 @@ impl WaiterRegistry {
 
     /// Notifies all waiters, after a flush or the loss of a connection.
     pub(crate) fn notify_all(&self) {
-        for generation in &self.generations {
-            generation.fetch_add(1, Ordering::AcqRel);
-        }
-        let woken = std::mem::take(&mut self.lock().by_key);
+        let woken = {
+            let mut waiters = self.lock();
+            // More invalidations than are remembered: any key may be among them.
+            self.generation
+                .fetch_add(REMEMBERED as u64 + 1, Ordering::Release);
+            std::mem::take(&mut waiters.by_key)
+        };
         for (_, notify) in woken.into_values().flatten() {
             notify.notify_one();
         }
-    }
-
-    fn generation_of<'a>(&self, parts: impl Iterator<Item = &'a [u8]>) -> &AtomicU64 {
-        // FNV-1a: a few nanoseconds for names of usual length, and keys here are not chosen by an
-        // adversary who gains more than a needless attempt.
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        for byte in parts.flatten() {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        &self.generations[(hash >> 32) as usize % GENERATIONS]
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiters> {
         // No code panics while it holds the lock, and a panic would leave the map intact.
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Waiters {
+    /// Returns whether one of the keys may have been invalidated between these generations.
+    ///
+    /// This compares whole hashes. An attempt invalidates other keys of its lock, and must not
+    /// notify its own waiter by that.
+    fn changed(&self, keys: &[Vec<u8>], before: u64, now: u64) -> bool {
+        now - before > REMEMBERED as u64
+            || keys.iter().map(|key| hash(key)).any(|hash| {
+                (before..now).any(|at| self.invalidated[at as usize % REMEMBERED] == hash)
+            })
+    }
+}
+
+/// Returns the FNV-1a hash: a few nanoseconds for names of usual length, and keys here are not
+/// chosen by an adversary who gains more than a needless attempt.
+fn hash(key: &[u8]) -> u64 {
+    key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// The registration of one waiter, which ends when it is dropped.
@@ -278,7 +298,7 @@ mod tests {
     #[tokio::test]
     async fn invalidation_before_registration_is_not_missed() {
         let waiters = Arc::new(WaiterRegistry::new());
-        let before = waiters.generation([key(b"a")]);
+        let before = waiters.generation();
         waiters.notify(b"a");
         assert!(
             waiters
@@ -289,13 +309,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn invalidations_of_other_keys_notify_nobody() {
+        let waiters = Arc::new(WaiterRegistry::new());
+        let before = waiters.generation();
+        for n in 0..REMEMBERED {
+            waiters.notify(format!("{{a}}:{n}").as_bytes());
+        }
+        let wake = || waiters.register([key(b"a")], before).now_or_never();
+        assert!(wake().is_none());
+        // One more than is remembered.
+        waiters.notify(b"b");
+        assert!(wake().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_flush_before_registration_is_not_missed() {
+        let waiters = Arc::new(WaiterRegistry::new());
+        let before = waiters.generation();
+        waiters.notify_all();
+        let wake = |before| waiters.register([key(b"a")], before).now_or_never();
+        assert!(wake(before).is_some());
+        assert!(wake(waiters.generation()).is_none());
+    }
+
+    #[tokio::test]
     async fn change_notifies_its_key_and_a_flush_notifies_all() {
         let waiters = Arc::new(WaiterRegistry::new());
-        let mut a = waiters.register(
-            [key(b"a"), key(b"a2")],
-            waiters.generation([key(b"a"), key(b"a2")]),
-        );
-        let mut b = waiters.register([key(b"b")], waiters.generation([key(b"b")]));
+        let mut a = waiters.register([key(b"a"), key(b"a2")], waiters.generation());
+        let mut b = waiters.register([key(b"b")], waiters.generation());
         assert!((&mut a).now_or_never().is_none() && (&mut b).now_or_never().is_none());
         waiters.notify(b"a2");
         assert!((&mut a).now_or_never().is_some() && (&mut b).now_or_never().is_none());
@@ -306,7 +347,7 @@ mod tests {
     #[tokio::test]
     async fn a_dropped_waiter_leaves_nothing() {
         let waiters = Arc::new(WaiterRegistry::new());
-        drop(waiters.register([key(b"a")], waiters.generation([key(b"a")])));
+        drop(waiters.register([key(b"a")], waiters.generation()));
         assert!(waiters.lock().by_key.is_empty());
     }
 
