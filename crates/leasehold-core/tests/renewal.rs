@@ -9,7 +9,8 @@ use std::{
 };
 
 use leasehold_core::{
-    Clock, ErrorKind, LockClient, LockGuard, LossReason, Renewal, Ttl, backend::SessionId,
+    Clock, ErrorKind, LockClient, LockGuard, LossReason, Renewal, Revocation, Ttl,
+    backend::SessionId,
 };
 use support::{secs, settle, spied};
 use tokio::{runtime::Handle, time::timeout};
@@ -286,4 +287,86 @@ async fn a_panic_of_a_manual_renewal_is_its_error() {
     );
     assert!(error.message().contains("made to panic"), "{error}");
     guard.renew().await.unwrap();
+}
+
+/// Revokes the lock of this key gracefully.
+async fn revoke(client: &LockClient, key: &str) {
+    let holder = client.inspect(key).await.unwrap().holders.remove(0);
+    client.revoke(&holder, Revocation::Graceful).await.unwrap();
+}
+
+/// Runs a test with paused time on a thread of its own. A thread that never ends fails it.
+fn ends<Fut: Future<Output = ()>>(test: impl FnOnce() -> Fut + Send + 'static) {
+    let (ended, outcome) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap()
+            .block_on(test());
+        ended.send(()).unwrap();
+    });
+    outcome
+        .recv_timeout(Duration::from_secs(60))
+        .expect("the test panicked or never ends");
+}
+
+#[test]
+fn revoked_lock_with_a_slow_renewal_blocks_no_other_lock() {
+    ends(|| async {
+        let (client, watched, _clock) = spied();
+        let guard = client.mutex("a").with_ttl(secs(10)).lock().await.unwrap();
+        *watched.round_trip.lock().unwrap() = Duration::from_secs(3600);
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(watched.renewals.lock().unwrap().len(), 1, "it is running");
+        *watched.round_trip.lock().unwrap() = Duration::ZERO;
+        revoke(&client, "a").await;
+        assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::Revoked);
+        let other = client.mutex("b").with_ttl(secs(10)).lock().await.unwrap();
+        assert_eq!(guard.lost().await, LossReason::Expired);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(other.is_held());
+    });
+}
+
+#[test]
+fn revoked_lock_among_many_blocks_no_other_lock() {
+    ends(|| async {
+        let (client, watched, _clock) = spied();
+        *watched.round_trip.lock().unwrap() = Duration::from_millis(2);
+        let mut guards = locked(&client, 1_000, secs(10)).await;
+        let revoked = guards.remove(0);
+        revoke(&client, "0").await;
+        // Other locks are renewed shortly before the deadline of this one.
+        assert_eq!(revoked.lost().await, LossReason::Expired);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(guards.iter().all(LockGuard::is_held));
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn revoked_lock_of_a_session_ends_at_its_own_deadline() {
+    let (client, watched, clock) = spied();
+    *watched.session.lock().unwrap() = Some(SessionId::new());
+    let kept = client
+        .mutex("kept")
+        .with_ttl(secs(10))
+        .lock()
+        .await
+        .unwrap();
+    for round in 0..5 {
+        let mutex = client.mutex("revoked").with_ttl(secs(10));
+        let guard = mutex.lock().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(700 * round)).await;
+        revoke(&client, "revoked").await;
+        let next = tokio::spawn(async move { drop(mutex.lock().await.unwrap()) });
+        // Nobody awaits `lost`, so only the renewal task can notice the end.
+        guard.cancellation_token().cancelled().await;
+        let late = clock.now().since(guard.deadline().moment());
+        assert!(late < Duration::from_millis(50), "{late:?}");
+        assert_eq!(guard.loss(), Some(LossReason::Expired));
+        next.await.unwrap();
+    }
+    assert!(kept.is_held());
 }

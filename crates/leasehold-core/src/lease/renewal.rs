@@ -12,7 +12,7 @@ use crate::{
     backend::lease::{BoxFuture, KeepAlive, SessionId},
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
-    lease::held_lease::{HeldLease, Renewal, Schedule, State, nanos, renewal_due},
+    lease::held_lease::{HeldLease, Renewal, Schedule, Session, State, nanos, renewal_due},
     panics::{contain, contained},
     signal::LossReason,
 };
@@ -151,11 +151,12 @@ impl Schedule {
                 session.renewing = false;
                 // Only this member is known to be lost: it may have been revoked alone, or released
                 // meanwhile. The renewal of the next member shows whether the session has ended.
-                session.due = if lost {
+                let due = if lost {
                     now.as_nanos()
                 } else {
                     next_try(&held, outcome, now)
                 };
+                session.due = due.min(session.first_expiry());
             }
         }
     }
@@ -212,9 +213,7 @@ impl State {
         let room = AT_A_TIME.saturating_sub(self.ready.len());
         let due_soon = self.holds.range(..=(soon, u64::MAX)).map(|(_, held)| held);
         let along = due_soon.filter(|held| {
-            held.renewal == Renewal::Automatic
-                && held.signal().is_live()
-                && !held.renewing.load(Ordering::Relaxed)
+            is_renewed(held) && held.signal().is_live() && !held.renewing.load(Ordering::Relaxed)
         });
         for held in along.take(room).cloned().collect::<Vec<_>>() {
             self.holds
@@ -226,7 +225,7 @@ impl State {
     /// Queues a renewal, unless one is running. The lease stays in the schedule, for the time when
     /// it is late and the time when it expires.
     fn enqueue(&mut self, held: &Arc<HeldLease>, now: Timestamp) {
-        if held.renewal == Renewal::Automatic && !held.renewing.swap(true, Ordering::Relaxed) {
+        if is_renewed(held) && !held.renewing.swap(true, Ordering::Relaxed) {
             self.ready
                 .insert((left_at(held, SEND_AT_PART), held.id), Arc::clone(held));
         }
@@ -280,7 +279,7 @@ impl State {
                 continue;
             };
             late |= is_late(held, now);
-            session.due = next_alarm(held, now);
+            session.due = next_alarm(held, now).min(session.first_expiry());
             if !std::mem::replace(&mut session.renewing, true) {
                 let renewed = Arc::clone(held);
                 renewals.push(Box::pin(async move {
@@ -317,6 +316,14 @@ impl State {
     }
 }
 
+impl Session {
+    /// Returns when the first member expires. A member that was revoked expires before its session.
+    fn first_expiry(&self) -> u64 {
+        let first = self.members.values().map(|held| held.deadline()).min();
+        first.map_or(u64::MAX, |first| first.moment().as_nanos())
+    }
+}
+
 /// Locks that will be lost unless they are renewed soon.
 struct Late {
     first: Arc<HeldLease>,
@@ -350,16 +357,20 @@ fn left_at(held: &HeldLease, part: u32) -> u64 {
         .saturating_sub(nanos(held.request.ttl().as_duration() / part))
 }
 
+/// Returns whether this task renews a lease. A session with a revoked member is still renewed, for
+/// its other members.
+fn is_renewed(held: &HeldLease) -> bool {
+    held.renewal == Renewal::Automatic && !held.is_revoked()
+}
+
 fn is_late(held: &HeldLease, now: Timestamp) -> bool {
-    held.renewal == Renewal::Automatic
-        && !held.is_revoked()
-        && left_at(held, WARN_AT_PART) <= now.as_nanos()
+    is_renewed(held) && left_at(held, WARN_AT_PART) <= now.as_nanos()
 }
 
 /// Returns when to check a lease while its renewal is running: when it is late, then at its
-/// deadline.
+/// deadline. This is later than `now` for every lease that has not expired.
 fn next_alarm(held: &HeldLease, now: Timestamp) -> u64 {
-    if held.renewal == Renewal::Automatic && !is_late(held, now) {
+    if is_renewed(held) && !is_late(held, now) {
         left_at(held, WARN_AT_PART)
     } else {
         held.deadline().moment().as_nanos()
