@@ -10,7 +10,7 @@ use crate::{
     batch::Created,
     connection::{Link, Room},
     error::{self, Effect},
-    keys::{Data, REVOKE, Says},
+    keys::{REVOKE, may_move},
     pending_lock::{PendingLock, lost_place},
     queue::{Standing, Wait},
     session::note,
@@ -70,7 +70,7 @@ impl PendingLock {
     /// the way.
     ///
     /// - No node can appear ahead, except one that takes over the number of a waiter's node. So the
-    ///   deleted node must not be the node of a waiter.
+    ///   deleted node must not be the node of a waiter, also if another program has written to it.
     /// - The server reports events in their order. If it has reported none of the own node, that
     ///   node existed when the other one was deleted. After a reconnection the order is unknown.
     async fn step(&self, queued: &mut Created, own: &mut Option<Event>) -> Result<bool> {
@@ -186,8 +186,8 @@ impl PendingLock {
                 Predecessor::Node { path, is_only } => {
                     match wake::node(link, &path).await.map_err(failed)? {
                         Set::Watching((watcher, room, data)) => {
-                            let moves = Data::read(&data).is_some_and(|it| it.says == Says::Waits);
-                            let (event, grants) = (wake::told(watcher, room), is_only && !moves);
+                            let grants = is_only && !may_move(&path, &data);
+                            let event = wake::told(watcher, room);
                             Set::Watching(Watch { event, grants })
                         }
                         Set::Gone => Set::Gone,

@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use leasehold_core::{HolderRef, LockClient, Revocation};
-use leasehold_integration::server::ZookeeperServer;
+use leasehold_integration::{
+    proxy::{Direction, Proxy},
+    server::ZookeeperServer,
+};
 use leasehold_zookeeper::zookeeper_client::{Acls, Client, CreateMode};
 use tokio::time::{sleep, timeout};
 
@@ -59,6 +62,40 @@ async fn a_write_to_the_holders_node_grants_nobody() {
     free(next).await;
     drop(timeout(SOON, reader).await.unwrap().unwrap());
     nothing_left(&server, SOON);
+}
+
+/// The first waiter is slow, and another program writes to its node. That node is still deleted
+/// when the waiter becomes the holder.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_to_a_waiters_node_grants_nobody() {
+    let server = ZookeeperServer::start().unwrap();
+    let (url, proxy) = (server.url(), Proxy::start(server.addr()).unwrap());
+    let slow = client(&server.url_at(proxy.addr())).await;
+    let (one, other, operator) = (
+        client(&url).await,
+        client(&url).await,
+        operator(&server).await,
+    );
+    let lock = |client: LockClient| {
+        tokio::spawn(async move { client.mutex("k").with_ttl(ttl(10)).lock().await.unwrap() })
+    };
+    let guard = one.mutex("k").with_ttl(ttl(10)).lock().await.unwrap();
+    let first = lock(slow);
+    let node = until_waiting(&server, 1).await.pop_first().unwrap();
+    let second = lock(other);
+    until_waiting(&server, 2).await;
+    proxy.hold(Direction::ServerToClient);
+    free(guard).await;
+    operator.set_data(&node, b"__REVOKE__", None).await.unwrap();
+    // The second waiter reads the queue, and watches the first one.
+    sleep(PAUSE).await;
+    proxy.heal();
+    let holder = timeout(SOON, first).await.unwrap().unwrap();
+    sleep(PAUSE).await;
+    assert!(holder.is_held(), "a write caused a loss");
+    assert!(!second.is_finished(), "two clients hold the lock");
+    free(holder).await;
+    free(timeout(SOON, second).await.unwrap().unwrap()).await;
 }
 
 /// Curator's `Revoker` asks a holder of another program like this. The holder may answer late or
