@@ -398,15 +398,6 @@ impl Data {
     }
 }
 
-/// Returns whether another node may take over the number of this one: Leasehold created it, and its
-/// data does not state that it holds. Another program may have replaced the data.
-pub(crate) fn may_move(path: &str, data: &[u8]) -> bool {
-    let name = path.rsplit('/').next().unwrap_or_default();
-    let ours = Uuid::of_name(name).is_some_and(|uuid| uuid.session().is_some());
-    let holds = Data::read(data).is_some_and(|data| data.says != Says::Waits);
-    ours && !holds
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -587,22 +578,5 @@ mod tests {
         }
         assert_eq!(Data::read(b"127.0.0.1"), None);
         assert_eq!(shown(&"ä".repeat(600)).chars().count(), 512);
-    }
-
-    #[test]
-    fn only_a_node_that_states_that_it_holds_keeps_its_number() {
-        let request = Request::new(LockKey::new("a").unwrap());
-        let holds = data_of(&request, Says::Holds { since: None });
-        let waits = data_of(&request, Says::Waits);
-        let uuid = Uuid::new(1, AcquisitionId::from(2));
-        let ours = format!("/a/_c_{uuid}-lock-0000000001");
-        for data in [&waits, &[REVOKE, &waits].concat(), REVOKE, b"", b"other"] {
-            assert!(may_move(&ours, data), "{data:?}");
-        }
-        for data in [&holds, &[REVOKE, &holds].concat()] {
-            assert!(!may_move(&ours, data), "{data:?}");
-        }
-        let curators = "/a/_c_0f8fad5b-d9cb-469f-a165-70867728950e-lock-0000000001";
-        assert!(!may_move(curators, REVOKE));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
 use leasehold_core::{Error, Result, backend::support::RetryBudget, session::cancelled};
 use zookeeper_client::{EventType, OneshotWatcher, WatchedEvent};
 
@@ -10,7 +9,7 @@ use crate::{
     batch::Created,
     connection::{Link, Room},
     error::{self, Effect},
-    keys::{REVOKE, may_move},
+    keys::REVOKE,
     pending_lock::{PendingLock, lost_place},
     queue::{Standing, Wait},
     session::note,
@@ -23,20 +22,9 @@ const UNWATCHED: Duration = Duration::from_millis(100);
 /// The nodes ahead of a waiter.
 enum Predecessor {
     /// The node at this path.
-    Node {
-        path: String,
-        /// Whether no other node is in the way.
-        is_only: bool,
-    },
+    Node(String),
     /// Any child of the directory. `None` if there was no room for a watch.
     Anybody(Option<(OneshotWatcher, Room)>),
-}
-
-/// A watch on the nodes ahead.
-struct Watch {
-    event: Event,
-    /// Whether the lock is granted once the watched node is deleted.
-    grants: bool,
 }
 
 impl PendingLock {
@@ -65,18 +53,12 @@ impl PendingLock {
     /// Reads its position, and waits until the position may have changed. Returns whether the lock
     /// is granted.
     ///
-    /// A lock is granted by what was read, because a watch fires for every event of a node. One
-    /// event means as much as a read: the deletion of the node of a holder, if no other node was in
-    /// the way.
-    ///
-    /// - No node can appear ahead, except one that takes over the number of a waiter's node. So the
-    ///   deleted node must not be the node of a waiter, also if another program has written to it.
-    /// - The server reports events in their order. If it has reported none of the own node, that
-    ///   node existed when the other one was deleted. After a reconnection the order is unknown.
+    /// A lock is granted by a read, never by an event. A watch fires for every event of a node, and
+    /// an event may come from an earlier connection.
     async fn step(&self, queued: &mut Created, own: &mut Option<Event>) -> Result<bool> {
         let handle = self.place().session().handle();
         let link = handle.link("acquire")?;
-        let (mut children, anybody) = match queued.children.take() {
+        let (children, anybody) = match queued.children.take() {
             Some(children) => (children, None),
             None if self.request.mode().is_permit() => {
                 let listed = wake::children(&link, &self.directory);
@@ -100,61 +82,36 @@ impl PendingLock {
             }
         };
         let ahead = match (wait, anybody) {
-            (Wait::For { child, is_only }, _) => {
-                children.retain(|name| *name != child);
-                let path = self.directory.child(&child);
-                Predecessor::Node { path, is_only }
-            }
+            (Wait::For(child), _) => Predecessor::Node(self.directory.child(&child)),
             (Wait::Any, Some(watch)) => Predecessor::Anybody(watch),
             // The directory was read without a watch: read it again with one.
             (Wait::Any, None) => return Ok(false),
         };
-        let mut connection = link.client.state_watcher();
-        // Changes are counted from here on.
-        connection.state();
         let watching = self.watch(&link, &queued.path, own, ahead);
         let watching = async { Ok(watching.await) };
-        let unwatched = || Watch {
-            event: Box::pin(std::future::pending()),
-            grants: false,
-        };
-        let (watch, net) = match handle
+        let (event, net) = match handle
             .cluster
             .ask("acquire", Effect::None, handle.patience, watching)
             .await??
         {
-            Set::Watching(watch) => (watch, handle.cluster.config.fallback_poll_interval),
-            Set::NoRoom => (unwatched(), UNWATCHED),
+            Set::Watching(event) => (event, handle.cluster.config.fallback_poll_interval),
+            Set::NoRoom => (Box::pin(std::future::pending()) as Event, UNWATCHED),
             Set::Gone => return Ok(false),
         };
-        let told = tokio::select! {
+        tokio::select! {
+            // Its own node first: if both are gone, the lock is not granted.
             biased;
             told = told(own) => {
                 *own = None;
-                return after_own(&told);
+                match told.event_type {
+                    EventType::NodeDeleted | EventType::Session => Err(lost_place()),
+                    _ => Ok(false),
+                }
             }
-            told = watch.event => told,
-            () = self.ended() => return Err(lost_place()),
-            () = self.request.cancelled() => return Err(cancelled()),
-            () = tokio::time::sleep(net) => return Ok(false),
-        };
-        if !watch.grants
-            || told.event_type != EventType::NodeDeleted
-            || connection.changed().now_or_never().is_some()
-        {
-            return Ok(false);
-        }
-        match own.as_mut().map(FutureExt::now_or_never) {
-            Some(None) => {
-                queued.children = Some(children);
-                Ok(true)
-            }
-            // Both events arrived after the first look at this one.
-            Some(Some(told)) => {
-                *own = None;
-                after_own(&told)
-            }
-            None => Ok(false),
+            _ = event => Ok(false),
+            () = self.ended() => Err(lost_place()),
+            () = self.request.cancelled() => Err(cancelled()),
+            () = tokio::time::sleep(net) => Ok(false),
         }
     }
 
@@ -165,7 +122,7 @@ impl PendingLock {
         path: &str,
         own: &mut Option<Event>,
         ahead: Predecessor,
-    ) -> Result<Set<Watch>> {
+    ) -> Result<Set<Event>> {
         let handle = self.place().session().handle();
         let failed =
             |error| error::of_driver(error, "acquire", Effect::None, &handle.cluster.endpoint());
@@ -183,20 +140,13 @@ impl PendingLock {
         };
         let other = async {
             Ok::<_, Error>(match ahead {
-                Predecessor::Node { path, is_only } => {
-                    match wake::node(link, &path).await.map_err(failed)? {
-                        Set::Watching((watcher, room, data)) => {
-                            let grants = is_only && !may_move(&path, &data);
-                            let event = wake::told(watcher, room);
-                            Set::Watching(Watch { event, grants })
-                        }
-                        Set::Gone => Set::Gone,
-                        Set::NoRoom => Set::NoRoom,
-                    }
-                }
+                Predecessor::Node(path) => match wake::node(link, &path).await.map_err(failed)? {
+                    Set::Watching((watcher, room, _)) => Set::Watching(wake::told(watcher, room)),
+                    Set::Gone => Set::Gone,
+                    Set::NoRoom => Set::NoRoom,
+                },
                 Predecessor::Anybody(Some((watcher, room))) => {
-                    let (event, grants) = (wake::told(watcher, room), false);
-                    Set::Watching(Watch { event, grants })
+                    Set::Watching(wake::told(watcher, room))
                 }
                 Predecessor::Anybody(None) => Set::NoRoom,
             })
@@ -212,14 +162,5 @@ async fn told(watch: &mut Option<Event>) -> WatchedEvent {
     match watch {
         Some(watch) => watch.await,
         None => std::future::pending().await,
-    }
-}
-
-/// Returns what an event of its own node means to a waiter: it has lost its place, or must look
-/// again.
-fn after_own(told: &WatchedEvent) -> Result<bool> {
-    match told.event_type {
-        EventType::NodeDeleted | EventType::Session => Err(lost_place()),
-        _ => Ok(false),
     }
 }

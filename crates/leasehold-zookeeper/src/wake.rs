@@ -91,7 +91,7 @@ pub(crate) async fn woken(cluster: Arc<Cluster>, request: Request, directory: Di
             Some((watcher, room)) => drop(told(watcher, room).await),
             None => tokio::time::sleep(cluster.config.fallback_poll_interval).await,
         },
-        Ok(Some(Wait::For { child, .. })) => {
+        Ok(Some(Wait::For(child))) => {
             drop(any);
             let path = directory.child(&child);
             match tokio::time::timeout(cluster.config.timeout, node(&link, &path)).await {
