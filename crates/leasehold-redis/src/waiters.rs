@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    hash::BuildHasher,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -15,8 +16,8 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::keys::Parts;
 
-/// The number of invalidated keys that are remembered.
-const REMEMBERED: usize = 1024;
+/// The largest number of invalidated keys that are remembered.
+const REMEMBERED: usize = 65_536;
 
 /// The waiters of this process.
 ///
@@ -31,13 +32,14 @@ pub(crate) struct WaiterRegistry {
     waiters: Mutex<Waiters>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Waiters {
     next: u64,
     by_key: HashMap<Vec<u8>, Vec<(u64, Arc<Notify>)>>,
-    /// The hashes of the keys that were invalidated last. That of invalidation `n` is at `n` modulo
-    /// the length.
-    invalidated: Box<[u64]>,
+    /// For the hash of a key, the generation that its last invalidation started.
+    invalidated: HashMap<u64, u64>,
+    /// Up to this generation, any key may have been invalidated.
+    forgotten: u64,
 }
 
 /// The number of invalidations before an attempt was sent.
@@ -48,11 +50,7 @@ impl WaiterRegistry {
     pub(crate) fn new() -> Self {
         Self {
             generation: AtomicU64::new(0),
-            waiters: Mutex::new(Waiters {
-                next: 0,
-                by_key: HashMap::new(),
-                invalidated: vec![0; REMEMBERED].into(),
-            }),
+            waiters: Mutex::default(),
         }
     }
 
@@ -81,8 +79,7 @@ impl WaiterRegistry {
                     .or_default()
                     .push((id, Arc::clone(&notify)));
             }
-            let now = self.generation.load(Ordering::Relaxed);
-            if waiters.changed(&keys, before.0, now) {
+            if waiters.may_have_changed(&keys, before) {
                 notify.notify_one();
             }
             id
@@ -98,12 +95,15 @@ impl WaiterRegistry {
 
     /// Notifies the waiters for a key that has changed.
     pub(crate) fn notify(&self, key: &[u8]) {
-        let hash = hash(key);
         let woken = {
             let mut waiters = self.lock();
-            let now = self.generation.load(Ordering::Relaxed);
-            waiters.invalidated[now as usize % REMEMBERED] = hash;
-            self.generation.store(now + 1, Ordering::Release);
+            let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
+            if waiters.invalidated.len() >= REMEMBERED {
+                waiters.invalidated.clear();
+                waiters.forgotten = generation;
+            }
+            let hash = waiters.hash(key);
+            waiters.invalidated.insert(hash, generation);
             waiters.by_key.remove(key)
         };
         for (_, notify) in woken.into_iter().flatten() {
@@ -115,9 +115,8 @@ impl WaiterRegistry {
     pub(crate) fn notify_all(&self) {
         let woken = {
             let mut waiters = self.lock();
-            // More invalidations than are remembered: any key may be among them.
-            self.generation
-                .fetch_add(REMEMBERED as u64 + 1, Ordering::Release);
+            waiters.invalidated.clear();
+            waiters.forgotten = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
             std::mem::take(&mut waiters.by_key)
         };
         for (_, notify) in woken.into_values().flatten() {
@@ -132,24 +131,18 @@ impl WaiterRegistry {
 }
 
 impl Waiters {
-    /// Returns whether one of the keys may have been invalidated between these generations.
+    /// Returns whether one of the keys may have been invalidated after this generation.
     ///
-    /// This compares whole hashes. An attempt invalidates other keys of its lock, and must not
-    /// notify its own waiter by that.
-    fn changed(&self, keys: &[Vec<u8>], before: u64, now: u64) -> bool {
-        now - before > REMEMBERED as u64
-            || keys.iter().map(|key| hash(key)).any(|hash| {
-                (before..now).any(|at| self.invalidated[at as usize % REMEMBERED] == hash)
-            })
+    /// An attempt changes other keys of its lock, and is notified of these changes as well. So that
+    /// they are not taken for changes of the lock, each key is remembered by its own hash.
+    fn may_have_changed(&self, keys: &[Vec<u8>], before: Generation) -> bool {
+        let last = |key| self.invalidated.get(&self.hash(key)).copied();
+        before.0 < self.forgotten || keys.iter().any(|key| last(key) > Some(before.0))
     }
-}
 
-/// Returns the FNV-1a hash: a few nanoseconds for names of usual length, and keys here are not
-/// chosen by an adversary who gains more than a needless attempt.
-fn hash(key: &[u8]) -> u64 {
-    key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    fn hash(&self, key: &[u8]) -> u64 {
+        self.invalidated.hasher().hash_one(key)
+    }
 }
 
 /// The registration of one waiter, which ends when it is dropped.
@@ -317,7 +310,7 @@ mod tests {
         }
         let wake = || waiters.register([key(b"a")], before).now_or_never();
         assert!(wake().is_none());
-        // One more than is remembered.
+        // One more than are remembered.
         waiters.notify(b"b");
         assert!(wake().is_some());
     }

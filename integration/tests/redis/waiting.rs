@@ -12,7 +12,7 @@ use crate::support::{
     Server, TERMS, attempt, granted, granted_to, key, refused, refused_to, request, token, ttl,
     until,
 };
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::join_all};
 use leasehold_core::{
     ErrorKind, WaiterNotification,
     backend::{Attempt, LockBackend, Request, acquire_with_retry},
@@ -314,6 +314,32 @@ async fn a_thousand_waiters_on_other_keys_are_not_disturbed() {
     assert!(stats.contains("cmdstat_evalsha:calls=2000,"), "{stats}");
     held.release().await.unwrap();
     timeout(SOON, waiting).await.unwrap().unwrap().unwrap();
+}
+
+/// Each attempt changes the lists of waiters of its lock, of which Redis 7.0 notifies the client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attempts_of_many_waiters_notify_none_of_them() {
+    let server = Server::start();
+    let (a, b) = (server.backend().await, server.backend().await);
+    let requests: Vec<_> = (0..300)
+        .map(|n| request(&format!("k{n}")).with_ttl(ttl(600_000)))
+        .collect();
+    for request in &requests {
+        granted(&a, request.clone()).await;
+    }
+    let refused = requests.into_iter().map(|request| {
+        let waiter = request
+            .as_new_owner()
+            .with_waiting(|waiting| waiting.keeps_waiting = true);
+        refused(&b, waiter)
+    });
+    let refused = join_all(refused).await;
+    b.ping().await.unwrap();
+    let notified = refused
+        .into_iter()
+        .filter_map(|contention| contention.wake.unwrap().now_or_never())
+        .count();
+    assert_eq!(notified, 0);
 }
 
 #[tokio::test]
