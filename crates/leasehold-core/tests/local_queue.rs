@@ -96,6 +96,19 @@ async fn it_yields_after_a_bounded_number_of_grants() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_writers_yield_when_the_quota_is_used_up() {
+    let (client, watched, _) = spied();
+    let lock = client.rwlock("a");
+    for _ in 0..4 {
+        lock.write().await.unwrap().release().await.unwrap();
+    }
+    lock.read().await.unwrap().release().await.unwrap();
+    lock.write().await.unwrap().release().await.unwrap();
+    let yielding = watched.yielding.lock().unwrap();
+    assert_eq!(*yielding, [false, false, false, false, false, true]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn releaser_that_locks_again_at_once_yields() {
     let (client, watched, _) = spied();
     for _ in 0..100 {
@@ -391,6 +404,22 @@ async fn a_try_waits_only_for_releases_that_began_before_it() {
     settle().await;
     assert!(trying.is_finished(), "it waits for a later one's");
     trying.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_release_ends_no_wait_for_an_earlier_one() {
+    let (client, watched) = unordered(20);
+    let lock = client.rwlock("a");
+    let (slow, fast) = (lock.read().await.unwrap(), lock.read().await.unwrap());
+    drop(slow);
+    let trying = tokio::spawn(async move { lock.try_write().await.map(|guard| guard.is_some()) });
+    for _ in 0..3 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!trying.is_finished(), "it waits for the first release");
+    watched.releases_yield.store(0, SeqCst);
+    drop(fast);
+    assert!(trying.await.unwrap().unwrap(), "both are released");
 }
 
 #[tokio::test(start_paused = true)]

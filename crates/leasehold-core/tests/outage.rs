@@ -235,6 +235,22 @@ async fn a_wait_that_was_refused_before_the_outage_is_contention() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn wait_for_a_holder_that_left_before_an_outage_is_contention() {
+    let (remote, client, _) = clients();
+    let held = client.mutex("a").lock().await.unwrap();
+    let waits = |limit| {
+        let client = client.clone();
+        tokio::spawn(async move { client.mutex("a").lock_timeout(limit).await.unwrap() })
+    };
+    let (first, second) = (waits(RESPONSE * 4), waits(RESPONSE * 2));
+    tokio::time::sleep(RESPONSE / 2).await;
+    remote.set(Server::Stands);
+    drop(held);
+    assert!(second.await.unwrap().is_none());
+    assert!(first.await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn faults_of_the_first_and_of_later_attempts_are_retried() {
     for refused_first in [false, true] {
         for server in [Server::Stands, Server::Refuses] {

@@ -82,6 +82,22 @@ async fn failed_renewal_is_no_loss_and_is_retried_until_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn renewal_task_notices_an_expiry_at_the_deadline() {
+    for session in [None, Some(SessionId::new())] {
+        let (client, watched, clock) = spied();
+        *watched.session.lock().unwrap() = session;
+        watched.renewals_fail.store(true, SeqCst);
+        for _ in 0..5 {
+            let guard = client.mutex("a").with_ttl(secs(30)).lock().await.unwrap();
+            // Nobody awaits `lost`, so only the renewal task can notice the end.
+            guard.cancellation_token().cancelled().await;
+            let late = clock.now().since(guard.deadline().moment());
+            assert!(late < Duration::from_millis(50), "{late:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_renewed_after_a_release() {
     let (client, watched, _) = spied();
     for release in [true, false] {
@@ -369,4 +385,18 @@ async fn revoked_lock_of_a_session_ends_at_its_own_deadline() {
         next.await.unwrap();
     }
     assert!(kept.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_with_a_revoked_lock_is_renewed_as_before() {
+    let (client, watched, _clock) = spied();
+    *watched.session.lock().unwrap() = Some(SessionId::new());
+    let guards = locked(&client, 2, secs(10)).await;
+    revoke(&client, "1").await;
+    tokio::time::sleep(Duration::from_millis(9_800)).await;
+    // The revoked lock is tried once. Otherwise there is at most one renewal in a fifth of a TTL.
+    let renewals = watched.renewals.lock().unwrap().len();
+    assert!(renewals <= 6, "{renewals} renewals within a TTL");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(guards[0].is_held() && !guards[1].is_held());
 }
