@@ -13,7 +13,7 @@ use leasehold_core::{
 
 use crate::{
     connection::Cluster,
-    error::{self, SideEffect},
+    error::{ERRORS, SideEffect},
     keys::{EtcdKey, KeyOwner, LockPrefix, label_of},
 };
 
@@ -127,7 +127,7 @@ pub(crate) async fn revoke(
     revocation: Revocation,
 ) -> Result<RevokeOutcome> {
     let invalid = || {
-        error::plain(
+        ERRORS.error(
             ErrorKind::InvalidInput,
             "revoke",
             "this holder was not returned by an inspection of etcd",
@@ -155,7 +155,7 @@ pub(crate) async fn revoke(
         });
     }
     if !lock_prefix.read(key.as_bytes()).is_leasehold {
-        return Err(error::plain(
+        return Err(ERRORS.error(
             ErrorKind::Unsupported,
             "revoke",
             "another program holds the lock and would not read the mark; use an immediate revocation",

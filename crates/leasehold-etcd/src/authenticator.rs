@@ -14,7 +14,7 @@ use std::{
 use etcd_client::Client;
 use leasehold_core::{Credentials, CredentialsProvider, Error, ErrorKind};
 
-use crate::error::{self, MemberError};
+use crate::error::{self, ERRORS, MemberError};
 
 /// The source of the user and the password.
 enum CredentialsSource {
@@ -76,7 +76,7 @@ impl Authenticator {
             CredentialsSource::Url(credentials) => Some(credentials.clone()),
             CredentialsSource::Provider(provider) => {
                 let supplied = provider.credentials().await;
-                Some(supplied.map_err(|error| MemberError::fatal(error::named(error, operation)))?)
+                Some(supplied.map_err(|error| MemberError::fatal(ERRORS.named(error, operation)))?)
             }
             CredentialsSource::Client => None,
         };
@@ -86,7 +86,7 @@ impl Authenticator {
             Some(credentials) => {
                 let Some(user) = credentials.username() else {
                     let message = "etcd has no default user; name one in the credentials";
-                    return Err(MemberError::fatal(error::plain(
+                    return Err(MemberError::fatal(ERRORS.error(
                         ErrorKind::InvalidInput,
                         operation,
                         message,
@@ -125,7 +125,9 @@ impl Authenticator {
         }
         let message = "the cluster rejects the credentials of the provider, which it accepted before; \
                        has the password been changed?";
-        error::plain(ErrorKind::Unavailable, operation, message).with_source(error)
+        ERRORS
+            .error(ErrorKind::Unavailable, operation, message)
+            .with_source(error)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     admin,
     config::{EtcdConfig, ParsedUrl},
     connection::Cluster,
-    error::{self, BACKEND, named},
+    error::ERRORS,
     keys::{EtcdKey, LockPrefix, value_of},
     pending_lock::{PendingLock, lost_position},
     queue::{QueueKey, QueuePosition, TxnKind},
@@ -177,7 +177,7 @@ impl EtcdBackend {
             lock_prefix.key(mode, handle.lease, slot)
         };
         let claimed = self.sessions.claim(request, name).await;
-        let claim = claimed.map_err(|error| named(error, "acquire"))?;
+        let claim = claimed.map_err(|error| ERRORS.named(error, "acquire"))?;
         let key = claim.name().clone();
         let layout = self.cluster.layout.clone();
         let queue_key = Arc::new(QueueKey {
@@ -205,7 +205,7 @@ impl EtcdBackend {
                 pending.claim.tombstone();
                 Err(lost_position())
             }
-            claimed => claimed.map_err(|error| named(error, "acquire")),
+            claimed => claimed.map_err(|error| ERRORS.named(error, "acquire")),
         }
     }
 
@@ -272,7 +272,7 @@ impl EtcdBackend {
             Ok(QueuePosition::Waits(revision)) => {
                 pending.wait(&self.cluster, &self.waiters, revision).await
             }
-            Ok(QueuePosition::Absent) => Err(error::protocol("acquire")),
+            Ok(QueuePosition::Absent) => Err(ERRORS.unexpected("acquire")),
             Err(error) => Err(error),
         };
         match granted {
@@ -324,7 +324,9 @@ impl LockBackend for EtcdBackend {
             let (backend, lock_prefix) = (&self, &lock_prefix);
             async move { backend.try_once(&request, lock_prefix).await }
         });
-        let tried = tried.await.map_err(|error| named(error, "acquire"))?;
+        let tried = tried
+            .await
+            .map_err(|error| ERRORS.named(error, "acquire"))?;
         Ok(match tried {
             Some(lease) => Attempt::Granted(lease),
             None => {
@@ -350,7 +352,7 @@ impl LockBackend for EtcdBackend {
             let (backend, lock_prefix) = (&self, &lock_prefix);
             async move { backend.queue(&request, lock_prefix).await }
         });
-        queued.await.map_err(|error| named(error, "acquire"))
+        queued.await.map_err(|error| ERRORS.named(error, "acquire"))
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
@@ -370,7 +372,9 @@ impl LockBackend for EtcdBackend {
         self.versions.stop();
         self.waiters.close();
         let (waiting, sessions) = (self.waiting.close().await, self.sessions.close().await);
-        waiting.and(sessions).map_err(|error| named(error, "close"))
+        waiting
+            .and(sessions)
+            .map_err(|error| ERRORS.named(error, "close"))
     }
 }
 
@@ -389,7 +393,7 @@ async fn probe(cluster: &Cluster, operation: &'static str) -> Result<()> {
 }
 
 fn capabilities(endpoint: String) -> Capabilities {
-    let mut capabilities = Capabilities::new(BACKEND);
+    let mut capabilities = Capabilities::new(ERRORS.backend());
     capabilities.endpoint = endpoint;
     capabilities.shared = true;
     capabilities.permits = true;

@@ -7,7 +7,7 @@ use leasehold_core::{Error, ErrorKind, Result, backend::BoxFuture, session};
 
 use crate::{
     connection::Cluster,
-    error::{self, SideEffect},
+    error::{ERRORS, SideEffect},
     queue::{QueueKey, TxnKind, TxnResult},
 };
 
@@ -87,13 +87,13 @@ impl BatchExecutor {
                     let mut answers = answer.op_responses().into_iter();
                     let mut next = |operation| match answers.next() {
                         Some(TxnOpResponse::Txn(answer)) => Ok((TxnResult::Txn(answer), resent)),
-                        _ => Err(error::protocol(operation)),
+                        _ => Err(ERRORS.unexpected(operation)),
                     };
                     operations.map(&mut next).collect()
                 }
                 Ok((None, false)) => return None,
                 // Another member, with a higher limit, may have executed them.
-                Ok((None, true)) => fail_all(error::plain(
+                Ok((None, true)) => fail_all(ERRORS.error(
                     ErrorKind::Indeterminate,
                     "batch",
                     "the reply of a member was lost",

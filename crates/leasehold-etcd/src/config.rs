@@ -1,13 +1,13 @@
 //! [`EtcdConfig`]: the options of the backend. [`ParsedUrl`]: a URL with options.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use leasehold_core::{Credentials, CredentialsProvider, Error, ErrorKind, Result, url::BackendUrl};
 use tonic::transport::Endpoint;
 
 use crate::{
     connector::{Connector, TlsFiles},
-    error,
+    error::ERRORS,
 };
 
 /// Options of [`EtcdBackend`](crate::EtcdBackend).
@@ -206,12 +206,12 @@ impl ParsedUrl {
     }
 }
 
-fn invalid(message: impl Into<String>) -> Error {
-    error::plain(ErrorKind::InvalidInput, "connect", message)
+fn invalid(message: impl Into<Cow<'static, str>>) -> Error {
+    ERRORS.error(ErrorKind::InvalidInput, "connect", message)
 }
 
 fn with_context(error: Error) -> Error {
-    error::named(error, "connect")
+    ERRORS.named(error, "connect")
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::{
     channel::Channel,
     config::{EtcdConfig, ParsedUrl},
     connector::Connector,
-    error::{self, MemberError, SideEffect},
+    error::{self, ERRORS, MemberError, SideEffect},
     handshake::Handshake,
     keys::{EtcdKey, KeyLayout},
     member::Member,
@@ -219,7 +219,7 @@ impl Cluster {
         // The refusal of one member does not undo what another may have done.
         Err(uncertain
             .or(failure)
-            .unwrap_or_else(|| error::protocol(operation)))
+            .unwrap_or_else(|| ERRORS.unexpected(operation)))
     }
 
     /// Sends a request to one member. If the member refuses the token, the request is sent again

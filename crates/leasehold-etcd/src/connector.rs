@@ -1,12 +1,12 @@
 //! [`Connector`]: creates members from addresses, with the TLS settings of the URL.
 
-use std::{path::PathBuf, time::Duration};
+use std::{borrow::Cow, path::PathBuf, time::Duration};
 
 use etcd_client::ConnectOptions;
 use leasehold_core::{Error, ErrorKind, Result};
 use tonic::transport::Endpoint;
 
-use crate::{error, member::Member};
+use crate::{error::ERRORS, member::Member};
 
 const DEFAULT_PORT: u16 = 2379;
 
@@ -92,7 +92,7 @@ impl TlsFiles {
         if tls {
             let message =
                 "etcds: needs the feature `tls` of leasehold-etcd; enable it in Cargo.toml";
-            return Err(error::plain(ErrorKind::Unsupported, "connect", message));
+            return Err(ERRORS.error(ErrorKind::Unsupported, "connect", message));
         }
         Ok(endpoint)
     }
@@ -123,6 +123,6 @@ impl TlsFiles {
     }
 }
 
-fn invalid(message: impl Into<String>) -> Error {
-    error::plain(ErrorKind::InvalidInput, "connect", message)
+fn invalid(message: impl Into<Cow<'static, str>>) -> Error {
+    ERRORS.error(ErrorKind::InvalidInput, "connect", message)
 }

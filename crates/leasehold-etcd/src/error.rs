@@ -3,19 +3,12 @@
 use std::{fmt, time::Duration};
 
 use etcd_client::Error as Driver;
-use leasehold_core::{Error, ErrorKind};
+use leasehold_core::{Error, ErrorKind, backend::support::BackendErrors};
 
-/// The backend's name in errors and capabilities.
-pub(crate) const BACKEND: &str = "etcd";
+pub(crate) use leasehold_core::backend::support::SideEffect;
 
-/// The side effect that a request without a reply may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SideEffect {
-    /// The operation changes data. Without a reply, it may have taken effect.
-    Writes,
-    /// The operation changes nothing.
-    None,
-}
+/// Creates the errors of this backend.
+pub(crate) const ERRORS: BackendErrors = BackendErrors::new("etcd", "an etcd server");
 
 /// The failure of a request to one member.
 #[derive(Clone, Debug)]
@@ -44,31 +37,6 @@ impl MemberError {
     }
 }
 
-/// Creates an error of this backend without a source.
-pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
-    Error::new(kind, message.into())
-        .with_backend(BACKEND)
-        .with_operation(operation)
-}
-
-/// Creates the error of a response that etcd never sends.
-pub(crate) fn protocol(operation: &'static str) -> Error {
-    plain(
-        ErrorKind::UnexpectedResponse,
-        operation,
-        "the answer does not fit the request; is it an etcd server?",
-    )
-}
-
-/// Adds the backend and the operation to an error of core.
-pub(crate) fn named(error: Error, operation: &'static str) -> Error {
-    if error.backend().is_some() {
-        error
-    } else {
-        error.with_backend(BACKEND).with_operation(operation)
-    }
-}
-
 /// Creates the error of a time-out.
 pub(crate) fn timed_out(
     operation: &'static str,
@@ -81,7 +49,7 @@ pub(crate) fn timed_out(
          server overloaded, stopped or unreachable?{}",
         hint(operation, endpoint)
     );
-    plain(lost_answer(effect), operation, message)
+    ERRORS.error(effect.lost_answer(), operation, message)
 }
 
 /// Returns another possible cause if no reply has arrived yet.
@@ -206,7 +174,7 @@ pub(crate) fn from_driver(
         },
         Driver::TransportError(_) | Driver::IoError(_) => connection_error(&cause, operation, effect, endpoint),
         Driver::WatchError(_) | Driver::LeaseKeepAliveError(_) => {
-            (lost_answer(effect), format!("the stream with {endpoint} ended: {cause}"))
+            (effect.lost_answer(), format!("the stream with {endpoint} ended: {cause}"))
         }
         Driver::InvalidArgs(_)
         | Driver::InvalidUri(_)
@@ -217,7 +185,7 @@ pub(crate) fn from_driver(
         }
         _ => (ErrorKind::UnexpectedResponse, format!("the driver failed: {cause}")),
     };
-    plain(kind, operation, message).with_source(Cause {
+    ERRORS.error(kind, operation, message).with_source(Cause {
         cause,
         driver: error,
     })
@@ -265,7 +233,7 @@ fn of_status(
             format!("{endpoint} is a learner, which serves no locks; name voting members"),
         ),
         UNAVAILABLE if message.contains("etcdserver") => (
-            lost_answer(effect),
+            effect.lost_answer(),
             format!("the server gave up: {message}"),
         ),
         CANCELLED | UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE => {
@@ -289,7 +257,7 @@ fn of_web_server(status: &str, effect: SideEffect, endpoint: &str) -> (ErrorKind
     // Too many requests, and gateways whose server is down, are temporary errors.
     let passes = ["429", "502", "503", "504"].contains(&status);
     let kind = if passes {
-        lost_answer(effect)
+        effect.lost_answer()
     } else {
         ErrorKind::UnexpectedResponse
     };
@@ -327,14 +295,14 @@ fn connection_error(
     let hint = hint(operation, endpoint);
     if cause == NOT_HTTP_2 {
         return (
-            lost_answer(effect),
+            effect.lost_answer(),
             format!("what {endpoint} answered is {NOT_HTTP_2}, which etcd speaks.{hint}"),
         );
     }
     let ended = if hint.is_empty() { "" } else { "." };
     let message =
         format!("the connection to {endpoint} broke before the answer came ({cause}){ended}{hint}");
-    (lost_answer(effect), message)
+    (effect.lost_answer(), message)
 }
 
 fn certificate(endpoint: &str, cause: &str) -> (ErrorKind, String) {
@@ -359,13 +327,6 @@ fn is_certificate(cause: &str) -> bool {
     ["certificate", "Certificate", "UnknownIssuer", "UnknownCA"]
         .iter()
         .any(|text| cause.contains(text))
-}
-
-fn lost_answer(effect: SideEffect) -> ErrorKind {
-    match effect {
-        SideEffect::Writes => ErrorKind::Indeterminate,
-        SideEffect::None => ErrorKind::Unavailable,
-    }
 }
 
 /// Returns the messages of an error and its causes. The driver's own message shows the causes with

@@ -15,7 +15,7 @@ use leasehold_core::{Error, ErrorKind};
 
 use crate::{
     channel::Channel,
-    error::{self, MemberError},
+    error::{ERRORS, MemberError},
     keys::EtcdKey,
 };
 
@@ -92,7 +92,7 @@ fn proxy(operation: &'static str, address: &str) -> Error {
         "{address} is etcd's gRPC proxy (`etcd grpc-proxy`), whose replies to keep-alives do not show until when a lock is \
          held; connect to the members themselves, or through `etcd gateway`"
     );
-    error::plain(ErrorKind::Unsupported, operation, message)
+    ERRORS.error(ErrorKind::Unsupported, operation, message)
 }
 
 fn another_cluster(operation: &'static str, address: &str, known_at: &str) -> Error {
@@ -100,5 +100,5 @@ fn another_cluster(operation: &'static str, address: &str, known_at: &str) -> Er
         "{address} belongs to another cluster than {known_at}, where a held lock is free; name members of one cluster, and \
          connect again after a cluster was replaced or restored from a backup"
     );
-    error::plain(ErrorKind::InvalidInput, operation, message)
+    ERRORS.error(ErrorKind::InvalidInput, operation, message)
 }

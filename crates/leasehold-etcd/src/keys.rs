@@ -19,7 +19,7 @@ use std::{fmt, sync::Arc};
 
 use leasehold_core::{ErrorKind, LockKey, Mode, Result, backend::Request};
 
-use crate::error;
+use crate::error::ERRORS;
 
 const PERMITS: &[u8] = b"%permits/";
 const SESSION: &[u8] = b"%session/";
@@ -161,7 +161,7 @@ impl KeyLayout {
                 .iter()
                 .any(|reserved| contains(name, &reserved[..reserved.len() - 1]))
             {
-                return Err(error::plain(
+                return Err(ERRORS.error(
                     ErrorKind::InvalidInput,
                     "acquire",
                     format!("`{key}` contains a part that this backend reserves with exact names"),

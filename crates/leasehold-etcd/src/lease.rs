@@ -9,7 +9,7 @@ use leasehold_core::{
 };
 
 use crate::{
-    error::{self, named},
+    error::ERRORS,
     queue::{QueueKey, TxnKind},
     session::{EtcdSessions, run},
 };
@@ -58,19 +58,15 @@ impl Lease for EtcdLease {
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         if self.release.has_started() {
-            return Err(error::plain(
-                ErrorKind::Lost,
-                "renew",
-                "the lock was released",
-            ));
+            return Err(ERRORS.error(ErrorKind::Lost, "renew", "the lock was released"));
         }
         self.claim
             .session()
             .renew()
             .await
-            .map_err(|error| named(error, "renew"))?;
+            .map_err(|error| ERRORS.named(error, "renew"))?;
         if self.claim.is_revoked() {
-            return Err(error::plain(
+            return Err(ERRORS.error(
                 ErrorKind::Revoked,
                 "renew",
                 "the lock was revoked and ends at its deadline",

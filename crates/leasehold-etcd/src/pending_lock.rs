@@ -10,7 +10,7 @@ use leasehold_core::{
 
 use crate::{
     connection::Cluster,
-    error,
+    error::{self, ERRORS},
     lease::EtcdLease,
     queue::{QueueKey, QueuePosition, TxnKind, TxnResult},
     session::{self, EtcdSessions},
@@ -208,7 +208,7 @@ impl PendingLock {
 }
 
 pub(crate) fn lost_position() -> Error {
-    error::plain(
+    ERRORS.error(
         ErrorKind::Lost,
         "acquire",
         "the session ended, or the key was revoked, before the lock was granted",

@@ -11,7 +11,7 @@ use etcd_client::{
 use leasehold_core::{ErrorKind, LockKey, Mode, Result};
 
 use crate::{
-    error,
+    error::ERRORS,
     keys::{EtcdKey, KeyLayout, LockPrefix},
 };
 
@@ -56,7 +56,7 @@ impl TxnResult {
     pub(crate) fn txn(&self) -> Result<&TxnResponse> {
         match self {
             Self::Txn(answer) => Ok(answer),
-            Self::Deleted(_) => Err(error::protocol("acquire")),
+            Self::Deleted(_) => Err(ERRORS.unexpected("acquire")),
         }
     }
 
@@ -245,7 +245,7 @@ impl QueueKey {
         };
         let revision = revision
             .filter(|revision| *revision > 0)
-            .ok_or_else(|| error::protocol("acquire"))?;
+            .ok_or_else(|| ERRORS.unexpected("acquire"))?;
         let heads = parts.map(as_range).collect::<Result<Vec<_>>>()?;
         let holds = match self.mode {
             Mode::Permit { of } => {
@@ -284,12 +284,12 @@ impl QueueKey {
                     .filter(|revision| *revision > 0);
                 revision
                     .map(QueuePosition::Holds)
-                    .ok_or_else(|| error::protocol("acquire"))
+                    .ok_or_else(|| ERRORS.unexpected("acquire"))
             }
             Some(TxnOpResponse::Get(own_key)) => Ok(self
                 .own_revision(&own_key)?
                 .map_or(QueuePosition::Absent, QueuePosition::Holds)),
-            _ => Err(error::protocol("acquire")),
+            _ => Err(ERRORS.unexpected("acquire")),
         }
     }
 
@@ -302,7 +302,7 @@ impl QueueKey {
         answer: &TxnResponse,
     ) -> Result<(QueuePosition, Vec<EtcdKey>)> {
         let mut parts = answer.op_responses().into_iter().map(as_range);
-        let own_key = parts.next().ok_or_else(|| error::protocol("acquire"))??;
+        let own_key = parts.next().ok_or_else(|| ERRORS.unexpected("acquire"))??;
         if own_key
             .kvs()
             .first()
@@ -336,7 +336,7 @@ impl QueueKey {
     /// Returns the create revision of the own key, if it exists.
     fn own_revision(&self, read: &GetResponse) -> Result<Option<i64>> {
         match read.kvs().first() {
-            Some(kv) if kv.value() != self.value => Err(error::plain(
+            Some(kv) if kv.value() != self.value => Err(ERRORS.error(
                 ErrorKind::Indeterminate,
                 "acquire",
                 "a key that an earlier acquisition left behind is in the way; try again",
@@ -385,7 +385,7 @@ impl QueueKey {
             .map(|kv| self.lock_prefix.read(kv.key()).of);
         match counts.flatten().find(|of| *of != requested) {
             None => Ok(()),
-            Some(existing) => Err(error::plain(
+            Some(existing) => Err(ERRORS.error(
                 ErrorKind::Conflict,
                 "acquire",
                 format!(
@@ -400,6 +400,6 @@ impl QueueKey {
 fn as_range(part: TxnOpResponse) -> Result<GetResponse> {
     match part {
         TxnOpResponse::Get(range) => Ok(range),
-        _ => Err(error::protocol("acquire")),
+        _ => Err(ERRORS.unexpected("acquire")),
     }
 }

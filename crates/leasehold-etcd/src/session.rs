@@ -21,7 +21,7 @@ use leasehold_core::{
 use crate::{
     batch::{BatchExecutor, Job},
     connection::{Cluster, MAX_BATCH},
-    error::{self, SideEffect},
+    error::{self, ERRORS, SideEffect},
     keys::EtcdKey,
     queue::{QueueKey, TxnKind, TxnResult},
 };
@@ -93,7 +93,7 @@ pub(crate) async fn run(
     kind: TxnKind,
 ) -> Result<(TxnResult, bool)> {
     let Some(first) = claims.first() else {
-        return Err(error::protocol(operation));
+        return Err(ERRORS.unexpected(operation));
     };
     let handle = first.session().handle();
     let ran = handle
@@ -108,7 +108,7 @@ pub(crate) async fn run(
         )
         .await;
     match ran
-        .map_err(|error| error::named(error, operation))
+        .map_err(|error| ERRORS.named(error, operation))
         .flatten()
     {
         Ok((answer, resent)) => {
@@ -169,7 +169,7 @@ impl EtcdSessions {
             }
         }
         let Some((keeper, answers)) = stream.as_mut() else {
-            return Err(error::protocol("renew"));
+            return Err(ERRORS.unexpected("renew"));
         };
         let replied = tokio::time::timeout(timeout, async {
             keeper.keep_alive().await?;
@@ -181,7 +181,7 @@ impl EtcdSessions {
             // again.
             Ok(Ok(None)) => {
                 *stream = None;
-                return Err(error::plain(
+                return Err(ERRORS.error(
                     ErrorKind::Unavailable,
                     "renew",
                     "the server ended the keep-alive stream",
@@ -191,7 +191,7 @@ impl EtcdSessions {
                 *stream = None;
                 if self.cluster.needs_new_token(&error) {
                     self.cluster.authenticate("renew").await?;
-                    return Err(error::plain(
+                    return Err(ERRORS.error(
                         ErrorKind::Unavailable,
                         "renew",
                         "the server refused the token",
@@ -222,7 +222,7 @@ impl EtcdSessions {
         let term = answer
             .header()
             .map(etcd_client::ResponseHeader::raft_term)
-            .ok_or_else(|| error::protocol("renew"))?;
+            .ok_or_else(|| ERRORS.unexpected("renew"))?;
         Ok(KeepAliveReply::Renewed(term))
     }
 
@@ -236,7 +236,7 @@ impl EtcdSessions {
         let term = read
             .header()
             .map(etcd_client::ResponseHeader::raft_term)
-            .ok_or_else(|| error::protocol("renew"))?;
+            .ok_or_else(|| ERRORS.unexpected("renew"))?;
         // If another program has written the key since, the key may outlive the lease.
         let exists = read.kvs().first().map(KeyValue::lease) == Some(handle.lease);
         Ok(exists.then_some(term))
@@ -250,7 +250,7 @@ impl EtcdSessions {
         // the leader only if a linearizable read *after* the reply shows the same term. A leader
         // that has just been elected may not know the lease yet, so the key decides.
         match (alive, self.read_session_key(handle, timeout).await?) {
-            (_, None) => Err(error::plain(
+            (_, None) => Err(ERRORS.error(
                 ErrorKind::Lost,
                 "renew",
                 "the lease has expired or was revoked",
@@ -308,7 +308,7 @@ impl SessionDriver for EtcdSessions {
         };
         if granted != seconds && !self.for_waiters {
             drop(self.close(&handle).await);
-            return Err(error::plain(
+            return Err(ERRORS.error(
                 ErrorKind::InvalidInput,
                 "acquire",
                 format!(
@@ -352,7 +352,7 @@ impl SessionDriver for EtcdSessions {
             }
         }
         Err(last.unwrap_or_else(|| {
-            error::plain(
+            ERRORS.error(
                 ErrorKind::Unavailable,
                 "renew",
                 "the leader of the cluster changed during each attempt of the renewal",
@@ -374,7 +374,7 @@ impl SessionDriver for EtcdSessions {
         );
         let answer = answer.await?;
         if answer.ttl() <= 0 {
-            return Err(error::plain(
+            return Err(ERRORS.error(
                 ErrorKind::Unavailable,
                 "reconcile",
                 "this member does not know the lease",

@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgRow};
 
 use crate::{
     connection::{Connector, parse_session_name},
-    error,
+    error::ERRORS,
     identity::Identity,
     keys::{AdvisoryKey, PermitKeys},
     statement::{IN_THIS_DATABASE, LOCK_KEY, SESSION_START, may_end, without_count},
@@ -420,7 +420,7 @@ async fn revoke_gracefully(
         };
         let (name, noted): (String, bool) = (connector.read(&row, 0)?, connector.read(&row, 1)?);
         let Some((ttl, _)) = parse_session_name(&name) else {
-            return Err(error::plain(
+            return Err(ERRORS.error(
                 ErrorKind::Unsupported,
                 "revoke",
                 "another program holds it and would not notice; it can only be revoked at once",
@@ -431,7 +431,7 @@ async fn revoke_gracefully(
         }
         // With many locks, not every renewal reads the markers.
         if begun.elapsed() > ttl * 3 / 2 {
-            return Err(error::plain(
+            return Err(ERRORS.error(
                 ErrorKind::Unavailable,
                 "revoke",
                 "its holder is alive but has not noted the revocation; is it an older version? Revoke it at once",
@@ -451,7 +451,7 @@ pub(crate) async fn revoke(
         .ok()
         .and_then(|id| id.parse().ok())
         .ok_or_else(|| {
-            error::plain(
+            ERRORS.error(
                 ErrorKind::InvalidInput,
                 "revoke",
                 "this holder was not shown by an inspection of Postgres",
@@ -484,7 +484,7 @@ pub(crate) async fn revoke(
     }
     if !connector.read(&row, 3)? {
         let (whose, ours): (String, String) = (connector.read(&row, 2)?, connector.read(&row, 4)?);
-        return Err(error::plain(
+        return Err(ERRORS.error(
             ErrorKind::Denied,
             "revoke",
             format!(
@@ -499,7 +499,7 @@ pub(crate) async fn revoke(
         return revoked;
     }
     if others > 0 {
-        return Err(error::plain(
+        return Err(ERRORS.error(
             ErrorKind::Unsupported,
             "revoke",
             format!(

@@ -16,7 +16,7 @@ use crate::{
     admin,
     config::{ParsedUrl, PostgresConfig},
     connection::Connector,
-    error::{self, BACKEND, named},
+    error::ERRORS,
     handshake,
     job::LockRequest,
     pending_lock::{AttemptOutcome, PendingLock},
@@ -134,7 +134,7 @@ impl PostgresBackend {
             Mode::Shared => LockRequest::Shared(names.lock(request.key())?),
             Mode::Permit { of } => LockRequest::Permit(names.semaphore(request.key(), of.get())?),
             mode => {
-                return Err(error::plain(
+                return Err(ERRORS.error(
                     ErrorKind::Unsupported,
                     "acquire",
                     format!("this backend has no {mode} locks"),
@@ -219,7 +219,7 @@ impl LockBackend for PostgresBackend {
             let (backend, lock_request) = (&self, &lock_request);
             async move { backend.try_once(&request, lock_request).await }
         });
-        tried.await.map_err(|error| named(error, "acquire"))
+        tried.await.map_err(|error| ERRORS.named(error, "acquire"))
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
@@ -228,7 +228,7 @@ impl LockBackend for PostgresBackend {
             let (backend, lock_request) = (&self, &lock_request);
             Box::pin(async move { backend.wait(&request, lock_request).await })
         });
-        queued.await.map_err(|error| named(error, "acquire"))
+        queued.await.map_err(|error| ERRORS.named(error, "acquire"))
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
@@ -262,13 +262,13 @@ impl LockBackend for PostgresBackend {
         self.sessions
             .close()
             .await
-            .map_err(|error| named(error, "close"))
+            .map_err(|error| ERRORS.named(error, "close"))
     }
 }
 
 /// Returns the capabilities of a server.
 fn capabilities(connector: &Connector, server: Server) -> Capabilities {
-    let mut capabilities = Capabilities::new(BACKEND);
+    let mut capabilities = Capabilities::new(ERRORS.backend());
     capabilities.endpoint = connector.endpoint();
     capabilities.shared = true;
     capabilities.permits = true;

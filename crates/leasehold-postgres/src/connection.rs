@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use crate::{
     config::{self, PostgresConfig},
-    error::{self, Limit},
+    error::{self, ERRORS, Limit},
     identity::{Answerer, Identity},
     keys::Names,
     server::Server,
@@ -133,7 +133,7 @@ impl Connector {
         ];
         if values.iter().any(|value| value.contains('\0')) {
             let message = "the user or the password that the credentials provider supplied has a NUL character";
-            return Err(error::plain(ErrorKind::InvalidInput, "connect", message));
+            return Err(ERRORS.error(ErrorKind::InvalidInput, "connect", message));
         }
         let options = options.password(credentials.password());
         Ok(match credentials.username() {
@@ -175,7 +175,7 @@ impl Connector {
         operation: &'static str,
     ) -> Result<PgConnection> {
         match timeout(self.config.connect_timeout, self.log_in(label, operation)).await {
-            Ok(connected) => connected.map_err(|error| error::named(error, operation)),
+            Ok(connected) => connected.map_err(|error| ERRORS.named(error, operation)),
             Err(_elapsed) => Err(self.not_connected(operation)),
         }
     }
@@ -218,7 +218,9 @@ impl Connector {
                 "{} refuses the credentials that the provider supplies now",
                 self.endpoint()
             );
-            error::plain(ErrorKind::Unavailable, operation, message).with_source(error)
+            ERRORS
+                .error(ErrorKind::Unavailable, operation, message)
+                .with_source(error)
         })
     }
 
@@ -266,7 +268,7 @@ impl Connector {
              (PgBouncer: pool_mode = session)",
             self.endpoint()
         );
-        error::plain(ErrorKind::Unsupported, operation, message)
+        ERRORS.error(ErrorKind::Unsupported, operation, message)
     }
 
     /// Claims the backend that serves the connection, before any setting is changed. Returns the
@@ -302,7 +304,7 @@ impl Connector {
                     "{} has become a standby; where is the primary?",
                     self.endpoint()
                 );
-                Err(error::plain(ErrorKind::Unavailable, operation, message))
+                Err(ERRORS.error(ErrorKind::Unavailable, operation, message))
             }
         }
     }

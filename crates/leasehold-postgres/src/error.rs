@@ -2,57 +2,33 @@
 
 use std::{error::Error as StdError, fmt, io, time::Duration};
 
-use leasehold_core::{Error, ErrorKind, text::Escaped};
+use leasehold_core::{Error, ErrorKind, backend::support::BackendErrors, text::Escaped};
 use sqlx::{
     Error as Driver,
     error::DatabaseError,
     postgres::{PgDatabaseError, PgSeverity},
 };
 
-/// The backend's name in errors and capabilities.
-pub(crate) const BACKEND: &str = "postgres";
-
-/// Returns an error of this backend without a source.
-pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
-    Error::new(kind, message.into())
-        .with_backend(BACKEND)
-        .with_operation(operation)
-}
-
-/// Returns the error of an answer that a PostgreSQL server never gives.
-pub(crate) fn protocol(operation: &'static str) -> Error {
-    plain(
-        ErrorKind::UnexpectedResponse,
-        operation,
-        "the answer does not fit the request; is it a PostgreSQL server?",
-    )
-}
-
-/// Adds the backend and the operation to an error of core.
-pub(crate) fn named(error: Error, operation: &'static str) -> Error {
-    if error.backend().is_some() {
-        error
-    } else {
-        error.with_backend(BACKEND).with_operation(operation)
-    }
-}
+/// Creates the errors of this backend.
+pub(crate) const ERRORS: BackendErrors = BackendErrors::new("postgres", "a PostgreSQL server");
 
 /// Adds the address of the server to the error of a driver thread that was given up.
 pub(crate) fn name_endpoint(error: Error, operation: &'static str, endpoint: &str) -> Error {
     if error.backend().is_some() {
         return error;
     }
-    plain(
-        error.kind(),
-        operation,
-        format!("{endpoint}: {}", error.message()),
-    )
-    .with_source(error)
+    ERRORS
+        .error(
+            error.kind(),
+            operation,
+            format!("{endpoint}: {}", error.message()),
+        )
+        .with_source(error)
 }
 
 /// Returns the error of a session whose connection is gone, and with it all its locks.
 pub(crate) fn over(operation: &'static str) -> Error {
-    plain(
+    ERRORS.error(
         ErrorKind::Lost,
         operation,
         "the connection that holds the locks is gone",
@@ -137,7 +113,7 @@ pub(crate) fn from_driver(error: Driver, operation: &'static str, endpoint: &str
             error.into(),
         ),
     };
-    plain(kind, operation, message).with_source(source)
+    ERRORS.error(kind, operation, message).with_source(source)
 }
 
 /// An error that the server reported, as a source. It prints the message alone, as the error does
@@ -295,7 +271,7 @@ pub(crate) fn timed_out(
     let message = format!(
         "no answer from {endpoint} within {limit}; is the server overloaded, stopped or unreachable?"
     );
-    plain(kind, operation, message)
+    ERRORS.error(kind, operation, message)
 }
 
 #[cfg(test)]

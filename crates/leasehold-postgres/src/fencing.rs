@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 
 use crate::{
     connection::Connector,
-    error::{self, DUPLICATE_OBJECT, INSUFFICIENT_PRIVILEGE, NO_SUCH_SCHEMA, has_code},
+    error::{DUPLICATE_OBJECT, ERRORS, INSUFFICIENT_PRIVILEGE, NO_SUCH_SCHEMA, has_code},
 };
 
 /// Reads the schema `$1` and the sequence `$2`. Returns one row if the schema exists: whether the
@@ -120,7 +120,7 @@ async fn check(
     found: Found,
     quoted: &str,
 ) -> Result<()> {
-    let sequence = found.sequence.ok_or_else(|| error::protocol("acquire"))?;
+    let sequence = found.sequence.ok_or_else(|| ERRORS.unexpected("acquire"))?;
     sequence.check(quoted)?;
     if found.schema_usable && sequence.usable {
         return Ok(());
@@ -134,7 +134,7 @@ impl Sequence {
         let Some(run) = self.repair(quoted) else {
             return Ok(());
         };
-        Err(error::plain(
+        Err(ERRORS.error(
             ErrorKind::Unsupported,
             "connect",
             format!(
@@ -192,7 +192,7 @@ async fn denied(
         "fencing tokens need a sequence that the role `{role}` may use; run as the owner of the schema or the database: \
          {run}; or switch tokens off with fencing=off"
     );
-    Ok(error::plain(ErrorKind::Denied, "acquire", message))
+    Ok(ERRORS.error(ErrorKind::Denied, "acquire", message))
 }
 
 /// Returns the SQL after which the role may draw tokens.

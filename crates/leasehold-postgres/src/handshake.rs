@@ -17,7 +17,8 @@ use tokio::time::timeout;
 use crate::{
     config::{self, PostgresConfig},
     connection::{Connector, session_name},
-    error, fencing,
+    error::{self, ERRORS},
+    fencing,
     hash::hash_text_extended,
     identity::Identity,
     server::{Server, any_asynchronous, unsupported_reason},
@@ -193,7 +194,7 @@ impl Connector {
     }
 
     fn refused(&self, why: &str) -> Error {
-        error::plain(
+        ERRORS.error(
             ErrorKind::Unsupported,
             "connect",
             format!("{} cannot hold locks: {why}", self.endpoint()),
@@ -262,7 +263,7 @@ impl Connector {
                 self.endpoint(),
                 names.join(", ")
             );
-            return Err(error::plain(ErrorKind::Unsupported, "acquire", message));
+            return Err(ERRORS.error(ErrorKind::Unsupported, "acquire", message));
         }
         match self.set(connection, identity, &wanted(version, ttl)).await {
             Ok(true) => {}

@@ -22,7 +22,7 @@ use std::{
 use leasehold_core::{ErrorKind, LockKey, Result};
 use sqlx::postgres::{PgAdvisoryLock, PgAdvisoryLockKey};
 
-use crate::{error, hash::hash_text_extended};
+use crate::{error::ERRORS, hash::hash_text_extended};
 
 /// The seed of the key of a semaphore.
 const SEMAPHORE: u64 = u64::MAX;
@@ -274,7 +274,7 @@ fn dot_net(name: &str) -> AdvisoryKey {
 }
 
 fn unfit(name: &[u8], wanted: &str) -> leasehold_core::Error {
-    error::plain(
+    ERRORS.error(
         ErrorKind::InvalidInput,
         "acquire",
         format!(
@@ -304,7 +304,7 @@ impl Names {
     /// Returns the keys of the semaphore with this name.
     pub(crate) fn semaphore(&self, key: &LockKey, of: u32) -> Result<PermitKeys> {
         if of > MAX_PERMITS {
-            return Err(error::plain(
+            return Err(ERRORS.error(
                 ErrorKind::InvalidInput,
                 "acquire",
                 format!(

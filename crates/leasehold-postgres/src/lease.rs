@@ -9,7 +9,7 @@ use leasehold_core::{
 };
 
 use crate::{
-    error::{self, named},
+    error::ERRORS,
     job::{Job, JobResult},
     keys::AdvisoryKey,
     session::{PostgresSessions, run},
@@ -59,20 +59,16 @@ impl Lease for PostgresLease {
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         if self.release.has_started() {
-            return Err(error::plain(
-                ErrorKind::Lost,
-                "renew",
-                "the lock was released",
-            ));
+            return Err(ERRORS.error(ErrorKind::Lost, "renew", "the lock was released"));
         }
         self.claim
             .session()
             .renew()
             .await
-            .map_err(|error| named(error, "renew"))?;
+            .map_err(|error| ERRORS.named(error, "renew"))?;
         if self.claim.is_revoked() {
             let message = "the lock was revoked and ends at its deadline";
-            return Err(error::plain(ErrorKind::Revoked, "renew", message));
+            return Err(ERRORS.error(ErrorKind::Revoked, "renew", message));
         }
         Ok(())
     }
@@ -88,7 +84,7 @@ impl Lease for PostgresLease {
         };
         let freed = match run(&self.claim, "release", job).await {
             Ok(JobResult::Released(was_held)) => Ok(was_held),
-            Ok(_) => Err(error::protocol("release")),
+            Ok(_) => Err(ERRORS.unexpected("release")),
             Err(error) => Err(error),
         };
         let released = self.release.complete(freed, || {

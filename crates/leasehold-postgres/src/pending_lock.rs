@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::{
     connection::Connector,
-    error::{self, named},
+    error::{self, ERRORS},
     job::{AcquireJob, Job, JobResult, LockRequest, WaiterMarkers},
     keys::AdvisoryKey,
     lease::PostgresLease,
@@ -65,7 +65,7 @@ impl PendingLock {
         let claimed = sessions
             .claim(request, |handle, _| handle.new_acquisition(key))
             .await;
-        let claim = claimed.map_err(|error| named(error, "acquire"))?;
+        let claim = claimed.map_err(|error| ERRORS.named(error, "acquire"))?;
         Ok(Self {
             claim,
             request: request.clone(),
@@ -83,7 +83,7 @@ impl PendingLock {
                 self.granted(key, token).map(AttemptOutcome::Granted)
             }
             JobResult::Refused { .. } => Ok(AttemptOutcome::Refused(self)),
-            _ => Err(error::protocol("acquire")),
+            _ => Err(ERRORS.unexpected("acquire")),
         }
     }
 
@@ -113,7 +113,7 @@ impl PendingLock {
                 return self.granted(key, token).map(AttemptOutcome::Granted);
             }
             Ok(JobResult::Refused { marked }) => marked,
-            Ok(_) => return Err(error::protocol("acquire")),
+            Ok(_) => return Err(ERRORS.unexpected("acquire")),
             Err(error) => {
                 if error.kind() == ErrorKind::Indeterminate {
                     // The task that handles the late answer clears the markers.

@@ -21,7 +21,7 @@ use leasehold_core::{
 use crate::{
     batch::BatchExecutor,
     connection::{ConnectionPermit, Connector},
-    error::{self, named},
+    error::ERRORS,
     job::{AcquisitionKey, Job, JobResult, WaiterMarkers},
     keys::AdvisoryKey,
     session_connection::SessionConnection,
@@ -126,7 +126,7 @@ impl Handle {
             }
         }));
         task.await.map_err(|_| {
-            error::plain(
+            ERRORS.error(
                 ErrorKind::Indeterminate,
                 operation,
                 "the runtime is shutting down",
@@ -151,7 +151,9 @@ async fn run_in(
 ) -> Result<JobResult> {
     let executor = &session.handle().executor;
     let ran = executor.batcher.run(executor, job).await;
-    let done = ran.map_err(|error| named(error, operation)).flatten();
+    let done = ran
+        .map_err(|error| ERRORS.named(error, operation))
+        .flatten();
     done.map_err(|error| error.with_operation(operation))
 }
 
@@ -239,7 +241,7 @@ impl SessionDriver for PostgresSessions {
         let connector = &self.connector;
         let connection_permit = ConnectionPermit::acquire(connector).ok_or_else(|| {
             let max = connector.config.max_sessions;
-            error::plain(
+            ERRORS.error(
                 ErrorKind::Unavailable,
                 "acquire",
                 format!(

@@ -36,7 +36,7 @@ use leasehold_core::{ErrorKind, Result};
 use sqlx::{Acquire, PgConnection, PgTransaction};
 
 use crate::{
-    error::{self, LOCK_NOT_AVAILABLE, has_code},
+    error::{self, ERRORS, LOCK_NOT_AVAILABLE, has_code},
     keys::AdvisoryKey,
 };
 
@@ -152,7 +152,9 @@ async fn wait(transaction: &mut PgTransaction<'_>, key: AdvisoryKey, shared: boo
     match run(transaction, statement(key, shared), key).await {
         Err(error) if has_code(&error, LOCK_NOT_AVAILABLE) => {
             let message = "the role's lock_timeout passed before the lock was free";
-            Err(error::plain(ErrorKind::Unavailable, "acquire", message).with_source(error))
+            Err(ERRORS
+                .error(ErrorKind::Unavailable, "acquire", message)
+                .with_source(error))
         }
         waited => waited.map_err(|error| error::from_driver(error, "acquire", SERVER)),
     }

@@ -27,7 +27,7 @@ use tokio::{
 use crate::{
     backoff::Backoff,
     connection::Connector,
-    error,
+    error::{self, ERRORS},
     identity::{Answerer, Identity},
     keys::AdvisoryKey,
     statement::CHANNEL,
@@ -138,7 +138,7 @@ impl WaiterRegistry {
                         return Ok(());
                     }
                     if state.closed {
-                        return Err(error::plain(
+                        return Err(ERRORS.error(
                             ErrorKind::Closed,
                             "acquire",
                             "the backend was closed",

@@ -17,7 +17,7 @@ use crate::{
     cleanup,
     commands::{self, AcquireReply, Operation, Refusal, TOKEN_LIMIT},
     config::NotificationMode,
-    error::{self, BACKEND, SideEffect},
+    error::{self, ERRORS, SideEffect},
     keys::{Keys, Kind, LockValue},
     lease::RedisLease,
     quorum::vote,
@@ -46,7 +46,7 @@ impl RedisBackend {
         if requirements
             .is_some_and(|requirements| requirements.token_floor.get() >= TOKEN_LIMIT - 2)
         {
-            return Err(error::plain(
+            return Err(ERRORS.error(
                 ErrorKind::InvalidInput,
                 "acquire",
                 "a token floor must stay below 2^53",
@@ -82,7 +82,7 @@ impl RedisBackend {
                 }
                 Ok(Attempt::Contended(contention))
             }
-            Ok(AcquireReply::Mismatch { theirs }) => Err(error::plain(
+            Ok(AcquireReply::Mismatch { theirs }) => Err(ERRORS.error(
                 ErrorKind::Conflict,
                 "acquire",
                 format!(
@@ -129,7 +129,7 @@ impl RedisBackend {
                 Box::pin(self.acquire_by_script(request, keys, &options)).await
             }
             // The client refuses a mode that the capabilities do not have.
-            _ => Err(error::protocol("acquire")),
+            _ => Err(ERRORS.unexpected("acquire")),
         }
     }
 
@@ -188,12 +188,13 @@ impl RedisBackend {
             .map_err(|error| match error.kind() {
                 // The script has released the lock.
                 ErrorKind::UnexpectedResponse => error,
-                _ => error::plain(
-                    ErrorKind::Indeterminate,
-                    "acquire",
-                    "the lock was taken, but its token could not be drawn",
-                )
-                .with_source(error),
+                _ => ERRORS
+                    .error(
+                        ErrorKind::Indeterminate,
+                        "acquire",
+                        "the lock was taken, but its token could not be drawn",
+                    )
+                    .with_source(error),
             })
     }
 
@@ -336,5 +337,5 @@ impl RedisBackend {
 }
 
 fn in_acquire(error: leasehold_core::Error) -> leasehold_core::Error {
-    error.with_backend(BACKEND).with_operation("acquire")
+    ERRORS.named(error, "acquire")
 }

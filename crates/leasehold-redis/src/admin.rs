@@ -13,7 +13,7 @@ use redis::{Cmd, Value};
 use crate::{
     commands,
     connection_manager::ConnectionManager,
-    error::{self, SideEffect},
+    error::{self, ERRORS, SideEffect},
     keys::{Keys, Kind, ParsedValue},
     scripts,
 };
@@ -41,7 +41,7 @@ pub(crate) async fn inspect(manager: &ConnectionManager, key: &LockKey) -> Resul
             arguments(cmd, &keys);
         })
         .await?;
-    let answer = parse(answer).ok_or_else(|| error::protocol("inspect"))?;
+    let answer = parse(answer).ok_or_else(|| ERRORS.unexpected("inspect"))?;
     let (now, value, left, readers, writers, waiters, permits, queue) = answer;
 
     let mut holders = Vec::new();
@@ -180,6 +180,6 @@ pub(crate) async fn revoke(
         (Value::Int(left), Graceful) => Ok(RevokeOutcome::FreeWithin(
             u64::try_from(left).ok().map(Duration::from_millis),
         )),
-        _ => Err(error::protocol("revoke")),
+        _ => Err(ERRORS.unexpected("revoke")),
     }
 }

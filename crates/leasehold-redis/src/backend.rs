@@ -14,7 +14,7 @@ use crate::{
     cleanup::CleanupQueue,
     config::{NotificationMode, ParsedUrl, RedisConfig},
     connection_manager::ConnectionManager,
-    error::{BACKEND, SideEffect},
+    error::{ERRORS, SideEffect},
     handshake,
 };
 
@@ -199,7 +199,7 @@ impl LockBackend for RedisBackend {
 }
 
 fn capabilities(endpoint: String, pushes: bool, restart: Restart) -> Capabilities {
-    let mut capabilities = Capabilities::new(BACKEND);
+    let mut capabilities = Capabilities::new(ERRORS.backend());
     capabilities.endpoint = endpoint;
     capabilities.shared = true;
     capabilities.permits = true;

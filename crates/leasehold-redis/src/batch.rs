@@ -16,7 +16,7 @@ use crate::{
     commands::{Encoding, Operation},
     connection::{Connection, Sent, is_no_script},
     connection_manager::ConnectionManager,
-    error::SideEffect,
+    error::{ERRORS, SideEffect},
 };
 
 /// An operation on an exclusive lock.
@@ -74,12 +74,7 @@ impl ConnectionManager {
                 },
             )
             .await;
-        ran.map_err(|error| {
-            error
-                .with_backend(crate::error::BACKEND)
-                .with_operation(name)
-        })
-        .flatten()
+        ran.map_err(|error| ERRORS.named(error, name)).flatten()
     }
 }
 

@@ -18,7 +18,7 @@ use leasehold_core::{FencingToken, Mode, Result, backend::Request};
 
 use crate::{
     connection::{Connection, by_hash},
-    error,
+    error::ERRORS,
     keys::{Keys, Kind, LockValue, Parts, Slot},
     scripts::{self, Script},
     waiters::ObservedHolder,
@@ -359,7 +359,7 @@ impl AcquireReply {
                     .and_then(|token| token.parse().ok());
                 token
                     .map(|token| Self::Granted(Some(token)))
-                    .ok_or_else(|| error::protocol("acquire"))
+                    .ok_or_else(|| ERRORS.unexpected("acquire"))
             }
             Value::Nil if mode == Mode::Exclusive => Ok(Self::RefusedNoInfo),
             // The reply of the plain commands.
@@ -378,7 +378,7 @@ impl AcquireReply {
                         0 => Refusal::Held,
                         1 => Refusal::Offered,
                         2 => Refusal::Writers,
-                        _ => return Err(error::protocol("acquire")),
+                        _ => return Err(ERRORS.unexpected("acquire")),
                     };
                     Ok(Self::Refused(
                         refusal,
@@ -390,9 +390,9 @@ impl AcquireReply {
                     ))
                 }
                 [Value::Int(3), Value::Int(theirs)] => Ok(Self::Mismatch { theirs: *theirs }),
-                _ => Err(error::protocol("acquire")),
+                _ => Err(ERRORS.unexpected("acquire")),
             },
-            _ => Err(error::protocol("acquire")),
+            _ => Err(ERRORS.unexpected("acquire")),
         }
     }
 }

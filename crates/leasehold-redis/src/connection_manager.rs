@@ -21,7 +21,7 @@ use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, 
 use crate::{
     config::{NotificationMode, RedisConfig},
     connection::Connection,
-    error::{self, SideEffect},
+    error::{self, ERRORS, SideEffect},
     handshake,
     scripts::Script,
     stream::{self, Meter},
@@ -216,7 +216,7 @@ impl ConnectionManager {
             .as_ref()
             .map_or("there is no connection", Error::message)
             .to_owned();
-        error::plain(ErrorKind::Unavailable, operation, why)
+        ERRORS.error(ErrorKind::Unavailable, operation, why)
     }
 
     /// Returns the connection. If there is none, all callers share one attempt to connect.
@@ -229,7 +229,7 @@ impl ConnectionManager {
             match &*state {
                 State::Connection(conn) => return Ok(Arc::clone(conn)),
                 State::Closed => {
-                    return Err(error::plain(
+                    return Err(ERRORS.error(
                         ErrorKind::Closed,
                         "connect",
                         "the backend was closed",
@@ -238,7 +238,7 @@ impl ConnectionManager {
                 State::Connecting(connecting) => connecting.clone(),
                 State::Down => {
                     let Some(this) = self.this.upgrade() else {
-                        return Err(error::plain(
+                        return Err(ERRORS.error(
                             ErrorKind::Closed,
                             "connect",
                             "the backend was dropped",
@@ -269,11 +269,7 @@ impl ConnectionManager {
             opened.as_ref().err().cloned();
         let mut state = self.state();
         if matches!(*state, State::Closed) {
-            return Err(error::plain(
-                ErrorKind::Closed,
-                "connect",
-                "the backend was closed",
-            ));
+            return Err(ERRORS.error(ErrorKind::Closed, "connect", "the backend was closed"));
         }
         match opened {
             Ok(conn) => {
@@ -331,11 +327,10 @@ impl ConnectionManager {
 
     /// Requests credentials. A provider that panics or does not answer counts as unavailable.
     async fn ask(&self, provider: &dyn CredentialsProvider) -> Result<Credentials> {
-        let unavailable = |why: &str| error::plain(ErrorKind::Unavailable, "connect", why);
+        let unavailable = |why: &'static str| ERRORS.error(ErrorKind::Unavailable, "connect", why);
         let asked = AssertUnwindSafe(provider.credentials()).catch_unwind();
         match tokio::time::timeout(self.config.connect_timeout, asked).await {
-            Ok(Ok(credentials)) => credentials
-                .map_err(|error| error.with_backend(error::BACKEND).with_operation("connect")),
+            Ok(Ok(credentials)) => credentials.map_err(|error| ERRORS.named(error, "connect")),
             Ok(Err(_panic)) => Err(unavailable("the provider of the credentials panicked")),
             Err(_elapsed) => Err(unavailable(
                 "the provider of the credentials did not answer within the connect time-out",

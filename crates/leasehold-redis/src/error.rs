@@ -2,39 +2,16 @@
 
 use std::{error::Error as _, time::Duration};
 
-use leasehold_core::{Error, ErrorKind};
+use leasehold_core::{Error, ErrorKind, backend::support::BackendErrors};
 use redis::{ErrorKind as Driver, RedisError, ServerErrorKind as Server};
 
-/// The backend's name in errors and capabilities.
-pub(crate) const BACKEND: &str = "redis";
+pub(crate) use leasehold_core::backend::support::SideEffect;
 
-/// The effect that an operation may have had if its answer is lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SideEffect {
-    /// The operation writes. If its answer is lost, it may have taken effect.
-    Writes,
-    /// The operation changes nothing.
-    None,
-}
+/// Creates the errors of this backend.
+pub(crate) const ERRORS: BackendErrors = BackendErrors::new("redis", "a Redis server");
 
 /// The beginning of every message about a connection that broke before the answer arrived.
 const BROKE: &str = "the connection broke";
-
-/// Returns an error of this backend without a source.
-pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
-    Error::new(kind, message.into())
-        .with_backend(BACKEND)
-        .with_operation(operation)
-}
-
-/// Returns the error for a reply that the scripts never send.
-pub(crate) fn protocol(operation: &'static str) -> Error {
-    plain(
-        ErrorKind::UnexpectedResponse,
-        operation,
-        "the server gave an answer that the script never gives",
-    )
-}
 
 /// Maps an error of a command that was queued on the connection.
 pub(crate) fn from_command(
@@ -42,17 +19,14 @@ pub(crate) fn from_command(
     operation: &'static str,
     effect: SideEffect,
 ) -> Error {
-    let lost = match effect {
-        SideEffect::Writes => ErrorKind::Indeterminate,
-        SideEffect::None => ErrorKind::Unavailable,
-    };
+    let lost = effect.lost_answer();
     let (kind, message) = match error.kind() {
         Driver::Io => (lost, format!("{BROKE} before the answer came ({error})")),
         // A connection that ends in the middle of an answer looks like this to the driver.
         Driver::Parse => (lost, format!("{BROKE} in the middle of the answer")),
         _ => from_answer(&error),
     };
-    plain(kind, operation, message).with_source(error)
+    ERRORS.error(kind, operation, message).with_source(error)
 }
 
 /// Returns the error for an answer that did not arrive within `time_out`.
@@ -62,15 +36,12 @@ pub(crate) fn silent(
     effect: SideEffect,
     time_out: Duration,
 ) -> Error {
-    let kind = match effect {
-        SideEffect::Writes => ErrorKind::Indeterminate,
-        SideEffect::None => ErrorKind::Unavailable,
-    };
+    let kind = effect.lost_answer();
     let message = format!(
         "no answer within the response time-out of {time_out:?}; is the server overloaded, stopped or unreachable? The option \
          `timeout` gives it longer"
     );
-    plain(kind, operation, message).with_source(error)
+    ERRORS.error(kind, operation, message).with_source(error)
 }
 
 /// Returns whether the connection broke before the answer arrived, so that the operation may be
@@ -130,7 +101,7 @@ pub(crate) fn from_connect(error: RedisError, endpoint: &str, time_out: (&str, D
             (kind, format!("cannot use {endpoint}: {message}"))
         }
     };
-    plain(kind, "connect", message).with_source(error)
+    ERRORS.error(kind, "connect", message).with_source(error)
 }
 
 /// Returns whether the server refused the user or the password, or requires them.
@@ -162,7 +133,9 @@ pub(crate) fn is_unauthenticated(error: &Error) -> bool {
 pub(crate) fn outdated(error: Error, operation: &'static str) -> Error {
     let message =
         "the server refuses credentials that it accepted before; their provider is asked again";
-    plain(ErrorKind::Unavailable, operation, message).with_source(error)
+    ERRORS
+        .error(ErrorKind::Unavailable, operation, message)
+        .with_source(error)
 }
 
 fn refused_database(error: &RedisError, endpoint: &str) -> (ErrorKind, String) {

@@ -10,7 +10,11 @@ use redis::{
 
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
-use crate::{config::RedisConfig, error, scripts};
+use crate::{
+    config::RedisConfig,
+    error::{self, ERRORS},
+    scripts,
+};
 
 /// The time and the number of bytes for which to read the reason of a refused connection.
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(500);
@@ -135,7 +139,7 @@ fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
         ErrorKind::Unavailable
     };
     if field("redis_mode") == "sentinel" {
-        return Err(error::plain(
+        return Err(ERRORS.error(
             kind,
             "connect",
             format!(
@@ -148,7 +152,7 @@ fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
     if let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next())
         && (major, minor) < OLDEST
     {
-        return Err(error::plain(
+        return Err(ERRORS.error(
             kind,
             "connect",
             format!(
@@ -158,7 +162,7 @@ fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
         ));
     }
     if field("role") == "slave" && field("slave_read_only") == "1" {
-        return Err(error::plain(
+        return Err(ERRORS.error(
             kind,
             "connect",
             format!("{endpoint} is a read-only replica; connect to its primary"),

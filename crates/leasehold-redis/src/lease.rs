@@ -15,7 +15,7 @@ use crate::{
     commands::{Operation, release_arguments, release_script, renew_arguments, renew_script},
     connection::Connection,
     connection_manager::ConnectionManager,
-    error::{self, SideEffect},
+    error::{self, ERRORS, SideEffect},
 };
 
 /// The reply of the renewal scripts if the lock was gracefully revoked.
@@ -92,7 +92,7 @@ impl RedisLease {
     }
 
     fn lost(&self, message: &'static str) -> leasehold_core::Error {
-        error::plain(ErrorKind::Lost, "renew", message)
+        ERRORS.error(ErrorKind::Lost, "renew", message)
     }
 }
 
@@ -133,7 +133,7 @@ impl Lease for RedisLease {
                     Err(self.lost("the renewal's answer came after the deadline"))
                 }
             }
-            Value::Int(REVOKED) => Err(error::plain(
+            Value::Int(REVOKED) => Err(ERRORS.error(
                 ErrorKind::Revoked,
                 "renew",
                 "the lock was revoked and ends at its deadline",
@@ -143,7 +143,7 @@ impl Lease for RedisLease {
                 self.request.loss_notifier().lost(LossReason::Replaced);
                 Err(self.lost("the server no longer knows us as the holder"))
             }
-            _ => Err(error::protocol("renew")),
+            _ => Err(ERRORS.unexpected("renew")),
         }
     }
 
@@ -170,7 +170,7 @@ impl Lease for RedisLease {
         let freed = match answer {
             Ok(Value::Int(1)) => Ok(true),
             Ok(Value::Int(0)) => Ok(false),
-            Ok(_) => return Err(error::protocol("release")),
+            Ok(_) => return Err(ERRORS.unexpected("release")),
             Err(error) => Err(error),
         };
         self.release.complete(freed, still_valid)

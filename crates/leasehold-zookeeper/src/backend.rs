@@ -18,7 +18,7 @@ use crate::{
     config::{ParsedUrl, ZookeeperConfig},
     connection::Cluster,
     contended::ContendedHint,
-    error::{BACKEND, named},
+    error::ERRORS,
     inspect,
     keys::Directory,
     pending_lock::{PendingLock, lost_place},
@@ -122,7 +122,7 @@ impl ZookeeperBackend {
     pub fn provisional_capabilities(url: &str) -> Result<Capabilities> {
         let cluster = Cluster::of_location(ParsedUrl::parse(url)?);
         let mut capabilities = capabilities(cluster.endpoint());
-        capabilities.min_ttl = Ttl::new(MIN_TTL).map_err(|error| named(error, "connect"))?;
+        capabilities.min_ttl = Ttl::new(MIN_TTL).map_err(|error| ERRORS.named(error, "connect"))?;
         Ok(capabilities)
     }
 
@@ -130,13 +130,13 @@ impl ZookeeperBackend {
         check_runtime()?;
         // The driver may panic at an answer that is malformed.
         let limits = contained(cluster.limits(MIN_TTL)).await;
-        let (shortest, longest) = limits.map_err(|error| named(error, "connect"))?;
+        let (shortest, longest) = limits.map_err(|error| ERRORS.named(error, "connect"))?;
         let mut capabilities = capabilities(cluster.endpoint());
         let ttl = |limit: Duration| {
             Ttl::from_millis(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
         };
-        capabilities.min_ttl = ttl(shortest).map_err(|error| named(error, "connect"))?;
-        capabilities.max_ttl = ttl(longest).map_err(|error| named(error, "connect"))?;
+        capabilities.min_ttl = ttl(shortest).map_err(|error| ERRORS.named(error, "connect"))?;
+        capabilities.max_ttl = ttl(longest).map_err(|error| ERRORS.named(error, "connect"))?;
         let sessions = |for_waiters| {
             let cluster = Arc::clone(&cluster);
             Sessions::new(Arc::new(ZookeeperSessions {
@@ -315,7 +315,9 @@ impl LockBackend for ZookeeperBackend {
             let (backend, directory) = (&self, &directory);
             async move { backend.try_once(&request, directory).await }
         });
-        let tried = tried.await.map_err(|error| named(error, "acquire"))?;
+        let tried = tried
+            .await
+            .map_err(|error| ERRORS.named(error, "acquire"))?;
         Ok(match tried {
             Some(lease) => Attempt::Granted(lease),
             None => {
@@ -344,7 +346,7 @@ impl LockBackend for ZookeeperBackend {
             let (backend, directory) = (&self, &directory);
             async move { backend.queue(&request, directory).await }
         });
-        queued.await.map_err(|error| named(error, "acquire"))
+        queued.await.map_err(|error| ERRORS.named(error, "acquire"))
     }
 
     async fn inspect(&self, key: &LockKey) -> Result<Inspection> {
@@ -375,12 +377,14 @@ impl LockBackend for ZookeeperBackend {
     async fn close(&self) -> Result<()> {
         let (waiting, sessions) = (self.waiting.close().await, self.sessions.close().await);
         self.cluster.close().await;
-        waiting.and(sessions).map_err(|error| named(error, "close"))
+        waiting
+            .and(sessions)
+            .map_err(|error| ERRORS.named(error, "close"))
     }
 }
 
 fn capabilities(endpoint: String) -> Capabilities {
-    let mut capabilities = Capabilities::new(BACKEND);
+    let mut capabilities = Capabilities::new(ERRORS.backend());
     capabilities.endpoint = endpoint;
     capabilities.shared = true;
     capabilities.permits = true;

@@ -15,7 +15,7 @@ use zookeeper_client::{
 
 use crate::{
     connection::{Cluster, Link},
-    error::{self, Effect},
+    error::{self, ERRORS, SideEffect},
     keys::{Directory, Node},
 };
 
@@ -144,7 +144,7 @@ impl BatchExecutor {
                 let created = self.create(&link, &directory, &node, &data);
                 let created = self
                     .cluster
-                    .ask(job.operation, Effect::Writes, self.patience, created)
+                    .ask(job.operation, SideEffect::Writes, self.patience, created)
                     .await?;
                 self.remember(job.lane);
                 Ok(Done::Created(created))
@@ -159,7 +159,7 @@ impl BatchExecutor {
                     }
                 };
                 self.cluster
-                    .ask(job.operation, Effect::Writes, self.patience, deleted)
+                    .ask(job.operation, SideEffect::Writes, self.patience, deleted)
                     .await
                     .map(Done::Deleted)
             }
@@ -177,7 +177,7 @@ impl BatchExecutor {
                     }
                 };
                 self.cluster
-                    .ask(job.operation, Effect::Writes, self.patience, moved)
+                    .ask(job.operation, SideEffect::Writes, self.patience, moved)
                     .await
                     .map(Done::Moved)
             }
@@ -256,7 +256,7 @@ impl BatchExecutor {
         }
         answers
             .into_iter()
-            .map(|answer| answer.unwrap_or_else(|| Err(error::protocol("gathered"))))
+            .map(|answer| answer.unwrap_or_else(|| Err(ERRORS.unexpected("gathered"))))
             .collect()
     }
 
@@ -277,7 +277,7 @@ impl BatchExecutor {
         let outcome = async { Ok(committed.await) };
         match self
             .cluster
-            .ask("gathered", Effect::Writes, self.patience, outcome)
+            .ask("gathered", SideEffect::Writes, self.patience, outcome)
             .await
         {
             Ok(Ok(done)) => Some(done),
@@ -289,7 +289,7 @@ impl BatchExecutor {
             Ok(Err(MultiWriteError::RequestFailed { source })) => all(error::of_driver(
                 source,
                 "gathered",
-                Effect::Writes,
+                SideEffect::Writes,
                 &self.cluster.endpoint(),
             )),
             Err(error) => all(error),
@@ -344,9 +344,9 @@ impl BatchExecutor {
                 (Work::Delete { .. }, Some(MultiWriteResult::Delete)) => Ok(Done::Deleted(true)),
                 (Work::Move { .. }, Some(MultiWriteResult::Delete)) => match written.next() {
                     Some(MultiWriteResult::Create { .. }) => Ok(Done::Moved(true)),
-                    _ => Err(error::protocol(job.operation)),
+                    _ => Err(ERRORS.unexpected(job.operation)),
                 },
-                _ => Err(error::protocol(job.operation)),
+                _ => Err(ERRORS.unexpected(job.operation)),
             });
         Ok(done.collect())
     }

@@ -1,6 +1,6 @@
 //! [`ZookeeperConfig`], and the parser of URLs.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use leasehold_core::{
     CredentialsProvider, Error, ErrorKind, Result,
@@ -8,7 +8,7 @@ use leasehold_core::{
 };
 use zookeeper_client::{Acl, Acls, Client, Connector};
 
-use crate::{diagnosis::Speech, error};
+use crate::{diagnosis::Speech, error::ERRORS};
 
 const DEFAULT_PORT: u16 = 2181;
 /// The longest root, in bytes. One request has up to 64 paths below it, with the longest names and
@@ -331,7 +331,7 @@ impl TlsFiles {
         let _unused = (&self.ca, &self.cert, &self.key);
         if tls {
             let message = "zookeepers: needs the feature `tls` of leasehold-zookeeper; enable it in Cargo.toml";
-            return Err(error::plain(ErrorKind::Unsupported, "connect", message));
+            return Err(ERRORS.error(ErrorKind::Unsupported, "connect", message));
         }
         Ok((connector, Speech::default()))
     }
@@ -415,13 +415,13 @@ fn choose_crypto_provider() {
     }
 }
 
-fn invalid(message: impl Into<String>) -> Error {
-    error::plain(ErrorKind::InvalidInput, "connect", message)
+fn invalid(message: impl Into<Cow<'static, str>>) -> Error {
+    ERRORS.error(ErrorKind::InvalidInput, "connect", message)
 }
 
 /// Adds the name of this backend to an error of core's.
 fn ours<T>(read: Result<T>) -> Result<T> {
-    read.map_err(|error| error::named(error, "connect"))
+    read.map_err(|error| ERRORS.named(error, "connect"))
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
 use crate::{
     config::{MAX_ROOT, ParsedUrl, ZookeeperConfig},
     diagnosis::{self, Speech},
-    error::{self, Effect},
+    error::{self, ERRORS, SideEffect},
     keys::{Directory, Names},
     thread,
     used_up::UsedUp,
@@ -249,7 +249,7 @@ impl Cluster {
             } => (connector, hosts, *tls, speech),
             Source::Client(link) if link.client.state().is_terminated() => {
                 let message = "the session of the given client is over; give another client";
-                return Err(error::plain(ErrorKind::Closed, operation, message));
+                return Err(ERRORS.error(ErrorKind::Closed, operation, message));
             }
             Source::Client(link) => return Ok(Arc::clone(link)),
         };
@@ -308,7 +308,7 @@ impl Cluster {
             connector.connect(&hosts).await
         };
         let (thread, connected) =
-            thread::connect(session, connecting).map_err(|error| error::named(error, operation))?;
+            thread::connect(session, connecting).map_err(|error| ERRORS.named(error, operation))?;
         // Without an answer the thread has panicked.
         let connected = async { connected.await.unwrap_or(Err(Driver::ClientClosed)) };
         match timeout(patience, connected).await {
@@ -316,7 +316,7 @@ impl Cluster {
             Ok(Err(error)) => Err(error::of_driver(
                 error,
                 operation,
-                Effect::None,
+                SideEffect::None,
                 &self.endpoint(),
             )),
             Err(_elapsed) => {
@@ -325,7 +325,7 @@ impl Cluster {
                      (the option `connect-timeout`, for each of {count} servers)",
                     self.endpoint()
                 );
-                Err(error::plain(ErrorKind::Unavailable, operation, message))
+                Err(ERRORS.error(ErrorKind::Unavailable, operation, message))
             }
         }
     }
@@ -341,14 +341,14 @@ impl Cluster {
                 "the credentials provider did not answer within {:?} (the option `connect-timeout`)",
                 self.config.connect_timeout
             );
-            error::plain(ErrorKind::Unavailable, operation, message)
+            ERRORS.error(ErrorKind::Unavailable, operation, message)
         };
         let credentials = supplied
             .map_err(|_elapsed| slow())?
-            .map_err(|error| error::named(error, operation))?;
+            .map_err(|error| ERRORS.named(error, operation))?;
         if credentials.username().is_none() {
             let message = "ZooKeeper's scheme `digest` needs a user name; the credentials provider supplied none";
-            return Err(error::plain(ErrorKind::InvalidInput, operation, message));
+            return Err(ERRORS.error(ErrorKind::InvalidInput, operation, message));
         }
         Ok(Some(credentials))
     }
@@ -387,8 +387,13 @@ impl Cluster {
         let identity = identity(&credentials);
         // The driver repeats it with every connection of this session.
         let authenticated = link.client.auth(DIGEST, identity.as_bytes());
-        self.ask(operation, Effect::None, self.config.timeout, authenticated)
-            .await?;
+        self.ask(
+            operation,
+            SideEffect::None,
+            self.config.timeout,
+            authenticated,
+        )
+        .await?;
         *link.credentials() = Some(credentials);
         Ok(true)
     }
@@ -413,7 +418,7 @@ impl Cluster {
             self.check_root(link)?;
             let read = link.client.check_stat("/");
             if self
-                .ask("connect", Effect::None, self.config.timeout, read)
+                .ask("connect", SideEffect::None, self.config.timeout, read)
                 .await?
                 .is_none()
             {
@@ -421,7 +426,7 @@ impl Cluster {
                     "the given client's own root, {}, does not exist; create it",
                     link.client.path()
                 );
-                return Err(error::plain(ErrorKind::InvalidInput, "connect", message));
+                return Err(ERRORS.error(ErrorKind::InvalidInput, "connect", message));
             }
             self.probe(link).await?;
             let session = link.client.session_timeout();
@@ -447,14 +452,14 @@ impl Cluster {
         }
         let message =
             format!("the root has {length} bytes, with the client's own; {MAX_ROOT} are possible");
-        Err(error::plain(ErrorKind::InvalidInput, "connect", message))
+        Err(ERRORS.error(ErrorKind::InvalidInput, "connect", message))
     }
 
     /// Checks that the server knows the request that reconciliation needs. A server before 3.6 does
     /// not, and losses would go unnoticed.
     async fn probe(&self, link: &Link) -> Result<()> {
         let listed = link.client.list_ephemerals(self.names.ephemerals());
-        self.ask("connect", Effect::None, self.config.timeout, listed)
+        self.ask("connect", SideEffect::None, self.config.timeout, listed)
             .await
             .map(drop)
     }
@@ -468,7 +473,7 @@ impl Cluster {
     pub(crate) async fn ask<T>(
         &self,
         operation: &'static str,
-        effect: Effect,
+        effect: SideEffect,
         patience: Duration,
         request: impl Future<Output = Result<T, Driver>>,
     ) -> Result<T> {
@@ -493,8 +498,13 @@ impl Cluster {
         patience: Duration,
         path: &str,
     ) -> Result<()> {
-        self.ask(operation, Effect::None, patience, link.client.sync(path))
-            .await
+        self.ask(
+            operation,
+            SideEffect::None,
+            patience,
+            link.client.sync(path),
+        )
+        .await
     }
 
     /// Lists the children of a lock's directory. There are none if the directory does not exist.
@@ -511,7 +521,8 @@ impl Cluster {
                 listed => listed,
             }
         };
-        self.ask(operation, Effect::None, patience, listing).await
+        self.ask(operation, SideEffect::None, patience, listing)
+            .await
     }
 
     /// Deletes a lock's directory whose numbers were used up by the transaction `since`. The next
@@ -536,7 +547,9 @@ impl Cluster {
             }
         };
         // A lost answer is harmless: a directory is created again whenever it is missing.
-        let deleted = self.ask("acquire", Effect::None, patience, deleted).await;
+        let deleted = self
+            .ask("acquire", SideEffect::None, patience, deleted)
+            .await;
         deleted.map_err(|error| match error.kind() {
             ErrorKind::Denied => error::used_up(directory.path(), &error),
             _ => error,

@@ -1,52 +1,20 @@
 //! The conversion of the driver's errors into Leasehold's.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
-use leasehold_core::{Error, ErrorKind};
+use leasehold_core::{Error, ErrorKind, backend::support::BackendErrors};
 use zookeeper_client::Error as Driver;
 
-/// The backend's name in errors and capabilities.
-pub(crate) const BACKEND: &str = "zookeeper";
+pub(crate) use leasehold_core::backend::support::SideEffect;
 
-/// The effect of an operation whose answer may be lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
-    /// The operation changes something: without an answer it may have happened.
-    Writes,
-    /// It changes nothing.
-    None,
-}
-
-/// Returns an error of this backend without a source.
-pub(crate) fn plain(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
-    Error::new(kind, message.into())
-        .with_backend(BACKEND)
-        .with_operation(operation)
-}
-
-/// Returns the error for an answer that a ZooKeeper server never gives.
-pub(crate) fn protocol(operation: &'static str) -> Error {
-    plain(
-        ErrorKind::UnexpectedResponse,
-        operation,
-        "the answer does not fit the request; is it a ZooKeeper server?",
-    )
-}
-
-/// Names backend and operation in an error of core's.
-pub(crate) fn named(error: Error, operation: &'static str) -> Error {
-    if error.backend().is_some() {
-        error
-    } else {
-        error.with_backend(BACKEND).with_operation(operation)
-    }
-}
+/// Creates the errors of this backend.
+pub(crate) const ERRORS: BackendErrors = BackendErrors::new("zookeeper", "a ZooKeeper server");
 
 /// Returns the error for a missing answer within `patience`, which is the option `timeout` or a
 /// part of the TTL.
 pub(crate) fn timed_out(
     operation: &'static str,
-    effect: Effect,
+    effect: SideEffect,
     endpoint: &str,
     patience: Duration,
     option: Duration,
@@ -59,7 +27,7 @@ pub(crate) fn timed_out(
         "no answer from {endpoint} within {patience:?} ({whence}); \
          is the server overloaded, stopped or unreachable?"
     );
-    plain(lost_answer(effect), operation, message)
+    ERRORS.error(effect.lost_answer(), operation, message)
 }
 
 /// Returns the error for a failed connection to all servers of `endpoint`. `why` is their
@@ -82,10 +50,10 @@ pub(crate) fn unreachable(
 pub(crate) fn restated(
     kind: ErrorKind,
     operation: &'static str,
-    message: impl Into<String>,
+    message: impl Into<Cow<'static, str>>,
     error: &Error,
 ) -> Error {
-    let restated = plain(kind, operation, message);
+    let restated = ERRORS.error(kind, operation, message);
     match std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<Driver>()) {
         Some(cause) => restated.with_source(cause.clone()),
         None => restated,
@@ -94,7 +62,7 @@ pub(crate) fn restated(
 
 /// Returns the error for a request in a session that has ended.
 pub(crate) fn over(operation: &'static str) -> Error {
-    plain(ErrorKind::Lost, operation, "the session is over")
+    ERRORS.error(ErrorKind::Lost, operation, "the session is over")
 }
 
 /// Returns the error for a directory whose numbers are used up and that this user may not delete.
@@ -111,13 +79,13 @@ pub(crate) fn used_up(path: &str, denied: &Error) -> Error {
 pub(crate) fn of_driver(
     error: Driver,
     operation: &'static str,
-    effect: Effect,
+    effect: SideEffect,
     endpoint: &str,
 ) -> Error {
     let (kind, message) = match &error {
         // The driver reports `Custom` if the connection broke in another way than by its end.
         Driver::ConnectionLoss | Driver::Custom(_) => (
-            lost_answer(effect),
+            effect.lost_answer(),
             format!("the connection to {endpoint} broke before the answer came; try again"),
         ),
         Driver::NoHosts | Driver::Timeout => (
@@ -188,7 +156,7 @@ pub(crate) fn of_driver(
             format!("the driver refuses this request to {endpoint}; check the name and the root"),
         ),
         Driver::UnexpectedErrorCode(_) | Driver::RuntimeInconsistent => (
-            lost_answer(effect),
+            effect.lost_answer(),
             format!("{endpoint} failed while it served the request; see the server's log"),
         ),
         _ => (
@@ -196,14 +164,7 @@ pub(crate) fn of_driver(
             format!("{endpoint} answered with an error; is it a ZooKeeper server? See its log"),
         ),
     };
-    plain(kind, operation, message).with_source(error)
-}
-
-fn lost_answer(effect: Effect) -> ErrorKind {
-    match effect {
-        Effect::Writes => ErrorKind::Indeterminate,
-        Effect::None => ErrorKind::Unavailable,
-    }
+    ERRORS.error(kind, operation, message).with_source(error)
 }
 
 #[cfg(test)]
@@ -215,7 +176,7 @@ mod tests {
         let error = of_driver(
             Driver::ConnectionLoss,
             "acquire",
-            Effect::Writes,
+            SideEffect::Writes,
             "zookeeper://h:2181",
         );
         assert_eq!(error.kind(), ErrorKind::Indeterminate);
@@ -233,7 +194,10 @@ mod tests {
             (Driver::NoAuth, ErrorKind::Denied),
             (Driver::SessionMoved, ErrorKind::Unavailable),
         ] {
-            assert_eq!(of_driver(driver, "inspect", Effect::None, "h").kind(), kind);
+            assert_eq!(
+                of_driver(driver, "inspect", SideEffect::None, "h").kind(),
+                kind
+            );
         }
     }
 
@@ -268,11 +232,16 @@ mod tests {
         ];
         for driver in drivers {
             let endpoint = "zookeeper://h:2181";
-            let error = of_driver(driver.clone(), "acquire", Effect::Writes, endpoint);
+            let error = of_driver(driver.clone(), "acquire", SideEffect::Writes, endpoint);
             let restated = [
                 error.clone(),
                 unreachable("acquire", endpoint, "h:2181: refused", error.clone()),
-                restated(ErrorKind::Unavailable, "acquire", error.message(), &error),
+                restated(
+                    ErrorKind::Unavailable,
+                    "acquire",
+                    error.message().to_owned(),
+                    &error,
+                ),
                 used_up("/k", &error),
             ];
             for error in restated {

@@ -6,7 +6,7 @@ use zookeeper_client::{Error as Driver, MultiReadResult, Stat};
 
 use crate::{
     connection::{Cluster, Link},
-    error::Effect,
+    error::SideEffect,
     keys::{Data, Directory, Member, Part, Says},
     queue::in_order,
     revoke::id_of,
@@ -81,7 +81,7 @@ async fn list(cluster: &Cluster, link: &Link, directory: &Directory) -> Result<V
         }
     };
     cluster
-        .ask("inspect", Effect::None, cluster.config.timeout, listed)
+        .ask("inspect", SideEffect::None, cluster.config.timeout, listed)
         .await
 }
 
@@ -109,7 +109,7 @@ async fn read(
             reader.commit().await
         };
         let answer = cluster
-            .ask("inspect", Effect::None, cluster.config.timeout, answer)
+            .ask("inspect", SideEffect::None, cluster.config.timeout, answer)
             .await?;
         read.extend(answer.into_iter().map(|result| match result {
             MultiReadResult::Data { data, stat } => Some((data, stat)),

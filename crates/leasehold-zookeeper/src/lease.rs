@@ -10,7 +10,7 @@ use leasehold_core::{
 
 use crate::{
     batch::{Done, Job, Work},
-    error::{self, named},
+    error::ERRORS,
     session::{ZookeeperSessions, run},
     watch_queue::WatchedLease,
 };
@@ -61,15 +61,15 @@ impl Lease for ZookeeperLease {
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         if self.release.has_started() {
-            return Err(error::plain(ErrorKind::Lost, "renew", "it was released"));
+            return Err(ERRORS.error(ErrorKind::Lost, "renew", "it was released"));
         }
         self.claim
             .session()
             .renew()
             .await
-            .map_err(|error| named(error, "renew"))?;
+            .map_err(|error| ERRORS.named(error, "renew"))?;
         if self.claim.is_revoked() {
-            return Err(error::plain(
+            return Err(ERRORS.error(
                 ErrorKind::Revoked,
                 "renew",
                 "the lock was revoked and ends at its deadline",

@@ -12,7 +12,7 @@ use zookeeper_client::Error as Driver;
 
 use crate::{
     batch::{Created, Done, Job, Work},
-    error::{self, Effect, named},
+    error::{self, ERRORS, SideEffect},
     keys::{Directory, Member, Says, Sequence, Uuid, data_of},
     lease::ZookeeperLease,
     queue::{Standing, find, refusal, standing},
@@ -135,7 +135,7 @@ impl PendingLock {
         };
         match self.settle(place, work).await? {
             Done::Created(created) => Ok(created),
-            Done::Deleted(_) | Done::Moved(_) => Err(error::protocol("acquire")),
+            Done::Deleted(_) | Done::Moved(_) => Err(ERRORS.unexpected("acquire")),
         }
     }
 
@@ -172,7 +172,7 @@ impl PendingLock {
         let number = queued
             .path
             .strip_prefix(&*waiting.name().path)
-            .ok_or_else(|| error::protocol("acquire"))?;
+            .ok_or_else(|| ERRORS.unexpected("acquire"))?;
         let to: Arc<str> = format!("{node}{number}").into();
         let work = || Work::Move {
             from: Arc::clone(&queued.path),
@@ -194,7 +194,7 @@ impl PendingLock {
             Ok(Done::Moved(true) | Done::Created(_)) => Ok(Some(moved)),
             // The node was removed from the queue, with its session or by an operator.
             Ok(Done::Moved(false)) => Err(lost_place()),
-            Ok(Done::Deleted(_)) => Err(error::protocol("acquire")),
+            Ok(Done::Deleted(_)) => Err(ERRORS.unexpected("acquire")),
             Err(error) => {
                 // Once it has left the queue, a transaction that is still in flight moves nothing.
                 self.leave(queued).await;
@@ -243,7 +243,12 @@ impl PendingLock {
                 Some(None) if tries < CREATIONS && !self.request.is_cancelled() => {}
                 Some(None) => {
                     let kind = ErrorKind::Unavailable;
-                    return Err(error::restated(kind, "acquire", error.message(), &error));
+                    return Err(error::restated(
+                        kind,
+                        "acquire",
+                        error.message().to_owned(),
+                        &error,
+                    ));
                 }
                 // The next renewal removes the node if it exists.
                 None => return Err(error),
@@ -309,7 +314,7 @@ impl PendingLock {
             }
         };
         cluster
-            .ask("acquire", Effect::None, handle.patience, looked)
+            .ask("acquire", SideEffect::None, handle.patience, looked)
             .await
     }
 
@@ -408,7 +413,7 @@ async fn claim_in(
     let claim = sessions
         .claim(request, name)
         .await
-        .map_err(|error| named(error, "acquire"))?;
+        .map_err(|error| ERRORS.named(error, "acquire"))?;
     session_tasks::start(claim.session());
     Ok(claim)
 }
@@ -420,7 +425,7 @@ fn sequence_of(created: &Created) -> Option<Sequence> {
 }
 
 pub(crate) fn lost_place() -> Error {
-    error::plain(
+    ERRORS.error(
         ErrorKind::Lost,
         "acquire",
         "the session ended, or an operator took the place away, before it was granted",

@@ -8,7 +8,7 @@ use zookeeper_client::{EventType, OneshotWatcher, WatchedEvent};
 use crate::{
     batch::Created,
     connection::{Link, Room},
-    error::{self, Effect},
+    error::{self, SideEffect},
     keys::REVOKE,
     pending_lock::{PendingLock, lost_place},
     queue::{Standing, Wait},
@@ -64,7 +64,7 @@ impl PendingLock {
                 let listed = wake::children(&link, &self.directory);
                 let (children, watch) = handle
                     .cluster
-                    .ask("acquire", Effect::None, handle.patience, listed)
+                    .ask("acquire", SideEffect::None, handle.patience, listed)
                     .await?;
                 (children, Some(watch))
             }
@@ -91,7 +91,7 @@ impl PendingLock {
         let watching = async { Ok(watching.await) };
         let (event, net) = match handle
             .cluster
-            .ask("acquire", Effect::None, handle.patience, watching)
+            .ask("acquire", SideEffect::None, handle.patience, watching)
             .await??
         {
             Set::Watching(event) => (event, handle.cluster.config.fallback_poll_interval),
@@ -124,8 +124,14 @@ impl PendingLock {
         ahead: Predecessor,
     ) -> Result<Set<Event>> {
         let handle = self.place().session().handle();
-        let failed =
-            |error| error::of_driver(error, "acquire", Effect::None, &handle.cluster.endpoint());
+        let failed = |error| {
+            error::of_driver(
+                error,
+                "acquire",
+                SideEffect::None,
+                &handle.cluster.endpoint(),
+            )
+        };
         let mine = async {
             if own.is_none() {
                 match wake::node(link, path).await.map_err(failed)? {

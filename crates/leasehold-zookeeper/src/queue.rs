@@ -8,7 +8,7 @@
 use leasehold_core::{ErrorKind, LockKey, Mode, Result};
 
 use crate::{
-    error,
+    error::ERRORS,
     keys::{Member, Part, Sequence, Uuid},
 };
 
@@ -115,7 +115,7 @@ fn counted(name: &LockKey, ours: u32, children: &[String]) -> Result<Vec<Member>
         .find(|of| *of != ours)
     {
         None => Ok(members),
-        Some(theirs) => Err(error::plain(
+        Some(theirs) => Err(ERRORS.error(
             ErrorKind::Conflict,
             "acquire",
             format!(

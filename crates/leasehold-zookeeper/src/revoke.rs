@@ -7,7 +7,7 @@ use zookeeper_client::{Error as Driver, Stat};
 
 use crate::{
     connection::Cluster,
-    error::{self, Effect},
+    error::{ERRORS, SideEffect},
     keys::{Data, Member, REVOKE},
 };
 
@@ -32,7 +32,7 @@ pub(crate) async fn revoke(
     revocation: Revocation,
 ) -> Result<RevokeOutcome> {
     let invalid = || {
-        error::plain(
+        ERRORS.error(
             ErrorKind::InvalidInput,
             "revoke",
             "this holder was not shown by an inspection of ZooKeeper",
@@ -45,7 +45,7 @@ pub(crate) async fn revoke(
     let permit = matches!(holder.mode, Some(Mode::Permit { .. }));
     let path = cluster.names.directory(&holder.key, permit).child(name);
     if revocation == Revocation::Graceful && !member.is_ours() {
-        return Err(error::plain(
+        return Err(ERRORS.error(
             ErrorKind::Unsupported,
             "revoke",
             "another program holds it, which may not notice; it can only be broken at once",
@@ -57,7 +57,9 @@ pub(crate) async fn revoke(
         let (_synced, read) = futures_util::future::join(sync, read).await;
         found(read)
     };
-    let read = cluster.ask("revoke", Effect::None, patience, read).await?;
+    let read = cluster
+        .ask("revoke", SideEffect::None, patience, read)
+        .await?;
     let Some((data, stat)) = read.filter(|(_, stat)| stat.czxid == czxid) else {
         return Ok(RevokeOutcome::AlreadyGone);
     };
@@ -65,7 +67,7 @@ pub(crate) async fn revoke(
         // Names are never reused, so this is the node that was read.
         let deleted = async { found(link.client.delete(&path, None).await) };
         let deleted = cluster
-            .ask("revoke", Effect::Writes, patience, deleted)
+            .ask("revoke", SideEffect::Writes, patience, deleted)
             .await?;
         return Ok(if deleted.is_some() {
             RevokeOutcome::Freed
@@ -87,7 +89,7 @@ pub(crate) async fn revoke(
             }
         };
         if cluster
-            .ask("revoke", Effect::Writes, patience, written)
+            .ask("revoke", SideEffect::Writes, patience, written)
             .await?
             .is_none()
         {

@@ -18,7 +18,7 @@ use zookeeper_client::{Client, CreateMode, Error as Driver, StateWatcher};
 use crate::{
     batch::{BatchExecutor, Done, Job, Line},
     connection::{Cluster, Link},
-    error::{self, Effect},
+    error::{ERRORS, SideEffect},
     keys::{Node, Uuid, shown},
     liveness::{HEARTBEAT_PART, Liveness},
     watch_queue::WatchQueue,
@@ -136,7 +136,7 @@ pub(crate) async fn run(claim: &Claim<ZookeeperSessions>, job: Job) -> Result<Do
     let (operation, handle) = (job.operation, claim.session().handle());
     let ran = handle.gather.run(&handle.carrier, job).await;
     let done = ran
-        .map_err(|error| error::named(error, operation))
+        .map_err(|error| ERRORS.named(error, operation))
         .flatten();
     if let Err(error) = &done {
         note(claim, error);
@@ -185,7 +185,7 @@ impl ZookeeperSessions {
         };
         // The node of a session holds no lock, so a lost answer is harmless.
         self.cluster
-            .ask("acquire", Effect::None, patience, created)
+            .ask("acquire", SideEffect::None, patience, created)
             .await
     }
 
@@ -239,7 +239,7 @@ impl SessionDriver for ZookeeperSessions {
         let link = cluster.connect("acquire", ttl).await?;
         let negotiated = link.client.session_timeout();
         if negotiated != ttl && !self.for_waiters {
-            return Err(error::plain(
+            return Err(ERRORS.error(
                 ErrorKind::InvalidInput,
                 "acquire",
                 format!(
@@ -314,7 +314,7 @@ impl SessionDriver for ZookeeperSessions {
             }
         };
         self.cluster
-            .ask("renew", Effect::None, handle.patience, checked)
+            .ask("renew", SideEffect::None, handle.patience, checked)
             .await?;
         Ok(time.deadline_from(heard(handle.liveness.as_ref(), sent)))
     }
@@ -324,7 +324,7 @@ impl SessionDriver for ZookeeperSessions {
         let listing = link.client.list_ephemerals(self.cluster.names.ephemerals());
         let paths = self
             .cluster
-            .ask("reconcile", Effect::None, handle.patience, listing)
+            .ask("reconcile", SideEffect::None, handle.patience, listing)
             .await?;
         let node = |path: String| {
             let uuid = Uuid::of_name(path.rsplit('/').next()?)?;
@@ -354,7 +354,7 @@ impl SessionDriver for ZookeeperSessions {
             let deleted = join_all(orphans.iter().map(|node| delete(&link.client, &node.path)));
             let deleted = async { deleted.await.into_iter().collect::<Result<(), Driver>>() };
             self.cluster
-                .ask("reconcile", Effect::Writes, handle.patience, deleted)
+                .ask("reconcile", SideEffect::Writes, handle.patience, deleted)
                 .await?;
         }
         Ok(())
@@ -370,7 +370,7 @@ impl SessionDriver for ZookeeperSessions {
             let deleted = delete(&link.client, &handle.node);
             return self
                 .cluster
-                .ask("close", Effect::Writes, handle.patience, deleted)
+                .ask("close", SideEffect::Writes, handle.patience, deleted)
                 .await;
         }
         let Some(link) = handle.line.cut() else {
@@ -384,7 +384,7 @@ impl SessionDriver for ZookeeperSessions {
             Ok(())
         };
         self.cluster
-            .ask("close", Effect::None, handle.patience, closed)
+            .ask("close", SideEffect::None, handle.patience, closed)
             .await
     }
 }

@@ -7,6 +7,7 @@
 
 pub(crate) mod acquisition_id;
 pub(crate) mod attempt;
+pub(crate) mod backend_errors;
 pub(crate) mod capability;
 pub(crate) mod contract;
 pub(crate) mod credentials;
@@ -38,6 +39,7 @@ pub use crate::{
 pub mod support {
     pub use crate::{
         backend::{
+            backend_errors::{BackendErrors, SideEffect},
             driver_thread::{DriverThread, on_driver_thread},
             release_tracker::ReleaseTracker,
             request::Waiting,

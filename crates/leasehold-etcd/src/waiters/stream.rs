@@ -15,7 +15,7 @@ use leasehold_core::{
 use super::{WaiterRegistry, lock_watch::LockWatch};
 use crate::{
     connection::Cluster,
-    error::{self, SideEffect},
+    error::{self, ERRORS, SideEffect},
 };
 
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
@@ -115,7 +115,7 @@ async fn serve(
                     // The stream was opened with a token that no longer permits a watch.
                     cluster.authenticate("watch").await?;
                     let message = format!("the server refused a watch: {}", answer.cancel_reason());
-                    return Err(error::plain(ErrorKind::Denied, "watch", message));
+                    return Err(ERRORS.error(ErrorKind::Denied, "watch", message));
                 }
                 if answer.created() {
                     *failures = 0;
@@ -172,7 +172,7 @@ async fn request_watch(
 async fn next(answers: &mut WatchResponseStream, cluster: &Cluster) -> Result<WatchResponse> {
     match answers.message().await {
         Ok(Some(answer)) => Ok(answer),
-        Ok(None) => Err(error::protocol("watch")),
+        Ok(None) => Err(ERRORS.unexpected("watch")),
         Err(error) => Err(error::from_driver(
             error,
             "watch",

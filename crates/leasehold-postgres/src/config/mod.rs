@@ -4,11 +4,11 @@ mod libpq;
 mod tls;
 mod url;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use leasehold_core::{CredentialsProvider, Error, ErrorKind, Result};
 
-use crate::{error, keys::KeyScheme};
+use crate::{error::ERRORS, keys::KeyScheme};
 
 pub(crate) use self::{
     tls::{check_tls, is_local},
@@ -181,6 +181,6 @@ impl PostgresConfig {
     }
 }
 
-fn invalid(message: impl Into<String>) -> Error {
-    error::plain(ErrorKind::InvalidInput, "connect", message)
+fn invalid(message: impl Into<Cow<'static, str>>) -> Error {
+    ERRORS.error(ErrorKind::InvalidInput, "connect", message)
 }

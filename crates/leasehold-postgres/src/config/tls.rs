@@ -5,7 +5,7 @@ use std::{env, net::IpAddr};
 use leasehold_core::{ErrorKind, Result, url::BackendUrl};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use crate::{config::invalid, error};
+use crate::{config::invalid, error::ERRORS};
 
 /// The TLS settings of the URL and the environment.
 pub(super) struct Tls {
@@ -138,7 +138,7 @@ pub(crate) fn check_tls(options: &PgConnectOptions) -> Result<()> {
     if wanted && !cfg!(feature = "tls") {
         let message =
             "`sslmode` needs the feature `tls` of leasehold-postgres; enable it in Cargo.toml";
-        return Err(error::plain(ErrorKind::Unsupported, "connect", message));
+        return Err(ERRORS.error(ErrorKind::Unsupported, "connect", message));
     }
     Ok(())
 }

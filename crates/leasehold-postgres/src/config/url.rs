@@ -12,7 +12,7 @@ use crate::{
         libpq::{ONE_HOST, check_unsupported_options},
         tls::Tls,
     },
-    error::named,
+    error::ERRORS,
     keys::KeyScheme,
 };
 
@@ -34,7 +34,7 @@ impl fmt::Debug for ParsedUrl {
 impl ParsedUrl {
     /// Parses a URL. No error shows the URL itself: it may hold a password.
     pub(crate) fn parse(url: &str) -> Result<Self> {
-        Self::parse_parts(url).map_err(|error| named(error, "connect"))
+        Self::parse_parts(url).map_err(|error| ERRORS.named(error, "connect"))
     }
 
     fn parse_parts(url: &str) -> Result<Self> {

@@ -20,7 +20,7 @@ use sqlx::PgConnection;
 
 use crate::{
     connection::{ConnectionPermit, Connector},
-    error,
+    error::{self, ERRORS},
     handshake::OpenedConnection,
     job::{AcquisitionKey, Answer, Job, JobResult, LockRequest, WaiterMarkers},
     keys::AdvisoryKey,
@@ -274,7 +274,7 @@ impl SessionConnection {
             }
             outcome => {
                 let failure = match outcome {
-                    Ok(_) => Failure::Over(self.lose(error::protocol("acquire"))),
+                    Ok(_) => Failure::Over(self.lose(ERRORS.unexpected("acquire"))),
                     Err(failure) => failure,
                 };
                 // Boxed, so that the rare case does not enlarge the usual future.

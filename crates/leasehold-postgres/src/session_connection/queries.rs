@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::{
     connection::Connector,
-    error::{self, Limit},
+    error::{self, ERRORS, Limit},
     identity::Answerer,
     job::{AcquireJob, AcquisitionKey, Answer, Job, JobResult},
     keys::{AdvisoryKey, PermitKeys},
@@ -111,7 +111,7 @@ impl SessionConnection {
     {
         self.check_answerer(row.try_get(1))?;
         row.try_get(0)
-            .map_err(|_| Failure::Over(self.lose(error::protocol("acquire"))))
+            .map_err(|_| Failure::Over(self.lose(ERRORS.unexpected("acquire"))))
     }
 
     /// Ends the session if another backend answered, because its locks may then belong to any
@@ -119,17 +119,17 @@ impl SessionConnection {
     fn check_answerer(&mut self, answer: Result<i32, sqlx::Error>) -> Result<(), Failure> {
         let why = match answer.map(Answerer::of) {
             Ok(Answerer::Ours(pid)) if pid == self.pid => return Ok(()),
-            Ok(Answerer::Standby) => error::plain(
+            Ok(Answerer::Standby) => ERRORS.error(
                 ErrorKind::Lost,
                 "acquire",
                 "the server has become a standby, which shares no locks with its primary",
             ),
-            Ok(Answerer::Ours(_) | Answerer::Another) => error::plain(
+            Ok(Answerer::Ours(_) | Answerer::Another) => ERRORS.error(
                 ErrorKind::Lost,
                 "acquire",
                 "another backend answered than the one that holds the locks; is there a pooler in transaction mode?",
             ),
-            Err(_) => error::protocol("acquire"),
+            Err(_) => ERRORS.unexpected("acquire"),
         };
         Err(Failure::Over(self.lose(why)))
     }
@@ -257,7 +257,7 @@ impl SessionConnection {
         }
         if result <= OTHER_COUNT {
             let other = OTHER_COUNT - result;
-            return Err(error::plain(
+            return Err(ERRORS.error(
                 ErrorKind::Conflict,
                 "acquire",
                 format!(

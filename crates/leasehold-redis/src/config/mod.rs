@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use leasehold_core::{CredentialsProvider, ErrorKind, Result};
 use redis::{Client, io::tcp::TcpSettings};
 
-use crate::error;
+use crate::error::{self, ERRORS};
 
 pub(crate) use self::url::{DEFAULT_PORT, ParsedUrl};
 
@@ -137,7 +137,7 @@ impl RedisConfig {
                 ))
             }
             Some(name) if name.chars().all(is_allowed) => Ok(String::from(&**name)),
-            Some(_) => Err(error::plain(
+            Some(_) => Err(ERRORS.error(
                 ErrorKind::InvalidInput,
                 "connect",
                 "the name of the connections has a character that Redis does not allow there; use printable ASCII \

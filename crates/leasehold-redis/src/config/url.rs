@@ -1,6 +1,6 @@
 //! [`ParsedUrl`]: a URL with the client of the driver and the options of the backend.
 
-use std::path::PathBuf;
+use std::{borrow::Cow, path::PathBuf};
 
 use leasehold_core::{
     Error, ErrorKind, Result,
@@ -10,7 +10,7 @@ use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisCon
 
 use crate::{
     config::{NotificationMode, RedisConfig},
-    error::{self, BACKEND},
+    error::{self, ERRORS},
 };
 
 pub(crate) const DEFAULT_PORT: u16 = 6379;
@@ -163,7 +163,7 @@ fn info_of(address: ConnectionAddr) -> Result<ConnectionInfo> {
             ConnectionAddr::Unix(_) => "this platform has no unix sockets; use redis:",
             _ => "rediss: needs the feature `tls` of leasehold-redis; enable it in Cargo.toml",
         };
-        return Err(error::plain(ErrorKind::Unsupported, "connect", remedy));
+        return Err(ERRORS.error(ErrorKind::Unsupported, "connect", remedy));
     }
     address
         .into_connection_info()
@@ -232,12 +232,12 @@ fn open(info: ConnectionInfo, files: &TlsFiles) -> Result<Client> {
         .map_err(|error| error::from_command(error, "connect", error::SideEffect::None))
 }
 
-fn invalid(message: impl Into<String>) -> Error {
-    error::plain(ErrorKind::InvalidInput, "connect", message)
+fn invalid(message: impl Into<Cow<'static, str>>) -> Error {
+    ERRORS.error(ErrorKind::InvalidInput, "connect", message)
 }
 
 fn in_connect(error: Error) -> Error {
-    error.with_backend(BACKEND).with_operation("connect")
+    ERRORS.named(error, "connect")
 }
 
 fn database(text: &str) -> Result<i64> {

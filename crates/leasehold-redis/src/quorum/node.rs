@@ -13,7 +13,7 @@ use crate::{
     backend::RedisBackend,
     cleanup,
     commands::{self, Operation},
-    error::{self, SideEffect},
+    error::{ERRORS, SideEffect},
     keys::{self, LockValue},
     quorum::{marker::NodeMarker, read_state, vote},
     scripts,
@@ -99,7 +99,7 @@ impl QuorumNode for RedisBackend {
         let manager = &self.manager;
         let conn = manager.connection_flushed("record_epoch").await?;
         if record.incarnation.is_empty() {
-            return Err(error::plain(
+            return Err(ERRORS.error(
                 ErrorKind::Unsupported,
                 "record_epoch",
                 "the server does not say which run it is in; allow this user INFO (`+info`)",
@@ -108,7 +108,7 @@ impl QuorumNode for RedisBackend {
         if record.durable {
             let node_state = read_state::read(manager, &conn, None).await?;
             if !node_state.durable {
-                return Err(error::plain(
+                return Err(ERRORS.error(
                     ErrorKind::Unsupported,
                     "record_epoch",
                     "it does not keep everything through a restart, or does not tell; set `appendonly yes` and \
@@ -136,12 +136,12 @@ impl QuorumNode for RedisBackend {
         conn.set_node_state(None);
         match answer {
             Value::Int(1) => Ok(()),
-            Value::Int(0) => Err(error::plain(
+            Value::Int(0) => Err(ERRORS.error(
                 ErrorKind::Unavailable,
                 "record_epoch",
                 "the server was attested by another, was wiped or has restarted meanwhile; try again",
             )),
-            _ => Err(error::protocol("record_epoch")),
+            _ => Err(ERRORS.unexpected("record_epoch")),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     commands,
     connection::Connection,
     connection_manager::ConnectionManager,
-    error::{self, SideEffect},
+    error::{ERRORS, SideEffect},
     handshake::field,
     keys,
     quorum::{marker::NodeMarker, state::CachedNodeState},
@@ -94,7 +94,7 @@ pub(crate) async fn read(
         )
         .await?;
     let (run, mark, highest, watched, version, now): (String, String, u64, u64, String, u64) =
-        redis::from_redis_value(answer).map_err(|_| error::protocol("read_state"))?;
+        redis::from_redis_value(answer).map_err(|_| ERRORS.unexpected("read_state"))?;
     let mark = NodeMarker::parse(mark);
     let memory = if mark.is_of_run(&run) {
         Durability::Confirmed

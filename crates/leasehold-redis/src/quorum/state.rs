@@ -7,7 +7,7 @@ use leasehold_core::{
     quorum::{Durability, Eligibility, VoteRequirements},
 };
 
-use crate::{error, quorum::marker::NodeMarker};
+use crate::{error::ERRORS, quorum::marker::NodeMarker};
 
 /// The state of a server as a node, as far as a connection knows it. It is read once, and again
 /// when a script finds that the marker or the run has changed: behind a proxy, one connection may
@@ -69,5 +69,5 @@ impl CachedNodeState {
 }
 
 fn refuse(message: String) -> Error {
-    error::plain(ErrorKind::Unavailable, "acquire", message)
+    ERRORS.error(ErrorKind::Unavailable, "acquire", message)
 }

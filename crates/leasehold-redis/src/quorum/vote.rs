@@ -11,7 +11,7 @@ use redis::{Cmd, Value};
 use crate::{
     commands,
     connection_manager::ConnectionManager,
-    error::{self, SideEffect},
+    error::{ERRORS, SideEffect},
     keys::{self, Keys, Kind, LockValue},
     quorum::{read_state, state::CachedNodeState},
     scripts::{self, Script},
@@ -108,9 +108,9 @@ pub(crate) async fn raise(
                 .and_then(|higher| higher.parse().ok());
             higher
                 .map(|higher| TokenVote::Refused(Some(higher)))
-                .ok_or_else(|| error::protocol("raise"))
+                .ok_or_else(|| ERRORS.unexpected("raise"))
         }
-        _ => Err(error::protocol("raise")),
+        _ => Err(ERRORS.unexpected("raise")),
     }
 }
 
@@ -139,7 +139,7 @@ async fn with_requirements(
             }
         }
     }
-    Err(error::plain(
+    Err(ERRORS.error(
         ErrorKind::Unavailable,
         operation,
         "the marker of the node changes repeatedly; try again",
