@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Released, Result,
+    Deadline, FencingToken, Released, Result,
     backend::{KeepAlive, Lease, Request, async_trait, support::ReleaseTracker},
     session::Claim,
 };
@@ -54,23 +54,11 @@ impl Lease for PostgresLease {
     }
 
     fn keep_alive(&self) -> KeepAlive {
-        KeepAlive::Session(self.claim.session().id())
+        self.claim.keep_alive()
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
-        if self.release.has_started() {
-            return Err(ERRORS.error(ErrorKind::Lost, "renew", "the lock was released"));
-        }
-        self.claim
-            .session()
-            .renew()
-            .await
-            .map_err(|error| ERRORS.named(error, "renew"))?;
-        if self.claim.is_revoked() {
-            let message = "the lock was revoked and ends at its deadline";
-            return Err(ERRORS.error(ErrorKind::Revoked, "renew", message));
-        }
-        Ok(())
+        self.claim.renew(&self.release, &ERRORS).await
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
@@ -87,9 +75,7 @@ impl Lease for PostgresLease {
             Ok(_) => Err(ERRORS.unexpected("release")),
             Err(error) => Err(error),
         };
-        let released = self.release.complete(freed, || {
-            !self.claim.valid_until().is_past(self.request.now())
-        })?;
+        let released = self.release.complete(freed, || self.claim.is_valid())?;
         self.claim.release();
         Ok(released)
     }

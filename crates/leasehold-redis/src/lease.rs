@@ -112,7 +112,7 @@ impl Lease for RedisLease {
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         if self.release.has_started() {
-            return Err(self.lost("the lock was released"));
+            return Err(ERRORS.released());
         }
         let sent = self.request.now();
         let answer = match self.send_renewal().await {
@@ -133,12 +133,8 @@ impl Lease for RedisLease {
                     Err(self.lost("the renewal's answer came after the deadline"))
                 }
             }
-            Value::Int(REVOKED) => Err(ERRORS.error(
-                ErrorKind::Revoked,
-                "renew",
-                "the lock was revoked and ends at its deadline",
-            )),
-            Value::Int(0) if self.release.has_started() => Err(self.lost("the lock was released")),
+            Value::Int(REVOKED) => Err(ERRORS.revoked()),
+            Value::Int(0) if self.release.has_started() => Err(ERRORS.released()),
             Value::Int(0) => {
                 self.request.loss_notifier().lost(LossReason::Replaced);
                 Err(self.lost("the server no longer knows us as the holder"))

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Released, Result,
+    Deadline, FencingToken, Released, Result,
     backend::{KeepAlive, Lease, Request, async_trait, support::ReleaseTracker},
     session::Claim,
 };
@@ -56,26 +56,11 @@ impl Lease for ZookeeperLease {
     }
 
     fn keep_alive(&self) -> KeepAlive {
-        KeepAlive::Session(self.claim.session().id())
+        self.claim.keep_alive()
     }
 
     async fn renew(self: Arc<Self>) -> Result<()> {
-        if self.release.has_started() {
-            return Err(ERRORS.error(ErrorKind::Lost, "renew", "it was released"));
-        }
-        self.claim
-            .session()
-            .renew()
-            .await
-            .map_err(|error| ERRORS.named(error, "renew"))?;
-        if self.claim.is_revoked() {
-            return Err(ERRORS.error(
-                ErrorKind::Revoked,
-                "renew",
-                "the lock was revoked and ends at its deadline",
-            ));
-        }
-        Ok(())
+        self.claim.renew(&self.release, &ERRORS).await
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
@@ -96,9 +81,7 @@ impl Lease for ZookeeperLease {
         )
         .await;
         let freed = answer.map(|done| matches!(done, Done::Deleted(true)));
-        let released = self.release.complete(freed, || {
-            !self.claim.valid_until().is_past(self.request.now())
-        })?;
+        let released = self.release.complete(freed, || self.claim.is_valid())?;
         self.claim.session().handle().forget(self.held.uuid);
         self.claim.release();
         Ok(released)

@@ -3,7 +3,10 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::{
-    backend::request::LossNotifier,
+    backend::{
+        backend_errors::BackendErrors, lease::KeepAlive, release_tracker::ReleaseTracker,
+        request::LossNotifier,
+    },
     clock::Deadline,
     error::{Error, ErrorKind, Result},
     session::{
@@ -70,6 +73,42 @@ impl<D: SessionDriver> Claim<D> {
     #[must_use]
     pub fn is_revoked(&self) -> bool {
         self.frozen.get().is_some()
+    }
+
+    /// Returns whether a lock under this claim is still valid, by the clock of the session.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        // Read the clock first: see `AtomicDeadline::get`.
+        let now = self.session.now();
+        !self.valid_until().is_past(now)
+    }
+
+    /// Returns how a lease under this claim is renewed: together with all leases of the session.
+    #[must_use]
+    pub fn keep_alive(&self) -> KeepAlive {
+        KeepAlive::Session(self.session.id())
+    }
+
+    /// Renews the session for a lease under this claim, as
+    /// [`Lease::renew`](crate::backend::Lease::renew) requires. `release` is the lease's release,
+    /// and `errors` name the backend.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::Lost`] if the lease's release has started, [`ErrorKind::Revoked`] if
+    /// the lock was gracefully revoked, and the errors of [`Session::renew`].
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: the future must be driven to completion.
+    pub async fn renew(&self, release: &ReleaseTracker, errors: &BackendErrors) -> Result<()> {
+        if release.has_started() {
+            return Err(errors.released());
+        }
+        let renewed = self.session.renew().await;
+        renewed.map_err(|error| errors.named(error, "renew"))?;
+        if self.is_revoked() {
+            return Err(errors.revoked());
+        }
+        Ok(())
     }
 
     /// Records that the lock is granted. From now on `sink` is notified of a loss, and the session
