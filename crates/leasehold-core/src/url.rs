@@ -4,7 +4,7 @@
 //! A message says what is wrong, but never shows a part of the URL that may be secret, even if the
 //! URL is malformed. It does not name a backend; see [`Error::with_backend`].
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use percent_encoding::percent_decode_str;
 
@@ -254,6 +254,28 @@ impl BackendUrl {
             .transpose()
     }
 
+    /// Removes the options `ca`, `cert` and `key`, which name files in PEM format. `schemes` are
+    /// those with TLS; the first is the one that the error names.
+    ///
+    /// # Errors
+    /// Returns the errors of [`take`](Self::take), and [`ErrorKind::InvalidInput`] if an option is
+    /// given and the URL has another scheme.
+    pub fn take_tls_files(&mut self, schemes: &[&str]) -> Result<TlsFiles> {
+        let is_tls = schemes.contains(&self.scheme());
+        let mut path = |option| match self.take(option)? {
+            Some(_) if !is_tls => {
+                let scheme = schemes.first().unwrap_or(&"TLS");
+                Err(invalid(format!("the option `{option}` needs {scheme}:")))
+            }
+            path => Ok(path.map(PathBuf::from)),
+        };
+        Ok(TlsFiles {
+            ca: path("ca")?,
+            cert: path("cert")?,
+            key: path("key")?,
+        })
+    }
+
     /// Checks that no option is left.
     ///
     /// # Errors
@@ -286,6 +308,65 @@ impl fmt::Debug for BackendUrl {
             .field("hosts", &self.hosts)
             .finish_non_exhaustive()
     }
+}
+
+/// The files that the options `ca`, `cert` and `key` of a [`BackendUrl`] name. None is read yet.
+///
+/// [`Display`](fmt::Display) lists the options that are given, with their paths.
+///
+/// ```
+/// use leasehold_core::url::BackendUrl;
+///
+/// let files = BackendUrl::parse("etcds://h/?ca=/no/ca.pem")?.take_tls_files(&["etcds"])?;
+/// assert_eq!(files.to_string(), "`ca` /no/ca.pem");
+/// assert!(files.read_ca().unwrap_err().to_string().contains("cannot read /no/ca.pem"));
+/// assert!(files.read_identity()?.is_none());
+/// # Ok::<(), leasehold_core::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct TlsFiles {
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// Reads the file of `ca`, with the authorities that sign the servers' certificates. Returns
+    /// `None` if the option is not given.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::InvalidInput`] if the file cannot be read.
+    pub fn read_ca(&self) -> Result<Option<Vec<u8>>> {
+        self.ca.as_ref().map(read).transpose()
+    }
+
+    /// Reads the files of `cert` and `key`: the client's certificate and its key. Returns `None` if
+    /// neither option is given.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::InvalidInput`] if only one option is given, or a file cannot be read.
+    pub fn read_identity(&self) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+        match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Ok(Some((read(cert)?, read(key)?))),
+            (None, None) => Ok(None),
+            _ => Err(invalid("the options `cert` and `key` belong together")),
+        }
+    }
+}
+
+impl fmt::Display for TlsFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options = [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key)];
+        let given = options.iter().filter_map(|(option, path)| {
+            let path = path.as_ref()?.display();
+            Some(format!("`{option}` {path}"))
+        });
+        f.write_str(&given.collect::<Vec<_>>().join(", "))
+    }
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| invalid(format!("cannot read {}: {error}", path.display())))
 }
 
 /// Decodes the percent-encoding of `text`. `part` names the part of the URL in errors, such as

@@ -1,14 +1,11 @@
 //! [`EtcdConfig`]: the options of the backend. [`ParsedUrl`]: a URL with options.
 
-use std::{borrow::Cow, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{Credentials, CredentialsProvider, Error, ErrorKind, Result, url::BackendUrl};
 use tonic::transport::Endpoint;
 
-use crate::{
-    connector::{Connector, TlsFiles},
-    error::ERRORS,
-};
+use crate::{connector::Connector, error::ERRORS};
 
 /// Options of [`EtcdBackend`](crate::EtcdBackend).
 ///
@@ -165,18 +162,7 @@ impl ParsedUrl {
                 _ => return Err(invalid("the option `names` is `encoded` or `exact`")),
             };
         }
-        let mut path = |option| {
-            let path = take(option)?;
-            match path {
-                Some(_) if !tls => Err(invalid(format!("the option `{option}` needs etcds:"))),
-                path => Ok(path.map(PathBuf::from)),
-            }
-        };
-        let files = TlsFiles {
-            ca: path("ca")?,
-            cert: path("cert")?,
-            key: path("key")?,
-        };
+        let files = url.take_tls_files(&["etcds"]).map_err(with_context)?;
         for (option, target) in [
             ("timeout", &mut config.timeout),
             ("connect-timeout", &mut config.connect_timeout),

@@ -1,9 +1,9 @@
 //! [`Connector`]: creates members from addresses, with the TLS settings of the URL.
 
-use std::{borrow::Cow, path::PathBuf, time::Duration};
+use std::{borrow::Cow, time::Duration};
 
 use etcd_client::ConnectOptions;
-use leasehold_core::{Error, ErrorKind, Result};
+use leasehold_core::{Error, ErrorKind, Result, url::TlsFiles};
 use tonic::transport::Endpoint;
 
 use crate::{error::ERRORS, member::Member};
@@ -31,7 +31,11 @@ impl Connector {
             .http2_keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true);
-        self.files.apply_to(self.tls, endpoint)
+        if self.tls {
+            with_tls(endpoint, &self.files)
+        } else {
+            Ok(endpoint)
+        }
     }
 
     /// Creates a member at an address that another member advertises, such as
@@ -78,49 +82,27 @@ fn endpoint(scheme: &str, host: &str) -> Result<Endpoint> {
     }
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct TlsFiles {
-    pub(crate) ca: Option<PathBuf>,
-    pub(crate) cert: Option<PathBuf>,
-    pub(crate) key: Option<PathBuf>,
+#[cfg(not(feature = "tls"))]
+fn with_tls(_endpoint: Endpoint, _files: &TlsFiles) -> Result<Endpoint> {
+    let message = "etcds: needs the feature `tls` of leasehold-etcd; enable it in Cargo.toml";
+    Err(ERRORS.error(ErrorKind::Unsupported, "connect", message))
 }
 
-impl TlsFiles {
-    #[cfg(not(feature = "tls"))]
-    fn apply_to(&self, tls: bool, endpoint: Endpoint) -> Result<Endpoint> {
-        let _unused = (&self.ca, &self.cert, &self.key);
-        if tls {
-            let message =
-                "etcds: needs the feature `tls` of leasehold-etcd; enable it in Cargo.toml";
-            return Err(ERRORS.error(ErrorKind::Unsupported, "connect", message));
-        }
-        Ok(endpoint)
-    }
-
-    #[cfg(feature = "tls")]
-    fn apply_to(&self, tls: bool, endpoint: Endpoint) -> Result<Endpoint> {
-        use etcd_client::{Certificate, Identity, TlsOptions};
-        if !tls {
-            return Ok(endpoint);
-        }
-        let read = |path: &PathBuf| {
-            std::fs::read(path)
-                .map_err(|error| invalid(format!("cannot read {}: {error}", path.display())))
-        };
-        let mut tls = TlsOptions::new();
-        tls = match &self.ca {
-            Some(ca) => tls.ca_certificate(Certificate::from_pem(read(ca)?)),
-            None => tls.with_native_roots(),
-        };
-        tls = match (&self.cert, &self.key) {
-            (Some(cert), Some(key)) => tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
-            (None, None) => tls,
-            _ => return Err(invalid("the options `cert` and `key` belong together")),
-        };
-        endpoint
-            .tls_config(tls)
-            .map_err(|error| invalid("the driver refuses the TLS settings").with_source(error))
-    }
+#[cfg(feature = "tls")]
+fn with_tls(endpoint: Endpoint, files: &TlsFiles) -> Result<Endpoint> {
+    use etcd_client::{Certificate, Identity, TlsOptions};
+    let in_connect = |error| ERRORS.named(error, "connect");
+    let tls = match files.read_ca().map_err(in_connect)? {
+        Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(ca)),
+        None => TlsOptions::new().with_native_roots(),
+    };
+    let tls = match files.read_identity().map_err(in_connect)? {
+        Some((cert, key)) => tls.identity(Identity::from_pem(cert, key)),
+        None => tls,
+    };
+    endpoint
+        .tls_config(tls)
+        .map_err(|error| invalid("the driver refuses the TLS settings").with_source(error))
 }
 
 fn invalid(message: impl Into<Cow<'static, str>>) -> Error {

@@ -1,10 +1,10 @@
 //! [`ZookeeperConfig`], and the parser of URLs.
 
-use std::{borrow::Cow, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
     CredentialsProvider, Error, ErrorKind, Result,
-    url::{BackendUrl, Host},
+    url::{BackendUrl, Host, TlsFiles},
 };
 use zookeeper_client::{Acl, Acls, Client, Connector};
 
@@ -269,15 +269,7 @@ impl ParsedUrl {
         ] {
             *target = ours(url.take_duration(option))?.unwrap_or(*target);
         }
-        let mut path = |option| match ours(url.take(option))? {
-            Some(_) if !tls => Err(invalid(format!("the option `{option}` needs zookeepers:"))),
-            path => Ok(path.map(PathBuf::from)),
-        };
-        let files = TlsFiles {
-            ca: path("ca")?,
-            cert: path("cert")?,
-            key: path("key")?,
-        };
+        let files = ours(url.take_tls_files(&["zookeepers", "zks"]))?;
         config.check()?;
         let port = |host: &Host| {
             host.port()
@@ -285,7 +277,11 @@ impl ParsedUrl {
         };
         let hosts = url.hosts().iter().map(port).collect::<Vec<_>>().join(",");
         ours(url.finish())?;
-        let (mut connector, speech) = files.apply_to(tls, Client::connector())?;
+        let (mut connector, speech) = if tls {
+            with_tls(Client::connector(), &files)?
+        } else {
+            (Client::connector(), Speech::default())
+        };
         if let Some(identity) = identity {
             connector = connector.with_auth("digest", identity.as_bytes());
         }
@@ -318,64 +314,42 @@ fn access(text: &str, has_user: bool) -> Result<Access> {
     }
 }
 
-#[derive(Debug, Default)]
-struct TlsFiles {
-    ca: Option<PathBuf>,
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
+#[cfg(not(feature = "tls"))]
+fn with_tls(_connector: Connector, _files: &TlsFiles) -> Result<(Connector, Speech)> {
+    let message =
+        "zookeepers: needs the feature `tls` of leasehold-zookeeper; enable it in Cargo.toml";
+    Err(ERRORS.error(ErrorKind::Unsupported, "connect", message))
 }
 
-impl TlsFiles {
-    #[cfg(not(feature = "tls"))]
-    fn apply_to(&self, tls: bool, connector: Connector) -> Result<(Connector, Speech)> {
-        let _unused = (&self.ca, &self.cert, &self.key);
-        if tls {
-            let message = "zookeepers: needs the feature `tls` of leasehold-zookeeper; enable it in Cargo.toml";
-            return Err(ERRORS.error(ErrorKind::Unsupported, "connect", message));
-        }
-        Ok((connector, Speech::default()))
+#[cfg(feature = "tls")]
+fn with_tls(connector: Connector, files: &TlsFiles) -> Result<(Connector, Speech)> {
+    use zookeeper_client::TlsOptions;
+    choose_crypto_provider();
+    let refuse = |what: &str, error: zookeeper_client::Error| {
+        invalid(format!("the {what} cannot be used: {error}")).with_source(error)
+    };
+    let Some(ca) = ours(files.read_ca())? else {
+        return Err(invalid(
+            "zookeepers: needs the option `ca`, a file in PEM with the CA that signed the servers' certificates",
+        ));
+    };
+    // The driver takes PEM as text.
+    let text = |pem: Vec<u8>| String::from_utf8_lossy(&pem).into_owned();
+    let ca = text(ca);
+    let mut options = TlsOptions::default()
+        .with_pem_ca(&ca)
+        .map_err(|error| refuse("option `ca`", error))?;
+    let identity = ours(files.read_identity())?.map(|(cert, key)| (text(cert), text(key)));
+    if let Some((cert, key)) = &identity {
+        options = options
+            .with_pem_identity(cert, key)
+            .map_err(|error| refuse("pair of `cert` and `key`", error))?;
     }
-
-    #[cfg(feature = "tls")]
-    fn apply_to(&self, tls: bool, connector: Connector) -> Result<(Connector, Speech)> {
-        use zookeeper_client::TlsOptions;
-        if !tls {
-            return Ok((connector, Speech::default()));
-        }
-        choose_crypto_provider();
-        let read = |path: &PathBuf| {
-            std::fs::read_to_string(path)
-                .map_err(|error| invalid(format!("cannot read {}: {error}", path.display())))
-        };
-        let refuse = |what: &str, error: zookeeper_client::Error| {
-            invalid(format!("the {what} cannot be used: {error}")).with_source(error)
-        };
-        let Some(ca) = &self.ca else {
-            return Err(invalid(
-                "zookeepers: needs the option `ca`, a file in PEM with the CA that signed the servers' certificates",
-            ));
-        };
-        let ca = read(ca)?;
-        let mut options = TlsOptions::default()
-            .with_pem_ca(&ca)
-            .map_err(|error| refuse("option `ca`", error))?;
-        let identity = match (&self.cert, &self.key) {
-            (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
-            (None, None) => None,
-            _ => return Err(invalid("the options `cert` and `key` belong together")),
-        };
-        if let Some((cert, key)) = &identity {
-            options = options
-                .with_pem_identity(cert, key)
-                .map_err(|error| refuse("pair of `cert` and `key`", error))?;
-        }
-        // The driver has accepted the files. If this parser does not, the diagnosis goes without
-        // them.
-        let speech = Speech {
-            tls: client_config(&ca, identity.as_ref()),
-        };
-        Ok((connector.with_tls(options), speech))
-    }
+    // The driver has accepted the files. If this parser does not, the diagnosis goes without them.
+    let speech = Speech {
+        tls: client_config(&ca, identity.as_ref()),
+    };
+    Ok((connector.with_tls(options), speech))
 }
 
 /// Returns the TLS settings that the driver uses.

@@ -4,7 +4,7 @@ use std::{borrow::Cow, path::PathBuf};
 
 use leasehold_core::{
     Error, ErrorKind, Result,
-    url::{BackendUrl, Host},
+    url::{BackendUrl, Host, TlsFiles},
 };
 use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
@@ -14,6 +14,9 @@ use crate::{
 };
 
 pub(crate) const DEFAULT_PORT: u16 = 6379;
+
+/// The schemes with TLS, of a server and of a quorum.
+const TLS_SCHEMES: [&str; 3] = ["rediss", "valkeys", "redlocks"];
 
 /// A URL, parsed into the client of the driver and the options.
 pub(crate) struct ParsedUrl {
@@ -80,18 +83,7 @@ impl ParsedUrl {
         pass: Option<String>,
     ) -> Result<Self> {
         let config = config(&mut url)?;
-        let tls = matches!(address, ConnectionAddr::TcpTls { .. });
-        let mut file = |option| match take(&mut url, option)? {
-            Some(_) if !tls => Err(invalid(format!(
-                "the option `{option}` needs TLS: write rediss:"
-            ))),
-            path => Ok(path.map(PathBuf::from)),
-        };
-        let files = TlsFiles {
-            ca: file("ca")?,
-            cert: file("cert")?,
-            key: file("key")?,
-        };
+        let files = url.take_tls_files(&TLS_SCHEMES).map_err(in_connect)?;
         url.finish().map_err(in_connect)?;
         let db = db.map_or(Ok(0), |db| database(&db))?;
         let mut settings = RedisConnectionInfo::default().set_db(db);
@@ -170,29 +162,14 @@ fn info_of(address: ConnectionAddr) -> Result<ConnectionInfo> {
         .map_err(|error| error::from_command(error, "connect", error::SideEffect::None))
 }
 
-/// PEM files that the URL names.
-#[derive(Debug)]
-struct TlsFiles {
-    ca: Option<PathBuf>,
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
-}
-
 #[cfg(feature = "tls")]
 fn open(info: ConnectionInfo, files: &TlsFiles) -> Result<Client> {
-    let read = |path: &PathBuf| {
-        std::fs::read(path)
-            .map_err(|error| invalid(format!("cannot read {}: {error}", path.display())))
-    };
-    let client_tls = match (&files.cert, &files.key) {
-        (Some(cert), Some(key)) => Some(redis::ClientTlsConfig {
-            client_cert: read(cert)?,
-            client_key: read(key)?,
-        }),
-        (None, None) => None,
-        _ => return Err(invalid("the options `cert` and `key` belong together")),
-    };
-    let root_cert = files.ca.as_ref().map(read).transpose()?;
+    let root_cert = files.read_ca().map_err(in_connect)?;
+    let identity = files.read_identity().map_err(in_connect)?;
+    let client_tls = identity.map(|(client_cert, client_key)| redis::ClientTlsConfig {
+        client_cert,
+        client_key,
+    });
     if client_tls.is_none() && root_cert.is_none() {
         return Client::open(info)
             .map_err(|error| error::from_command(error, "connect", error::SideEffect::None));
@@ -205,29 +182,15 @@ fn open(info: ConnectionInfo, files: &TlsFiles) -> Result<Client> {
         },
     )
     .map_err(|error| {
-        let named = [
-            ("ca", &files.ca),
-            ("cert", &files.cert),
-            ("key", &files.key),
-        ]
-        .into_iter();
-        let named: Vec<_> = named
-            .filter_map(|(option, path)| {
-                path.as_ref()
-                    .map(|path| format!("`{option}` {}", path.display()))
-            })
-            .collect();
         invalid(format!(
-            "the files are not what they should be, in PEM format ({error}): {}",
-            named.join(", ")
+            "the files are not what they should be, in PEM format ({error}): {files}"
         ))
         .with_source(error)
     })
 }
 
 #[cfg(not(feature = "tls"))]
-fn open(info: ConnectionInfo, files: &TlsFiles) -> Result<Client> {
-    let _unused = (&files.ca, &files.cert, &files.key);
+fn open(info: ConnectionInfo, _files: &TlsFiles) -> Result<Client> {
     Client::open(info)
         .map_err(|error| error::from_command(error, "connect", error::SideEffect::None))
 }
