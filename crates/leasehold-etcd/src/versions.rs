@@ -67,12 +67,14 @@ impl Versions {
             }
             match version {
                 Some(version) => tracing::warn!(
-                    target: "leasehold", backend = ERRORS.backend(), member = member.name(), version = version.as_str(),
+                    target: "leasehold", backend = ERRORS.backend(), member = member.name(),
+                    version = version.as_str(),
                     "this member revokes live leases when it resumes after a pause as the leader (etcd issue 15247): \
                      two may then hold one lock until the old holder renews; upgrade to etcd 3.5.13, 3.4.31 or later"
                 ),
                 None => tracing::warn!(
-                    target: "leasehold", backend = ERRORS.backend(), member = member.name(), urls = ?member.client_urls(),
+                    target: "leasehold", backend = ERRORS.backend(), member = member.name(),
+                    urls = ?member.client_urls(),
                     "the version of this member is unknown: before etcd 3.5.13 and 3.4.31, it revokes live leases \
                      when it resumes after a pause as the leader (etcd issue 15247)"
                 ),

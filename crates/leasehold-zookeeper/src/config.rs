@@ -330,7 +330,8 @@ fn with_tls(connector: Connector, files: &TlsFiles) -> Result<(Connector, Speech
     };
     let Some(ca) = ours(files.read_ca())? else {
         return Err(invalid(
-            "zookeepers: needs the option `ca`, a file in PEM with the CA that signed the servers' certificates",
+            "zookeepers: needs the option `ca`, a file in PEM with the CA that signed the servers' \
+             certificates",
         ));
     };
     // The driver takes PEM as text.
