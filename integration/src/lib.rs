@@ -17,6 +17,9 @@
 //! | [`foreign`] | [`Foreign`](foreign::Foreign): a lock client in another language |
 //! | [`held`] | [`Held`](held::Held): a lock or a permit |
 //! | [`worker`] | processes that lock on command and log when they consider the lock held |
+//! | [`stage`] | [`Stage`](stage::Stage): such processes, with their logs and register |
+//! | [`steps`] | steps that many tests share |
+//! | [`panics`] | panics of the crates under test |
 //! | [`checker`], [`leftovers`] | checks of these logs, and of what remains on the servers |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
 
@@ -27,11 +30,14 @@ mod error;
 pub mod foreign;
 pub mod held;
 pub mod leftovers;
+pub mod panics;
 pub mod peer;
 pub mod proxy;
 #[cfg(feature = "server")]
 pub mod server;
 mod spawner;
+pub mod stage;
+pub mod steps;
 pub mod worker;
 
 pub use error::{HarnessError, Result};

@@ -16,10 +16,10 @@ use leasehold_etcd::{
     EtcdBackend, EtcdConfig,
     etcd_client::{Client, ConnectOptions},
 };
-use leasehold_integration::server::EtcdCluster;
+use leasehold_integration::{server::EtcdCluster, steps::SOON};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{SOON, free, ttl};
+use crate::support::{free, ttl};
 
 const SHOP: &str = "shop:s3cr%3At@";
 const ROOT: [&str; 2] = ["--user", "root:root secret"];

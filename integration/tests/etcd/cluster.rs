@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use leasehold_core::{ErrorKind, LockClient, Released};
 use leasehold_etcd::EtcdBackend;
-use leasehold_integration::server::EtcdCluster;
+use leasehold_integration::{server::EtcdCluster, steps::SOON};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{SOON, client, ttl};
+use crate::support::{client, ttl};
 
 /// Connects once the members have a leader. A connection during an election fails immediately.
 async fn client_once_led(url: &str) -> LockClient {

@@ -6,12 +6,13 @@ use leasehold_core::Released;
 use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::EtcdCluster,
+    steps::SOON,
 };
 use tokio::time::{sleep, timeout};
 
 use crate::{
     relay::{Fate, Relay},
-    support::{SOON, client, free, locks, ttl},
+    support::{client, free, locks, ttl},
 };
 
 /// The number of chunks before the cut. An acquisition has fewer.

@@ -10,10 +10,10 @@ use leasehold_etcd::{
     EtcdBackend,
     etcd_client::{Client, PutOptions},
 };
-use leasehold_integration::server::EtcdCluster;
+use leasehold_integration::{server::EtcdCluster, steps::SOON};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{SOON, backend, client, ttl};
+use crate::support::{backend, client, ttl};
 
 /// The environment variable with the maximum number of rounds, such as 50, all of which are then
 /// run.

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use leasehold_integration::server::EtcdCluster;
+use leasehold_integration::{server::EtcdCluster, steps::SOON};
 use tokio::time::{sleep, timeout};
 
 use crate::{
     relay::{Fate, Relay, STRANGERS_TTL_S},
-    support::{SOON, client, free, ttl},
+    support::{client, free, ttl},
 };
 
 /// The lease would end with the other client's TTL, or whenever that client revokes it.

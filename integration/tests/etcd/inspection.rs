@@ -5,10 +5,10 @@ use std::time::Duration;
 use leasehold_core::{
     Inspection, LockClient, LossReason, Mode, Revocation, RevokeOutcome, backend::LockBackend,
 };
-use leasehold_integration::server::EtcdCluster;
+use leasehold_integration::{server::EtcdCluster, steps::SOON};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{SOON, backend, ttl};
+use crate::support::{backend, ttl};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn inspection_lists_all_and_revocation_hits_one_holder() {

@@ -6,10 +6,10 @@ use leasehold_core::{
     Released,
     backend::{LockBackend, Request},
 };
-use leasehold_integration::server::EtcdCluster;
+use leasehold_integration::{server::EtcdCluster, steps::SOON};
 use tokio::{task::JoinSet, time::timeout};
 
-use crate::support::{SOON, backend, client, free, lease_of, locks, ttl};
+use crate::support::{backend, client, free, lease_of, locks, ttl};
 
 const TASKS: usize = 64;
 

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use leasehold_core::{ErrorKind, LockClient, Released, Ttl};
 use leasehold_etcd::EtcdBackend;
-use leasehold_integration::{held::Held, server::EtcdCluster};
+use leasehold_integration::{held::Held, server::EtcdCluster, steps::SOON};
 use tokio::time::{sleep, timeout};
 
-use crate::support::{SOON, client, free, locks, ttl};
+use crate::support::{client, free, locks, ttl};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exclusive_lock_excludes_and_its_tokens_grow() {

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use leasehold_core::{ErrorKind, LossReason};
-use leasehold_integration::server::EtcdCluster;
+use leasehold_integration::{server::EtcdCluster, steps::SOON};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{SOON, client, free, ttl};
+use crate::support::{client, free, ttl};
 
 /// The member in the minority keeps running and answers its clients, whether it leads or follows.
 #[tokio::test(flavor = "multi_thread")]

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use leasehold_core::{LossReason, Released, Renewal};
-use leasehold_integration::server::EtcdCluster;
+use leasehold_integration::{server::EtcdCluster, steps::SOON};
 use tokio::time::{sleep, timeout};
 
-use crate::support::{SOON, client, free, lease_of, locks, ttl, until_locks};
+use crate::support::{client, free, lease_of, locks, ttl, until_locks};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_keeps_many_locks_alive_with_few_requests() {

@@ -4,11 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use leasehold_core::{LockClient, Released, Ttl};
 use leasehold_etcd::EtcdBackend;
-use leasehold_integration::{held::Held, server::EtcdCluster};
+use leasehold_integration::{held::Held, server::EtcdCluster, steps::SOON};
 use tokio::time::{Instant, sleep};
-
-/// The timeout of operations that must succeed, long enough for a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) async fn backend(url: &str) -> Arc<EtcdBackend> {
     EtcdBackend::connect(url).await.unwrap()

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use leasehold_core::LockClient;
-use leasehold_integration::{held::Held, server::EtcdCluster};
+use leasehold_integration::{held::Held, server::EtcdCluster, steps::SOON};
 use tokio::time::timeout;
 
-use crate::support::{SOON, client, free, ttl, until_locks};
+use crate::support::{client, free, ttl, until_locks};
 
 const HOUR: u64 = 3_600;
 const MODES: [&str; 3] = ["writer", "reader", "permit"];

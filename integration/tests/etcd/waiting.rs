@@ -9,12 +9,13 @@ use leasehold_core::{
 use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::EtcdCluster,
+    steps::SOON,
 };
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     relay::{Fate, Relay},
-    support::{SOON, backend, client, free, locks, ttl, until_locks},
+    support::{backend, client, free, locks, ttl, until_locks},
 };
 
 /// The fallback poll interval is an hour.

@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use leasehold_core::{ErrorKind, Mutex};
-use leasehold_integration::proxy::Direction;
+use leasehold_integration::{
+    proxy::Direction,
+    steps::{is_a_fault, millis},
+};
 use tokio::{runtime::Handle, time::sleep};
 
 use crate::{
     fixture::Fixture,
-    support::{is_a_fault, millis, nothing_left, soon},
+    support::{nothing_left, soon},
 };
 
 /// The TTL of locks whose tasks must end long before. A task of a session may end at its next beat,

@@ -12,12 +12,13 @@ use std::{
 
 use leasehold_integration::{
     checker::grants_between,
+    steps::{millis, token},
     worker::{Answer, Command, EventLog, Op, Patience, Phase, Storm},
 };
 
 use crate::{
     fixture::Fixture,
-    support::{Mode, Stage, granted, millis, nothing_left, token, until},
+    support::{Mode, granted, nothing_left, until},
 };
 
 const CROWD: u32 = 1_000;
@@ -32,7 +33,7 @@ const MOST_HAND_OFFS: usize = 1_000;
 /// Runs a process in which a thousand tasks queue repeatedly, beside one that acquires the lock
 /// occasionally.
 pub(crate) async fn lone_waiter_beside_a_thousand_is_served_soon(fixture: &mut dyn Fixture) {
-    let stage = Stage::on(fixture);
+    let stage = fixture.stage();
     let (mut crowd, mut single) = (stage.worker("crowd"), stage.worker("single"));
     let storm = Storm {
         tasks: CROWD,

@@ -10,10 +10,11 @@ use leasehold_core::{
     ErrorKind, LockClient, LockKey,
     backend::{LockBackend, Request},
 };
+use leasehold_integration::steps::millis;
 
 use crate::{
     fixture::Fixture,
-    support::{Mode, PATIENCE, millis, nothing_left, soon},
+    support::{Mode, SOON, nothing_left, soon},
 };
 
 /// More polls than any acquisition needs.
@@ -100,7 +101,7 @@ async fn drop_everywhere(client: &LockClient, rival: &LockClient, mode: Mode) ->
             };
             let acquiring = GiveUp::after(polls, async {
                 if limited {
-                    mode.lock_timeout(client, &key, PATIENCE).await
+                    mode.lock_timeout(client, &key, SOON).await
                 } else {
                     mode.lock(client, &key).await.map(Some)
                 }
@@ -113,11 +114,7 @@ async fn drop_everywhere(client: &LockClient, rival: &LockClient, mode: Mode) ->
                 }
             }
             // The lock is free long before its TTL of an hour has passed.
-            let next = mode
-                .rival()
-                .lock_timeout(rival, &key, PATIENCE)
-                .await
-                .unwrap();
+            let next = mode.rival().lock_timeout(rival, &key, SOON).await.unwrap();
             drop(next.unwrap_or_else(|| panic!("{key} is still held")));
         }
     }
@@ -203,11 +200,7 @@ pub(crate) async fn acquisition_cancelled_at_any_poll_leaves_nothing(fixture: &m
                     cancelled += 1;
                 }
             }
-            let next = rival
-                .mutex(key.as_str())
-                .lock_timeout(PATIENCE)
-                .await
-                .unwrap();
+            let next = rival.mutex(key.as_str()).lock_timeout(SOON).await.unwrap();
             drop(next.unwrap_or_else(|| panic!("{key} is still held")));
         }
     }

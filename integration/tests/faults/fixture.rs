@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use leasehold_core::{LockClient, Ttl};
-use leasehold_integration::{Result, proxy::Proxy, worker::client};
+use leasehold_integration::{Result, proxy::Proxy, stage::Stage, worker::client};
 
 /// A backend under test. Dropping it ends its servers.
 pub(crate) trait Fixture {
@@ -41,6 +41,11 @@ impl dyn Fixture + '_ {
     /// Connects a client at a URL.
     pub(crate) async fn client_at(&self, url: &str) -> LockClient {
         client(url, self.ttl(), "test").await.unwrap()
+    }
+
+    /// Creates a stage for workers.
+    pub(crate) fn stage(&self) -> Stage {
+        Stage::on(&self.url(), self.ttl_ms())
     }
 
     pub(crate) fn ttl_ms(&self) -> u64 {

@@ -19,6 +19,7 @@ mod support;
 
 use std::{process::ExitCode, time::Duration};
 
+use leasehold_integration::panics;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::Runtime;
 
@@ -31,7 +32,7 @@ const THREADS: usize = 4;
 const LIMIT: Duration = Duration::from_secs(600);
 
 fn main() -> ExitCode {
-    support::record_panics();
+    panics::record();
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(THREADS);
     let trials = backends::ALL
@@ -60,7 +61,7 @@ fn run(backend: &Backend, case: &Case) -> Result<Completion, Failed> {
     if ended.is_err() {
         return Err(Failed::from(format!("not ended within {LIMIT:?}")));
     }
-    let panics = support::panics();
+    let panics = panics::recorded();
     if panics.is_empty() {
         Ok(Completion::Completed)
     } else {

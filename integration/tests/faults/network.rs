@@ -2,12 +2,15 @@
 
 use futures_util::future::join_all;
 use leasehold_core::{Clock, Released, SystemClock};
-use leasehold_integration::proxy::{Direction, Proxy};
+use leasehold_integration::{
+    proxy::{Direction, Proxy},
+    steps::{is_a_fault, millis, token},
+};
 
 use crate::{
     dropped::AtPoll,
     fixture::{Fixture, Route},
-    support::{is_a_fault, locked, millis, nothing_left, soon, token, until_waiting},
+    support::{locked, nothing_left, soon, until_waiting},
 };
 
 /// When a rival is granted the lock of a holder that is cut off.

@@ -2,18 +2,20 @@
 
 use std::thread;
 
-use leasehold_integration::worker::{Answer, Command, Patience, Worker, now_ns};
+use leasehold_integration::{
+    stage::{Stage, is_held},
+    steps::{millis, token},
+    worker::{Answer, Command, Patience, Worker, now_ns},
+};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     fixture::Fixture,
-    support::{
-        Mode, PATIENCE, Stage, granted, is_held, millis, nothing_left, seed, soon, until_waiting,
-    },
+    support::{Mode, SOON, granted, nothing_left, seed, soon, until_waiting},
 };
 
 pub(crate) async fn the_lock_of_a_killed_holder_is_free_at_once(fixture: &mut dyn Fixture) {
-    let stage = Stage::on(fixture);
+    let stage = fixture.stage();
     let client = fixture.client().await;
     for mode in Mode::all(&client) {
         let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
@@ -29,7 +31,7 @@ pub(crate) async fn the_lock_of_a_killed_holder_is_free_at_once(fixture: &mut dy
         );
         holder.kill().unwrap();
         // Far less than the TTL of an hour.
-        let (new, _) = granted(next.answer(waiting, PATIENCE).unwrap());
+        let (new, _) = granted(next.answer(waiting, SOON).unwrap());
         assert!(
             new > old || mode == Mode::Permit,
             "{mode:?}: {new} after {old}"
@@ -40,7 +42,7 @@ pub(crate) async fn the_lock_of_a_killed_holder_is_free_at_once(fixture: &mut dy
 }
 
 pub(crate) async fn a_killed_holder_keeps_its_lock_until_its_deadline(fixture: &mut dyn Fixture) {
-    let stage = Stage::on(fixture);
+    let stage = fixture.stage();
     let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
     let asked = now_ns();
     let held = holder.ask(Mode::Writer.command(Patience::Forever)).unwrap();
@@ -49,7 +51,7 @@ pub(crate) async fn a_killed_holder_keeps_its_lock_until_its_deadline(fixture: &
     assert!(deadline - asked >= fixture.ttl_ms() * 1_000_000 * 3 / 4);
     let waiting = next.send(Mode::Writer.command(Patience::Forever)).unwrap();
     holder.kill().unwrap();
-    let (new, _) = granted(next.answer(waiting, PATIENCE).unwrap());
+    let (new, _) = granted(next.answer(waiting, SOON).unwrap());
     let now = now_ns();
     assert!(
         now >= deadline,
@@ -66,7 +68,7 @@ pub(crate) async fn a_killed_holder_keeps_its_lock_until_its_deadline(fixture: &
 }
 
 pub(crate) async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl(fixture: &mut dyn Fixture) {
-    let stage = Stage::on(fixture);
+    let stage = fixture.stage();
     let (one, other) = (fixture.client().await, fixture.client().await);
     for mode in Mode::all(&one) {
         let rival = mode.rival();
@@ -101,7 +103,7 @@ const WAITERS: usize = 6;
 
 pub(crate) async fn a_killed_waiter_in_any_mode_blocks_nobody_for_long(fixture: &mut dyn Fixture) {
     let mut rng = StdRng::seed_from_u64(seed());
-    let stage = Stage::on(fixture);
+    let stage = fixture.stage();
     let client = fixture.client().await;
     for round in 0..3 {
         let held = Mode::Writer.lock(&client, "k").await.unwrap();
@@ -127,7 +129,7 @@ pub(crate) async fn a_killed_waiter_in_any_mode_blocks_nobody_for_long(fixture: 
         thread::scope(|scope| {
             for (mut worker, asked) in waiters {
                 scope.spawn(move || {
-                    let answer = worker.answer(asked, 3 * PATIENCE);
+                    let answer = worker.answer(asked, 3 * SOON);
                     granted(answer.expect("a killed waiter blocks"));
                     worker.ask(Command::Release { slot: 0 }).unwrap();
                 });
@@ -138,7 +140,7 @@ pub(crate) async fn a_killed_waiter_in_any_mode_blocks_nobody_for_long(fixture: 
 }
 
 pub(crate) async fn killed_waiting_writer_keeps_no_reader_out(fixture: &mut dyn Fixture) {
-    let stage = Stage::on(fixture);
+    let stage = fixture.stage();
     let (first, second) = (fixture.client().await, fixture.client().await);
     let held = first.rwlock("k").read().await.unwrap();
     let mut writer = stage.worker("writer");
@@ -151,7 +153,7 @@ pub(crate) async fn killed_waiting_writer_keeps_no_reader_out(fixture: &mut dyn 
         "granted beside a reader"
     );
     writer.kill().unwrap();
-    let granted = second.rwlock("k").read_timeout(PATIENCE).await.unwrap();
+    let granted = second.rwlock("k").read_timeout(SOON).await.unwrap();
     granted
         .expect("a killed writer keeps a reader out")
         .release()
@@ -163,7 +165,7 @@ pub(crate) async fn killed_waiting_writer_keeps_no_reader_out(fixture: &mut dyn 
 
 /// Verifies that the waiter is skipped while it is stopped, and granted after it continues.
 pub(crate) async fn a_stopped_waiter_blocks_for_seconds_and_waits_again(fixture: &mut dyn Fixture) {
-    let stage = Stage::on(fixture);
+    let stage = fixture.stage();
     let (one, other) = (fixture.client().await, fixture.client().await);
     let held = one.mutex("k").lock().await.unwrap();
     let mut stopped = stage.worker("stopped");
@@ -184,9 +186,9 @@ pub(crate) async fn a_stopped_waiter_blocks_for_seconds_and_waits_again(fixture:
     stopped.resume().unwrap();
     until_waiting(&one, 1).await;
     assert!(next.is_held());
-    let before = crate::support::token(&next);
+    let before = token(&next);
     next.release().await.unwrap();
-    let (after, _) = granted(stopped.answer(asked, PATIENCE).unwrap());
+    let (after, _) = granted(stopped.answer(asked, SOON).unwrap());
     assert!(after > before, "{after} after {before}");
     stopped.ask(Command::Release { slot: 0 }).unwrap();
     nothing_left(fixture);
@@ -217,7 +219,7 @@ fn overtaken(stage: &Stage, ttl_ms: u64, fenced: bool) -> (Worker, Worker) {
     thread::sleep(millis(100));
     holder.pause().unwrap();
     let asked = rival.send(Mode::Writer.command(Patience::Forever)).unwrap();
-    let (new, _) = granted(rival.answer(asked, PATIENCE).unwrap());
+    let (new, _) = granted(rival.answer(asked, SOON).unwrap());
     assert!(new > old, "{new} after {old}");
     assert!(write(&mut rival, 2, fenced));
     thread::sleep(millis(ttl_ms));
@@ -225,10 +227,10 @@ fn overtaken(stage: &Stage, ttl_ms: u64, fenced: bool) -> (Worker, Worker) {
     let check = holder.send(Command::Check { slot: 0 }).unwrap();
     holder.resume().unwrap();
     assert!(
-        !is_held(holder.answer(check, PATIENCE).unwrap()),
+        !is_held(holder.answer(check, SOON).unwrap()),
         "a holder that slept for two TTLs considers its lock held"
     );
-    match holder.answer(watch, PATIENCE).unwrap() {
+    match holder.answer(watch, SOON).unwrap() {
         Answer::Watched { held, too_late } => {
             assert!(held > 0, "the guard was never checked");
             assert_eq!(
@@ -248,7 +250,7 @@ fn overtaken(stage: &Stage, ttl_ms: u64, fenced: bool) -> (Worker, Worker) {
 pub(crate) async fn stopped_holder_knows_its_loss_and_stale_write_is_refused(
     fixture: &mut dyn Fixture,
 ) {
-    let stage = Stage::on(fixture);
+    let stage = fixture.stage();
     let (mut holder, mut rival) = overtaken(&stage, fixture.ttl_ms(), true);
     assert!(!write(&mut holder, 3, true), "the stale write was accepted");
     assert_eq!(stage.register().value().unwrap(), 2);
@@ -269,7 +271,7 @@ pub(crate) async fn stopped_holder_knows_its_loss_and_stale_write_is_refused(
 
 /// Verifies, as a control, that without a fence the same history corrupts the register.
 pub(crate) async fn without_a_fence_the_stale_write_corrupts(fixture: &mut dyn Fixture) {
-    let stage = Stage::on(fixture);
+    let stage = fixture.stage();
     let (mut holder, _rival) = overtaken(&stage, fixture.ttl_ms(), false);
     assert!(write(&mut holder, 3, false));
     assert_eq!(stage.register().value().unwrap(), 3);

@@ -6,10 +6,11 @@ use leasehold_core::{
     ErrorKind, LockKey, Released, Renewal,
     backend::{Attempt, Lease, LockBackend, Request},
 };
+use leasehold_integration::steps::token;
 
 use crate::{
     fixture::Fixture,
-    support::{nothing_left, soon, token},
+    support::{nothing_left, soon},
 };
 
 const ROUNDS: usize = 1_000;

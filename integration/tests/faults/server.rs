@@ -3,10 +3,11 @@
 use std::{error::Error as _, thread};
 
 use leasehold_core::{Clock, Error, ErrorKind, Released, SystemClock};
+use leasehold_integration::steps::{is_a_fault, millis, token};
 
 use crate::{
     fixture::Fixture,
-    support::{PATIENCE, is_a_fault, locked, millis, nothing_left, soon, token, until_waiting},
+    support::{SOON, locked, nothing_left, soon, until_waiting},
 };
 
 fn is_an_outage(error: &Error) -> bool {
@@ -67,7 +68,7 @@ pub(crate) async fn first_attempt_on_a_stopped_server_is_retried_like_others(
         .unwrap();
     fixture.pause();
     let mutex = client.mutex("k");
-    let waiting = tokio::spawn(async move { mutex.lock_timeout(2 * PATIENCE).await });
+    let waiting = tokio::spawn(async move { mutex.lock_timeout(2 * SOON).await });
     // Several response timeouts.
     tokio::time::sleep(millis(9_000)).await;
     assert!(!waiting.is_finished(), "the first fault ended the wait");

@@ -2,27 +2,21 @@
 
 use std::{
     env,
-    path::PathBuf,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use leasehold_core::{ErrorKind, LockClient, LockGuard};
+use leasehold_core::{LockClient, LockGuard};
 use leasehold_integration::{
     held::Held,
     leftovers,
-    worker::{Answer, Command, Patience, Register, Setup, Worker},
+    steps::{is_a_fault, millis},
+    worker::{Answer, Command, Patience},
 };
-use tempfile::TempDir;
 
 use crate::fixture::Fixture;
 
 /// The timeout of operations that must succeed, long enough for a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-pub(crate) fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// A mode of a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,44 +101,6 @@ impl Mode {
     }
 }
 
-/// Worker processes on one backend, their logs, and the register that they share.
-#[derive(Debug)]
-pub(crate) struct Stage {
-    folder: TempDir,
-    url: String,
-    ttl_ms: u64,
-}
-
-impl Stage {
-    pub(crate) fn on(fixture: &dyn Fixture) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        Self {
-            folder,
-            url: fixture.url(),
-            ttl_ms: fixture.ttl_ms(),
-        }
-    }
-
-    pub(crate) fn worker(&self, proc: &str) -> Worker {
-        let setup = Setup {
-            proc: proc.to_owned(),
-            url: self.url.clone(),
-            ttl_ms: self.ttl_ms,
-            log: self.log(proc),
-            register: self.folder.path().join("register"),
-        };
-        Worker::spawn(env!("CARGO_BIN_EXE_worker"), setup).unwrap()
-    }
-
-    pub(crate) fn log(&self, proc: &str) -> PathBuf {
-        self.folder.path().join(format!("{proc}.jsonl"))
-    }
-
-    pub(crate) fn register(&self) -> Register {
-        Register::at(&self.folder.path().join("register"))
-    }
-}
-
 /// Returns token and deadline of a grant. A permit has the token 0.
 #[track_caller]
 pub(crate) fn granted(answer: Answer) -> (u64, u64) {
@@ -154,36 +110,10 @@ pub(crate) fn granted(answer: Answer) -> (u64, u64) {
     }
 }
 
-#[track_caller]
-pub(crate) fn is_held(answer: Answer) -> bool {
-    match answer {
-        Answer::Checked { held, .. } => held,
-        other => panic!("no guard: {other:?}"),
-    }
-}
-
-/// Returns the token of a guard.
-#[track_caller]
-pub(crate) fn token(guard: &LockGuard) -> u64 {
-    guard
-        .fencing_token()
-        .expect("the exclusive guard has no token")
-        .get()
-}
-
-/// Returns whether this kind of error may follow a fault: the call may succeed later, or the lease
-/// is lost.
-pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::Lost
-    )
-}
-
 /// Waits for something that only a hang prevents.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let done = tokio::time::timeout(PATIENCE, future).await;
-    done.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+    let done = tokio::time::timeout(SOON, future).await;
+    done.unwrap_or_else(|_| panic!("not within {SOON:?}: {what}"))
 }
 
 /// Acquires a lock, and retries after each fault.
@@ -217,15 +147,15 @@ pub(crate) async fn until_waiting(client: &LockClient, count: usize) {
 /// Waits until no lock is held or waited for.
 #[track_caller]
 pub(crate) fn nothing_left(fixture: &dyn Fixture) {
-    leftovers::nothing_left(PATIENCE, || fixture.leftovers()).unwrap();
+    leftovers::nothing_left(SOON, || fixture.leftovers()).unwrap();
 }
 
 /// Waits until `reached`.
 #[track_caller]
 pub(crate) fn until(what: &str, mut reached: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + SOON;
     while !reached() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < end, "not within {SOON:?}: {what}");
         std::thread::sleep(millis(5));
     }
 }
@@ -237,32 +167,4 @@ pub(crate) fn seed() -> u64 {
     let seed = seed.unwrap_or_else(rand::random);
     println!("LEASEHOLD_SEED={seed}");
     seed
-}
-
-/// Panics of the crates under test, including those that a runtime catches.
-static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-/// Records the panics of the crates under test from now on.
-pub(crate) fn record_panics() {
-    let default = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        if info
-            .location()
-            .is_some_and(|place| place.file().contains("crates/leasehold"))
-        {
-            PANICS
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(info.to_string());
-        }
-        default(info);
-    }));
-}
-
-/// Returns the panics of the crates under test so far.
-pub(crate) fn panics() -> Vec<String> {
-    PANICS
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone()
 }

@@ -4,3 +4,4 @@ mod file;
 mod file_model;
 mod file_processes;
 mod memory;
+mod workers;

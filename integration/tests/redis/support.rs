@@ -16,6 +16,7 @@ use leasehold_core::{
     backend::{Attempt, Contention, Lease, LockBackend, Request},
     quorum::{QuorumNode, VoteRequirements},
 };
+use leasehold_integration::{leftovers, server::RedisServer};
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use tempfile::TempDir;
 
@@ -292,4 +293,10 @@ pub(crate) async fn until_within<F: Future<Output = bool>>(
         assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Asserts that within `patience` no lock and no waiter is left on this server.
+#[track_caller]
+pub(crate) fn nothing_left(server: &RedisServer, patience: Duration) {
+    leftovers::nothing_left(patience, || leftovers::redis(server)).unwrap();
 }

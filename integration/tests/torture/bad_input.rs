@@ -6,10 +6,15 @@ use std::{
 };
 
 use leasehold::{ErrorKind, LockClient, LockGuard, Ttl};
-use leasehold_integration::server::RedisServer;
+use leasehold_integration::{
+    panics::nothing_panicked,
+    server::RedisServer,
+    stage::Stage,
+    steps::{client_of, millis},
+};
 use leasehold_testkit::free_port;
 
-use crate::support::{Stage, client_of, millis, nothing_left, nothing_panicked};
+use crate::support::nothing_left;
 
 /// Returns names that have broken the keys, paths, patterns or scripts of some lock library.
 fn odd_names() -> Vec<Vec<u8>> {

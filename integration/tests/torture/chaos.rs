@@ -7,11 +7,13 @@ use std::{
 use leasehold_integration::{
     checker::{self, Order, Violation},
     server::{Persistence, RedisServer},
+    stage::{Stage, granted},
+    steps::{SOON, millis},
     worker::{Answer, Command, EventLog, Patience, Storm, Ticket, Worker},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::support::{PATIENCE, Stage, granted, millis, nothing_left};
+use crate::support::nothing_left;
 
 /// Short, so that many pauses last longer.
 const TTL: u64 = 500;
@@ -281,7 +283,7 @@ fn without_a_common_lock_the_checker_finds_violations() {
     thread::sleep(millis(500));
     for worker in [&mut one, &mut other] {
         let calm = worker.send(Command::Calm).unwrap();
-        worker.answer(calm, PATIENCE).unwrap();
+        worker.answer(calm, SOON).unwrap();
     }
     let events = EventLog::merge(&[stage.log("one"), stage.log("other")]).unwrap();
     assert!(!checker::overlaps(&events).is_empty());

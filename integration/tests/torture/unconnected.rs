@@ -3,15 +3,17 @@
 use std::error::Error as _;
 
 use leasehold::{ErrorKind, LockClient, LockGuard, Mutex, Result, Ttl};
-use leasehold_integration::server::{
-    EtcdCluster, Persistence, PostgresServer, RedisServer, RedlockServers, ZookeeperServer,
+use leasehold_integration::{
+    panics::nothing_panicked,
+    server::{
+        EtcdCluster, Persistence, PostgresServer, RedisServer, RedlockServers, ZookeeperServer,
+    },
+    steps::{SOON, is_a_fault, millis},
 };
 use tokio::{
     task::block_in_place,
     time::{sleep, timeout},
 };
-
-use crate::support::{PATIENCE, is_a_fault, millis, nothing_panicked};
 
 /// Longer than the start of any server, and at most ZooKeeper's longest session.
 const TTL: u64 = 40_000;
@@ -56,7 +58,7 @@ async fn serves_once_it_is_up<S>(
     sleep(millis(300)).await;
     assert!(!waiting.is_finished(), "the waiter failed before its TTL");
     block_in_place(|| start(server));
-    let guard = timeout(PATIENCE * 2, waiting)
+    let guard = timeout(SOON * 2, waiting)
         .await
         .expect("the waiter is not granted")
         .unwrap();
@@ -77,7 +79,7 @@ async fn serves_once_it_is_up<S>(
     drains_while_a_lock_is_held(&client, &eager, guard).await;
     client.close().await.unwrap();
     block_in_place(|| kill(server));
-    let error = timeout(PATIENCE, eager.ping())
+    let error = timeout(SOON, eager.ping())
         .await
         .expect("the ping hangs")
         .expect_err("a dead server has answered");
@@ -104,7 +106,7 @@ async fn drains_while_a_lock_is_held(client: &LockClient, rival: &LockClient, gu
     sleep(millis(100)).await;
     let mut draining = tokio::spawn(async move { clone.drain().await });
     for sent_away in [behind, waiter] {
-        let error = timeout(PATIENCE, sent_away)
+        let error = timeout(SOON, sent_away)
             .await
             .expect("the waiter was not refused")
             .unwrap()
@@ -114,7 +116,7 @@ async fn drains_while_a_lock_is_held(client: &LockClient, rival: &LockClient, gu
     assert!(timeout(millis(100), &mut draining).await.is_err());
     assert!(guard.is_held());
     guard.release().await.unwrap();
-    timeout(PATIENCE, draining)
+    timeout(SOON, draining)
         .await
         .expect("the drain does not end")
         .unwrap();

@@ -8,6 +8,8 @@ use leasehold_integration::{
     checker::{self, Order},
     leftovers,
     server::{ZookeeperEnsemble, ZookeeperServer},
+    stage::Stage,
+    steps::{millis, until},
 };
 use leasehold_zookeeper::{
     ZookeeperBackend,
@@ -15,10 +17,7 @@ use leasehold_zookeeper::{
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::{
-    chaos::{Crew, PROCESSES, heals, none, only_faults, seed},
-    support::{Stage, millis, until},
-};
+use crate::chaos::{Crew, PROCESSES, heals, none, only_faults, seed};
 
 /// Short, so that many pauses last longer, and long enough for waiters to have their own session.
 const TTL: u64 = 5500;

@@ -12,6 +12,7 @@ use leasehold_integration::{
     held::Held,
     peer::{Peer, listen, role, tell},
     server::ZookeeperServer,
+    steps::millis,
 };
 use leasehold_zookeeper::{
     ZookeeperBackend, ZookeeperConfig,
@@ -22,7 +23,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::support::{SOON, client, free, members, millis, ttl};
+use crate::support::{SOON, client, free, members, ttl};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_of_one_user_are_denied_to_another() {

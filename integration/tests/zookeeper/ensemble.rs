@@ -1,9 +1,12 @@
 //! Three servers, one of which fails.
 
-use leasehold_integration::server::ZookeeperEnsemble;
+use leasehold_integration::{
+    server::ZookeeperEnsemble,
+    steps::{millis, token},
+};
 use tokio::time::{sleep, timeout};
 
-use crate::support::{SOON, client, free, lock, millis, token, ttl, until};
+use crate::support::{SOON, client, free, lock, ttl, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lock_and_its_token_outlive_the_leader() {

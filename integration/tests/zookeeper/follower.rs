@@ -12,10 +12,11 @@ use leasehold_core::{LockClient, LockGuard};
 use leasehold_integration::{
     peer::{Peer, listen, role, tell},
     server::{ZookeeperEnsemble, ZookeeperServer},
+    steps::millis,
     worker::now_ns,
 };
 
-use crate::support::{client, lock, members, millis, ttl, until};
+use crate::support::{client, lock, members, ttl, until};
 
 const SESSIONS: usize = 50;
 const TTL_SECS: u64 = 3;

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use leasehold_core::{HolderRef, LockClient, Revocation};
-use leasehold_integration::server::ZookeeperServer;
+use leasehold_integration::{server::ZookeeperServer, steps::token};
 use leasehold_zookeeper::zookeeper_client::{Acls, Client, CreateMode};
 use tokio::time::{sleep, timeout};
 
-use crate::support::{SOON, client, free, members, nothing_left, token, ttl, until, until_waiting};
+use crate::support::{SOON, client, free, members, nothing_left, ttl, until, until_waiting};
 
 /// The number of writes to the holder's node.
 const WRITES: usize = 5;

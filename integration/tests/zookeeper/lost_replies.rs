@@ -7,12 +7,11 @@ use leasehold_core::LockClient;
 use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::ZookeeperServer,
+    steps::{is_a_fault, millis},
 };
 use tokio::time::timeout;
 
-use crate::support::{
-    SOON, client, free, is_a_fault, members, millis, nothing_left, sessions, ttl, until,
-};
+use crate::support::{SOON, client, free, members, nothing_left, sessions, ttl, until};
 
 /// The session outlives the test, so that no node expires.
 const TTL_SECS: u64 = 40;

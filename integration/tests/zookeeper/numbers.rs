@@ -10,13 +10,14 @@ use std::{
 
 use futures_util::future::join_all;
 use leasehold_core::LockClient;
-use leasehold_integration::server::ZookeeperServer;
+use leasehold_integration::{
+    server::ZookeeperServer,
+    steps::{millis, token},
+};
 use tokio::time::{sleep, timeout};
 use zookeeper_client::Client;
 
-use crate::support::{
-    SOON, client, free, members, millis, nothing_left, token, ttl, until_waiting,
-};
+use crate::support::{SOON, client, free, members, nothing_left, ttl, until_waiting};
 
 /// Nodes with this number or a larger one do not take part.
 const LIMIT: i32 = i32::MAX - 1_000_000;

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use leasehold_integration::server::ZookeeperServer;
+use leasehold_integration::{
+    server::ZookeeperServer,
+    steps::{millis, token},
+};
 use tokio::time::timeout;
 use zookeeper_client::Client;
 
-use crate::support::{SOON, client, free, millis, token, ttl};
+use crate::support::{SOON, client, free, ttl};
 
 async fn until_gone(operator: &Client, path: &str) {
     let gone = async {

@@ -4,12 +4,12 @@ use leasehold_core::LossReason;
 use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::ZookeeperServer,
+    steps::{millis, token},
 };
 use tokio::time::timeout;
 
 use crate::support::{
-    SOON, client, free, lock, members, millis, nothing_left, sessions, token, ttl, until,
-    until_waiting,
+    SOON, client, free, lock, members, nothing_left, sessions, ttl, until, until_waiting,
 };
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,8 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{ErrorKind, LockClient, LockGuard, Mutex, Released, Ttl};
-use leasehold_integration::{held::Held, leftovers, server::ZookeeperServer};
+use leasehold_core::{LockClient, LockGuard, Mutex, Released, Ttl};
+use leasehold_integration::{
+    held::Held,
+    leftovers,
+    server::ZookeeperServer,
+    steps::{is_a_fault, millis},
+};
 use leasehold_zookeeper::{ZookeeperBackend, zookeeper_client::Client};
 
 /// The timeout of operations that must succeed, long enough for a busy machine.
@@ -26,28 +31,8 @@ pub(crate) fn ttl(secs: u64) -> Ttl {
     Ttl::from_secs(secs).unwrap()
 }
 
-pub(crate) fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-pub(crate) fn token(guard: &LockGuard) -> u64 {
-    guard
-        .fencing_token()
-        .expect("the exclusive guard has no token")
-        .get()
-}
-
 pub(crate) async fn free(guard: impl Into<Held>) {
     assert_eq!(guard.into().release().await.unwrap(), Released::Freed);
-}
-
-/// Returns whether this kind of error may follow a fault: the call may succeed later, or the lease
-/// is lost.
-pub(crate) fn is_a_fault(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::Lost
-    )
 }
 
 /// Acquires a lock, retrying after each fault.

@@ -7,13 +7,12 @@ use leasehold_integration::{
     held::Held,
     proxy::{Direction, Proxy},
     server::ZookeeperServer,
+    steps::millis,
 };
 use tokio::time::timeout;
 use zookeeper_client::{Acls, Client, CreateMode};
 
-use crate::support::{
-    SOON, client, free, millis, nothing_left, sessions, ttl, until, until_waiting,
-};
+use crate::support::{SOON, client, free, nothing_left, sessions, ttl, until, until_waiting};
 
 const HOUR: u64 = 3_600;
 const MODES: [&str; 3] = ["writer", "reader", "permit"];

@@ -1,10 +1,12 @@
 use std::thread;
 
-use leasehold_integration::server::EtcdCluster;
+use leasehold_integration::{
+    server::EtcdCluster,
+    steps::{SOON, millis, until},
+};
 use rand::{RngExt, rngs::StdRng};
 
 use super::{Target, survives};
-use crate::support::{PATIENCE, millis, until};
 
 /// The shortest TTL of etcd.
 const TTL: u64 = 2000;
@@ -97,7 +99,7 @@ impl Target for Etcd {
     }
 
     fn settle(&mut self) {
-        until("a leader", PATIENCE, || self.cluster.leader().is_ok());
+        until("a leader", SOON, || self.cluster.leader().is_ok());
     }
 }
 

@@ -1,10 +1,10 @@
+use leasehold_integration::steps::millis;
 use std::{fs, path::PathBuf, thread, time::SystemTime};
 
 use rand::{RngExt, rngs::StdRng};
 use tempfile::TempDir;
 
 use super::{Target, survives};
-use crate::support::millis;
 
 /// Lock files in a folder of their own.
 struct Files {

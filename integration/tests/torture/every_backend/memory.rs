@@ -5,15 +5,14 @@ use std::{
 
 use leasehold_integration::{
     checker::{self, Order},
+    stage::Stage,
+    steps::millis,
     worker::{Answer, Command, EventLog},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{STORM_END, span, storm};
-use crate::{
-    chaos::{none, seed},
-    support::{Stage, millis},
-};
+use crate::chaos::{none, seed};
 
 const TTL: u64 = 300;
 

@@ -24,14 +24,13 @@ use std::{
 use leasehold_core::{ErrorKind, LockClient, Revocation};
 use leasehold_integration::{
     checker::{self, Order, grants_between},
+    stage::Stage,
+    steps::{SOON, client_of, millis},
     worker::{Answer, Command, EventLog, Patience, Storm, Worker, now_ns},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::{
-    chaos::{none, seed},
-    support::{PATIENCE, Stage, client_of, millis},
-};
+use crate::chaos::{none, seed};
 
 const PROCESSES: usize = 4;
 /// The number of tasks per process. Half of them read, so that readers and writers wait for each
@@ -267,7 +266,7 @@ fn survives(mut target: impl Target) {
     let after =
         stage
             .worker_at("after", &crew.urls[0])
-            .lock(0, "k", Patience::Within(millis_of(PATIENCE)));
+            .lock(0, "k", Patience::Within(millis_of(SOON)));
     let Answer::Granted { token, .. } = after.unwrap() else {
         panic!("not granted after the chaos")
     };

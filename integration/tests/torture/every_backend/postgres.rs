@@ -3,11 +3,11 @@ use std::thread;
 use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::PostgresServer,
+    steps::millis,
 };
 use rand::{RngExt, rngs::StdRng};
 
 use super::{Target, survives};
-use crate::support::millis;
 
 const TTL: u64 = 2000;
 

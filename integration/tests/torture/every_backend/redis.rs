@@ -3,11 +3,11 @@ use std::thread;
 use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::{Persistence, RedisServer},
+    steps::millis,
 };
 use rand::{RngExt, rngs::StdRng};
 
 use super::{Target, survives};
-use crate::support::millis;
 
 const TTL: u64 = 500;
 const USER: (&str, &str, &str) = ("app", "secret", "~* &* +@all");

@@ -4,11 +4,11 @@ use leasehold_core::Ttl;
 use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::{Persistence, RedlockServers},
+    steps::millis,
 };
 use rand::{RngExt, rngs::StdRng};
 
 use super::{Target, survives};
-use crate::support::millis;
 
 const TTL: u64 = 500;
 const NODES: usize = 3;

@@ -1,10 +1,12 @@
 use std::thread;
 
-use leasehold_integration::server::{ZookeeperEnsemble, ZookeeperServer};
+use leasehold_integration::{
+    server::{ZookeeperEnsemble, ZookeeperServer},
+    steps::millis,
+};
 use rand::{RngExt, rngs::StdRng};
 
 use super::{Target, survives};
-use crate::support::millis;
 
 /// Long enough for an election on a busy machine, and for waiters to have their own session.
 const TTL: u64 = 5500;

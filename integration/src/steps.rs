@@ -1,0 +1,66 @@
+//! Steps that many tests share. They panic if they fail.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use leasehold_core::{ErrorKind, LockClient, LockGuard, Ttl};
+
+use crate::{panics, worker::client};
+
+/// The timeout of operations that must succeed, long enough for a busy machine.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Returns a duration of so many milliseconds.
+#[must_use]
+pub fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Connects a client with this TTL, and records [panics](crate::panics) from now on.
+///
+/// # Panics
+/// It cannot connect.
+pub async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
+    panics::record();
+    client(url, Ttl::from_millis(ttl_ms).unwrap(), "test")
+        .await
+        .unwrap()
+}
+
+/// Returns the token of a guard.
+///
+/// # Panics
+/// It has none.
+#[must_use]
+#[track_caller]
+pub fn token(guard: &LockGuard) -> u64 {
+    guard
+        .fencing_token()
+        .expect("the exclusive guard has no token")
+        .get()
+}
+
+/// Returns whether this kind of error may follow a fault: the call may succeed later, or the lease
+/// is lost.
+#[must_use]
+pub fn is_a_fault(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Unavailable | ErrorKind::Indeterminate | ErrorKind::Lost
+    )
+}
+
+/// Waits until `reached`, for at most `limit`.
+///
+/// # Panics
+/// The limit has passed.
+#[track_caller]
+pub fn until(what: &str, limit: Duration, mut reached: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !reached() {
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
+        thread::sleep(millis(5));
+    }
+}

@@ -1,0 +1,88 @@
+//! Permissions for revoking a lock.
+
+use std::time::Duration;
+
+use leasehold_core::{ErrorKind, Revocation, RevokeOutcome};
+use leasehold_integration::{
+    panics::nothing_panicked,
+    server::{PostgresServer, Psql},
+    steps::millis,
+};
+use tokio::{task::block_in_place, time::timeout};
+
+use crate::support::{MINUTE, client_of, holder};
+
+const TTL: u64 = 1500;
+
+fn server() -> PostgresServer {
+    let server = PostgresServer::start().unwrap();
+    server
+        .psql(
+            "CREATE ROLE shop LOGIN; GRANT ALL ON SCHEMA public TO shop; CREATE ROLE stranger LOGIN; \
+             CREATE ROLE colleague LOGIN IN ROLE shop; CREATE ROLE operator LOGIN IN ROLE pg_signal_backend",
+        )
+        .unwrap();
+    server
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_may_only_connect_cannot_revoke_a_lock() {
+    let server = block_in_place(server);
+    let client = client_of(&server.url_as("shop"), TTL).await;
+    let guard = client.mutex("k").lock().await.unwrap();
+    let stranger = client_of(&format!("{}?fencing=off", server.url_as("stranger")), TTL).await;
+    let seen = stranger.inspect("k").await.unwrap().holders;
+    for revocation in [Revocation::Graceful, Revocation::Immediate] {
+        let error = stranger
+            .revoke(&seen[0], revocation)
+            .await
+            .expect_err("revoked without permission");
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
+        assert!(error.to_string().contains("pg_signal_backend"), "{error}");
+    }
+    // Setting the revocation mark by hand does not help either.
+    let pid = block_in_place(|| holder(&server, "k"));
+    let mut psql = block_in_place(|| Psql::connect(&server.url_as("stranger")).unwrap());
+    let mark = format!(
+        "SELECT pg_advisory_lock_shared(hashtextextended('leasehold revokes {pid} ' || hashtextextended('k', 0), 0)), \
+         count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()"
+    );
+    block_in_place(|| psql.ask(&mark, MINUTE).unwrap());
+    tokio::time::sleep(millis(2 * TTL)).await;
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+    nothing_panicked();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roles_that_may_end_its_session_revoke_a_lock() {
+    let server = block_in_place(server);
+    let client = client_of(&server.url_as("shop"), TTL).await;
+    for role in ["shop", "colleague", "operator", "postgres"] {
+        for revocation in [Revocation::Graceful, Revocation::Immediate] {
+            let guard = client
+                .mutex("k")
+                .lock_timeout(MINUTE)
+                .await
+                .unwrap()
+                .unwrap();
+            let breaker = client_of(&format!("{}?fencing=off", server.url_as(role)), TTL).await;
+            let seen = breaker.inspect("k").await.unwrap().holders;
+            let broken = timeout(MINUTE, breaker.revoke(&seen[0], revocation))
+                .await
+                .expect("the call hangs")
+                .unwrap();
+            let expected = if revocation == Revocation::Immediate {
+                RevokeOutcome::Freed
+            } else {
+                RevokeOutcome::FreeWithin(Some(Duration::from_millis(TTL)))
+            };
+            assert_eq!(broken, expected, "{role}");
+            timeout(MINUTE, guard.lost())
+                .await
+                .expect("the lock is still held");
+            drop(guard);
+        }
+    }
+    nothing_panicked();
+}

@@ -1,0 +1,11 @@
+//! Chaos on every backend, odd input, and servers that are down at the start. The fault suite
+//! (`faults`) has the single faults that every backend must survive.
+//!
+//! Randomized tests print their seed; `LEASEHOLD_SEED` repeats a run.
+
+mod bad_input;
+mod chaos;
+mod every_backend;
+mod support;
+mod unconnected;
+mod zookeeper;
