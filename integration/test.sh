@@ -7,7 +7,7 @@
 #   integration/test.sh -p CRATE …          `cargo test` with these arguments
 #
 # FILTER limits a run to the tests whose names contain it. The tests of a backend are the unit tests and doctests of its
-# crate, the tests in integration/tests, and the conformance suite. They build no other backend.
+# crate, the tests in integration/tests/BACKEND, the conformance suite and the fault suite. They build no other backend.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -52,12 +52,12 @@ redlock)
     integration/setup.sh redis
     export LEASEHOLD_BACKENDS=redlock
     features=(--features leasehold-integration/redlock)
-    some_crates "redis integration" "redlock conformance" "${@:2}"
+    some_crates "redis integration" "redlock conformance faults" "${@:2}"
     ;;
 etcd | local | postgres | redis | zookeeper)
     integration/setup.sh "$1"
     features=(--features "leasehold-integration/$1")
-    some_crates "$1 integration" "$1 conformance" "${@:2}"
+    some_crates "$1 integration" "$1 conformance faults" "${@:2}"
     ;;
 "" | -*) everything "$@" ;;
 *)

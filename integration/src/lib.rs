@@ -21,11 +21,13 @@
 //! | [`steps`] | steps that many tests share |
 //! | [`panics`] | panics of the crates under test |
 //! | [`checker`], [`leftovers`] | checks of these logs, and of what remains on the servers |
+//! | [`chosen`] | the backends that a run of a test suite is limited to |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
 
 #[cfg(feature = "server")]
 pub mod certificates;
 pub mod child;
+pub mod chosen;
 mod error;
 pub mod foreign;
 pub mod held;

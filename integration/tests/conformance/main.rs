@@ -6,7 +6,6 @@
 //! `LEASEHOLD_REDIS_URL`, `LEASEHOLD_ETCD_URL`, and so on.
 
 mod backend;
-mod chosen;
 mod table;
 
 use std::{
@@ -14,6 +13,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use leasehold_integration::chosen;
 use leasehold_testkit::{Outcome, Wrapped, Wrapping, cases, run_case};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -25,7 +25,7 @@ const THREADS: usize = 4;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(THREADS);
-    let backends = match chosen::backends() {
+    let backends = match chosen::backends(backend::ALL, |backend| backend.name) {
         Ok(backends) => backends,
         Err(error) => {
             eprintln!("{error}");

@@ -4,6 +4,9 @@
 //! `redis::late_request_leaves_no_lock_beyond_a_ttl`. If a backend lacks what a case needs, the
 //! case is listed as ignored, with the reason. Faults that are particular to one kind of server are
 //! in the tests of that backend.
+//!
+//! The backends are those whose features are enabled. `LEASEHOLD_BACKENDS=redis,etcd` selects some
+//! of them.
 
 mod backends;
 mod cases;
@@ -19,7 +22,7 @@ mod support;
 
 use std::{process::ExitCode, time::Duration};
 
-use leasehold_integration::panics;
+use leasehold_integration::{chosen, panics};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::Runtime;
 
@@ -35,8 +38,15 @@ fn main() -> ExitCode {
     panics::record();
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(THREADS);
-    let trials = backends::ALL
-        .iter()
+    let backends = match chosen::backends(backends::ALL, |backend| backend.name) {
+        Ok(backends) => backends,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let trials = backends
+        .into_iter()
         .flat_map(|backend| cases::ALL.iter().map(move |case| trial(backend, case)))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
