@@ -145,10 +145,7 @@ async fn call(
             answer
         }
         Caller::TakesConnection => {
-            let occupied = async {
-                tokio::join!(biased; connection.occupied.lock(), async { batcher.detach() }).0
-            };
-            let _occupied = timeout(LONG, occupied)
+            let _occupied = timeout(LONG, connection.occupied.lock())
                 .await
                 .expect("a job without a caller keeps the connection");
             sleep(Duration::from_millis(job.step.takes)).await;
@@ -186,14 +183,11 @@ async fn check(limits: BatchLimits, steps: Vec<Step>) {
     for task in tasks {
         answers.push(task.await.unwrap());
     }
-    // The last caller may have been forgotten.
-    batcher.detach();
+    // The last caller may have been forgotten, and its job still run.
     sleep(LONG).await;
 
-    let (batches, polled_first) = (
-        connection.batches.lock().unwrap(),
-        polled_first.lock().unwrap(),
-    );
+    let batches = connection.batches.lock().unwrap().clone();
+    let polled_first = polled_first.lock().unwrap().clone();
     let mut times = HashMap::new();
     for job in batches.iter().flatten() {
         *times.entry(job.number).or_insert(0) += 1;
@@ -227,7 +221,6 @@ async fn check(limits: BatchLimits, steps: Vec<Step>) {
     if limits.alone == 0 && !steps.iter().any(flushes) {
         assert!(connection.most_running.load(SeqCst) <= limits.calls);
     }
-    drop((batches, polled_first));
     // The batcher still works, with an idle worker or none.
     let job = Job {
         number: steps.len(),
