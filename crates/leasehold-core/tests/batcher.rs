@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -12,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use leasehold_core::{
     ErrorKind, Result,
     backend::BoxFuture,
@@ -64,6 +66,30 @@ struct Connection {
     batches: Mutex<Vec<Vec<Job>>>,
     running: AtomicUsize,
     most_running: AtomicUsize,
+}
+
+impl Connection {
+    fn new(blocks: bool) -> Self {
+        Self {
+            blocks,
+            occupied: tokio::sync::Mutex::default(),
+            batches: Mutex::default(),
+            running: AtomicUsize::new(0),
+            most_running: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// Returns a job whose caller waits.
+fn job(number: usize) -> Job {
+    let step = Step {
+        caller: Caller::Waits,
+        starts: 0,
+        takes: 1,
+        lane: None,
+        panics: false,
+    };
+    Job { number, step }
 }
 
 impl BatchExecutor for Connection {
@@ -159,13 +185,7 @@ async fn call(
 }
 
 async fn check(limits: BatchLimits, steps: Vec<Step>) {
-    let connection = Arc::new(Connection {
-        blocks: limits.alone == 0,
-        occupied: tokio::sync::Mutex::default(),
-        batches: Mutex::default(),
-        running: AtomicUsize::new(0),
-        most_running: AtomicUsize::new(0),
-    });
+    let connection = Arc::new(Connection::new(limits.alone == 0));
     let (batcher, polled_first) = (Arc::new(Batcher::new(limits)), Arc::default());
     let tasks: Vec<_> = steps
         .iter()
@@ -222,18 +242,33 @@ async fn check(limits: BatchLimits, steps: Vec<Step>) {
         assert!(connection.most_running.load(SeqCst) <= limits.calls);
     }
     // The batcher still works, with an idle worker or none.
-    let job = Job {
-        number: steps.len(),
-        step: Step {
-            caller: Caller::Waits,
-            starts: 0,
-            takes: 1,
-            lane: None,
-            panics: false,
-        },
-    };
-    let answer = call(batcher, connection, job, Arc::default()).await;
+    let answer = call(batcher, connection, job(steps.len()), Arc::default()).await;
     assert_eq!(answer.unwrap().unwrap(), steps.len());
+}
+
+#[test]
+fn job_that_is_polled_outside_a_runtime_blocks_no_later_one() {
+    let limits = BatchLimits {
+        alone: 0,
+        calls: 1,
+        batch: 8,
+    };
+    let (batcher, connection) = (
+        Arc::new(Batcher::new(limits)),
+        Arc::new(Connection::new(true)),
+    );
+    let outside = batcher.run(&connection, job(0));
+    assert!(
+        catch_unwind(AssertUnwindSafe(|| outside.now_or_never())).is_err(),
+        "a worker needs a runtime"
+    );
+    let runtime = Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let answer = runtime.block_on(async { timeout(LONG, batcher.run(&connection, job(1))).await });
+    assert_eq!(answer.unwrap().unwrap(), 1);
 }
 
 fn step(panics_alone: bool) -> impl Strategy<Value = Step> {

@@ -171,7 +171,11 @@ async fn undo(
     }
     let mut conn = executor.conn.lock().await;
     let unused = executor.take_unused_markers();
-    drop(conn.execute(&executor.connector, unused, &releases).await);
+    let released = conn.execute(&executor.connector, unused, &releases);
+    let released = tokio::time::timeout(executor.limit, released).await;
+    if released.is_err() {
+        conn.give_up(&executor.connector, "release", executor.limit);
+    }
 }
 
 impl fmt::Debug for BatchExecutor {

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
     backend::lease::BoxFuture,
@@ -159,6 +159,8 @@ impl<E: BatchExecutor> Batcher<E> {
         } else {
             job
         };
+        // Outside of a runtime, this panics before the job is queued.
+        let runtime = Handle::current();
         let (answer, answered) = oneshot::channel();
         let start = {
             let mut queue = lock(&self.queue);
@@ -174,7 +176,7 @@ impl<E: BatchExecutor> Batcher<E> {
         if start {
             // The worker ends when the queue is empty. It is spawned, so that tasks that are about
             // to run can add their jobs.
-            drop(tokio::spawn(work(Arc::clone(self), Arc::clone(executor))));
+            drop(runtime.spawn(work(Arc::clone(self), Arc::clone(executor))));
         }
         answered.await.map_err(|_| unanswered())
     }
