@@ -4,12 +4,12 @@
 //! this is safe. Without it, two buyers read the same number and sell the same item.
 //!
 //! ```console
-//! $ cargo run --release --example flash_sale
-//! $ cargo run --release --example flash_sale -- --unlocked
-//! $ cargo run --release --example flash_sale --features redis -- --url redis://127.0.0.1/
-//! $ cargo run --release --example flash_sale --features etcd -- --url etcd://127.0.0.1/
-//! $ cargo run --release --example flash_sale --features zookeeper -- --url zookeeper://127.0.0.1/
-//! $ cargo run --release --example flash_sale --features postgres -- \
+//! $ cargo run --release -p leasehold-examples --example flash_sale
+//! $ cargo run --release -p leasehold-examples --example flash_sale -- --unlocked
+//! $ cargo run --release -p leasehold-examples --example flash_sale --features redis -- --url redis://127.0.0.1/
+//! $ cargo run --release -p leasehold-examples --example flash_sale --features etcd -- --url etcd://127.0.0.1/
+//! $ cargo run --release -p leasehold-examples --example flash_sale --features zookeeper -- --url zookeeper://127.0.0.1/
+//! $ cargo run --release -p leasehold-examples --example flash_sale --features postgres -- \
 //!       --url postgres://postgres@127.0.0.1/
 //! ```
 //!
