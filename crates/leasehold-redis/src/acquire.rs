@@ -60,8 +60,8 @@ impl RedisBackend {
             .await;
         let mut again = false;
         // Without pushes, a closed connection is noticed only when it is used.
-        if answer.as_ref().is_err_and(error::broke)
-            && Box::pin(cleanup::undone(&self.manager, &request)).await
+        if answer.as_ref().is_err_and(error::is_broken_connection)
+            && Box::pin(cleanup::undo_attempt(&self.manager, &request)).await
         {
             (before, sent, again) = (self.manager.waiters.generation(), request.now(), true);
             answer = Box::pin(self.ask(&request, requirements, &keys, registered, again)).await;
@@ -78,7 +78,7 @@ impl RedisBackend {
             Ok(AcquireReply::Refused(refusal, left, found)) => {
                 let mut contention = self.contention(&request, &keys, before, refusal, left);
                 if request.waiting().keeps_waiting {
-                    self.put_off(&mut contention, &request, found);
+                    self.delay_notification(&mut contention, &request, found);
                 }
                 Ok(Attempt::Contended(contention))
             }
@@ -318,7 +318,12 @@ impl RedisBackend {
     }
 
     /// Delays the next notification if the previous ones were needless.
-    fn put_off(&self, contention: &mut Contention, request: &Request, found: ObservedHolder) {
+    fn delay_notification(
+        &self,
+        contention: &mut Contention,
+        request: &Request,
+        found: ObservedHolder,
+    ) {
         let pause = self
             .manager
             .notification_backoff

@@ -161,7 +161,7 @@ pub(crate) async fn revoke(
         })
         .await
     {
-        Err(broken) if error::broke(&broken) => {
+        Err(broken) if error::is_broken_connection(&broken) => {
             let Ok(conn) = manager.connection().await else {
                 return Err(broken);
             };

@@ -147,7 +147,7 @@ async fn work(cleanup_queue: Arc<CleanupQueue>, manager: Arc<ConnectionManager>)
 
 /// Releases what an attempt may have acquired on a connection that broke, so that the attempt can
 /// be repeated. Returns `false` if the release failed as well.
-pub(crate) async fn undone(manager: &ConnectionManager, request: &Request) -> bool {
+pub(crate) async fn undo_attempt(manager: &ConnectionManager, request: &Request) -> bool {
     match manager.connection().await {
         Ok(conn) => lease::release(manager, &conn, request).await.is_ok(),
         Err(_) => false,

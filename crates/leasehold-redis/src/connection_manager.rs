@@ -113,7 +113,7 @@ impl ConnectionManager {
             .run_on(&conn, script, operation, effect, &arguments)
             .await
         {
-            Err(broken) if error::broke(&broken) => {
+            Err(broken) if error::is_broken_connection(&broken) => {
                 // The error of the second attempt says nothing about the first.
                 let Ok(conn) = Box::pin(self.connection()).await else {
                     return Err(broken);

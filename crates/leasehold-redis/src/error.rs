@@ -46,7 +46,7 @@ pub(crate) fn silent(
 
 /// Returns whether the connection broke before the answer arrived, so that the operation may be
 /// repeated on a new one.
-pub(crate) fn broke(error: &Error) -> bool {
+pub(crate) fn is_broken_connection(error: &Error) -> bool {
     error.message().starts_with(BROKE)
 }
 

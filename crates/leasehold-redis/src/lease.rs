@@ -117,7 +117,7 @@ impl Lease for RedisLease {
         let sent = self.request.now();
         let answer = match self.send_renewal().await {
             // A renewal may be repeated.
-            Err(error) if error::broke(&error) => {
+            Err(error) if error::is_broken_connection(&error) => {
                 Box::pin(self.send_renewal()).await.map_err(|_| error)?
             }
             answer => answer?,
@@ -154,7 +154,7 @@ impl Lease for RedisLease {
             || self.manager.runs() == run && !self.deadline.get().is_past(self.request.now());
         let mut answer = self.send_release().await;
         if let Err(error) = &answer
-            && error::broke(error)
+            && error::is_broken_connection(error)
         {
             // The second answer is judged as that of a release that may already have taken effect.
             let again = Box::pin(self.send_release());

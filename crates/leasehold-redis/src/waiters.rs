@@ -38,7 +38,7 @@ struct Waiters {
     by_key: HashMap<Vec<u8>, Vec<(u64, Arc<Notify>)>>,
     /// For the hash of a key, the generation that its last invalidation started.
     invalidated: HashMap<u64, u64>,
-    /// Up to this generation, any key may have been invalidated.
+    /// Invalidations up to this generation are no longer remembered, so any key may have changed.
     forgotten: u64,
 }
 

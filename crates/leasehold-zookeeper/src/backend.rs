@@ -330,7 +330,7 @@ impl LockBackend for ZookeeperBackend {
                     return Ok(Attempt::Contended(contention));
                 }
                 let retry_after = Some(self.cluster.config.fallback_poll_interval);
-                let wake = wake::woken(Arc::clone(&self.cluster), request, directory);
+                let wake = wake::until_retry(Arc::clone(&self.cluster), request, directory);
                 Attempt::Contended(Contention {
                     retry_after,
                     last_token: None,

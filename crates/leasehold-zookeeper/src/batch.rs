@@ -286,7 +286,7 @@ impl BatchExecutor {
                 source: Driver::NoNode,
             })) => all(error::over("gathered")),
             Ok(Err(MultiWriteError::OperationFailed { .. })) => None,
-            Ok(Err(MultiWriteError::RequestFailed { source })) => all(error::of_driver(
+            Ok(Err(MultiWriteError::RequestFailed { source })) => all(error::from_driver(
                 source,
                 "gathered",
                 SideEffect::Writes,

@@ -313,7 +313,7 @@ impl Cluster {
         let connected = async { connected.await.unwrap_or(Err(Driver::ClientClosed)) };
         match timeout(patience, connected).await {
             Ok(Ok(client)) => Ok((client, thread)),
-            Ok(Err(error)) => Err(error::of_driver(
+            Ok(Err(error)) => Err(error::from_driver(
                 error,
                 operation,
                 SideEffect::None,
@@ -479,7 +479,12 @@ impl Cluster {
     ) -> Result<T> {
         match timeout(patience, request).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(error::of_driver(error, operation, effect, &self.endpoint())),
+            Ok(Err(error)) => Err(error::from_driver(
+                error,
+                operation,
+                effect,
+                &self.endpoint(),
+            )),
             Err(_elapsed) => Err(error::timed_out(
                 operation,
                 effect,

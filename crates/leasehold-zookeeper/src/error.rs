@@ -76,7 +76,7 @@ pub(crate) fn used_up(path: &str, denied: &Error) -> Error {
 
 /// Maps the driver's error of a request to `endpoint`. The message does not repeat the driver's
 /// text, because that error is the source.
-pub(crate) fn of_driver(
+pub(crate) fn from_driver(
     error: Driver,
     operation: &'static str,
     effect: SideEffect,
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn lost_reply_to_write_is_indeterminate_with_driver_error() {
-        let error = of_driver(
+        let error = from_driver(
             Driver::ConnectionLoss,
             "acquire",
             SideEffect::Writes,
@@ -195,7 +195,7 @@ mod tests {
             (Driver::SessionMoved, ErrorKind::Unavailable),
         ] {
             assert_eq!(
-                of_driver(driver, "inspect", SideEffect::None, "h").kind(),
+                from_driver(driver, "inspect", SideEffect::None, "h").kind(),
                 kind
             );
         }
@@ -232,7 +232,7 @@ mod tests {
         ];
         for driver in drivers {
             let endpoint = "zookeeper://h:2181";
-            let error = of_driver(driver.clone(), "acquire", SideEffect::Writes, endpoint);
+            let error = from_driver(driver.clone(), "acquire", SideEffect::Writes, endpoint);
             let restated = [
                 error.clone(),
                 unreachable("acquire", endpoint, "h:2181: refused", error.clone()),

@@ -106,12 +106,12 @@ impl Liveness {
             .and_then(|first| state.beats.get(first))
         {
             let ping = before(first.sent, self.pings);
-            let told = state
+            let answered = state
                 .beats
                 .iter()
                 .take_while(|beat| beat.answered <= ping)
                 .count();
-            let last = state.beats.drain(..told).next_back();
+            let last = state.beats.drain(..answered).next_back();
             if let Some(last) = last {
                 state.heard = state.heard.max(last.sent);
             }

@@ -18,7 +18,7 @@ use crate::{
     connection::Link,
     keys::REVOKE,
     session::ZookeeperSession,
-    wake::{Event, Set, node, told},
+    wake::{Event, Set, event_of, node},
     watch_queue::{WatchQueue, WatchedLease},
 };
 
@@ -111,7 +111,9 @@ fn set(
     Box::pin(async move {
         // Without room for a watch, the next reconciliation finds a loss.
         let seen = match timeout(patience, node(&link, &lease.path)).await {
-            Ok(Ok(Set::Watching((watcher, room, data)))) => Seen::There(told(watcher, room), data),
+            Ok(Ok(Set::Watching((watcher, room, data)))) => {
+                Seen::There(event_of(watcher, room), data)
+            }
             Ok(Ok(Set::Gone)) => Seen::Gone,
             _ => Seen::Unknown,
         };

@@ -101,9 +101,9 @@ impl PendingLock {
         tokio::select! {
             // Its own node first: if both are gone, the lock is not granted.
             biased;
-            told = told(own) => {
+            event = next_event(own) => {
                 *own = None;
-                match told.event_type {
+                match event.event_type {
                     EventType::NodeDeleted | EventType::Session => Err(lost_place()),
                     _ => Ok(false),
                 }
@@ -125,7 +125,7 @@ impl PendingLock {
     ) -> Result<Set<Event>> {
         let handle = self.place().session().handle();
         let failed = |error| {
-            error::of_driver(
+            error::from_driver(
                 error,
                 "acquire",
                 SideEffect::None,
@@ -137,7 +137,7 @@ impl PendingLock {
                 match wake::node(link, path).await.map_err(failed)? {
                     // Once the lock is held, the task that watches its node reads this again.
                     Set::Watching((.., data)) if data.starts_with(REVOKE) => {}
-                    Set::Watching((watcher, room, _)) => *own = Some(wake::told(watcher, room)),
+                    Set::Watching((watcher, room, _)) => *own = Some(wake::event_of(watcher, room)),
                     Set::Gone => return Err(lost_place()),
                     Set::NoRoom => {}
                 }
@@ -147,12 +147,14 @@ impl PendingLock {
         let other = async {
             Ok::<_, Error>(match ahead {
                 Predecessor::Node(path) => match wake::node(link, &path).await.map_err(failed)? {
-                    Set::Watching((watcher, room, _)) => Set::Watching(wake::told(watcher, room)),
+                    Set::Watching((watcher, room, _)) => {
+                        Set::Watching(wake::event_of(watcher, room))
+                    }
                     Set::Gone => Set::Gone,
                     Set::NoRoom => Set::NoRoom,
                 },
                 Predecessor::Anybody(Some((watcher, room))) => {
-                    Set::Watching(wake::told(watcher, room))
+                    Set::Watching(wake::event_of(watcher, room))
                 }
                 Predecessor::Anybody(None) => Set::NoRoom,
             })
@@ -164,7 +166,7 @@ impl PendingLock {
 }
 
 /// Completes with the event of a watch. Without a watch it never completes.
-async fn told(watch: &mut Option<Event>) -> WatchedEvent {
+async fn next_event(watch: &mut Option<Event>) -> WatchedEvent {
     match watch {
         Some(watch) => watch.await,
         None => std::future::pending().await,

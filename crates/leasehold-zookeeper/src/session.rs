@@ -68,8 +68,8 @@ pub(crate) struct Handle {
     node: String,
     /// `None` once the tasks of the session were started.
     state: Mutex<Option<StateWatcher>>,
-    carrier: Arc<BatchExecutor>,
-    gather: Arc<Batcher<BatchExecutor>>,
+    executor: Arc<BatchExecutor>,
+    batcher: Arc<Batcher<BatchExecutor>>,
     /// `None` for a session of waiters: it holds no locks, so its deadline does not matter.
     liveness: Option<Liveness>,
     pub(crate) losses: Arc<WatchQueue>,
@@ -134,7 +134,7 @@ impl Handle {
 /// Runs a job of one claim, alone or in a batch with other jobs of its session.
 pub(crate) async fn run(claim: &Claim<ZookeeperSessions>, job: Job) -> Result<Done> {
     let (operation, handle) = (job.operation, claim.session().handle());
-    let ran = handle.gather.run(&handle.carrier, job).await;
+    let ran = handle.batcher.run(&handle.executor, job).await;
     let done = ran
         .map_err(|error| ERRORS.named(error, operation))
         .flatten();
@@ -272,7 +272,7 @@ impl SessionDriver for ZookeeperSessions {
         let deadline = time.deadline_from(heard(liveness.as_ref(), sent));
         let state = Mutex::new(Some(link.client.state_watcher()));
         let line = Arc::new(Line::new(link));
-        let carrier = Arc::new(BatchExecutor {
+        let executor = Arc::new(BatchExecutor {
             cluster: Arc::clone(cluster),
             line: Arc::clone(&line),
             patience,
@@ -289,8 +289,8 @@ impl SessionDriver for ZookeeperSessions {
             tag,
             node,
             state,
-            carrier,
-            gather: Arc::new(Batcher::new(LIMITS)),
+            executor,
+            batcher: Arc::new(Batcher::new(LIMITS)),
             liveness,
             losses: Arc::default(),
             revoked: Mutex::default(),

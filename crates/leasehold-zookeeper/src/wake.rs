@@ -58,7 +58,7 @@ pub(crate) async fn children(
 }
 
 /// Waits for the event of a watch.
-pub(crate) fn told(watcher: OneshotWatcher, room: Room) -> Event {
+pub(crate) fn event_of(watcher: OneshotWatcher, room: Room) -> Event {
     Box::pin(async move {
         let event = watcher.changed().await;
         drop(room);
@@ -67,7 +67,7 @@ pub(crate) fn told(watcher: OneshotWatcher, room: Room) -> Event {
 }
 
 /// Completes when a refused attempt should be repeated: the lock may be free.
-pub(crate) async fn woken(cluster: Arc<Cluster>, request: Request, directory: Directory) {
+pub(crate) async fn until_retry(cluster: Arc<Cluster>, request: Request, directory: Directory) {
     let Ok(link) = cluster.shared("acquire").await else {
         return;
     };
@@ -88,14 +88,14 @@ pub(crate) async fn woken(cluster: Arc<Cluster>, request: Request, directory: Di
         // The lock is free already, or its state is unknown.
         Ok(None) | Err(_) => {}
         Ok(Some(Wait::Any)) => match any {
-            Some((watcher, room)) => drop(told(watcher, room).await),
+            Some((watcher, room)) => drop(event_of(watcher, room).await),
             None => tokio::time::sleep(cluster.config.fallback_poll_interval).await,
         },
         Ok(Some(Wait::For(child))) => {
             drop(any);
             let path = directory.child(&child);
             match tokio::time::timeout(cluster.config.timeout, node(&link, &path)).await {
-                Ok(Ok(Set::Watching((watcher, room, _)))) => drop(told(watcher, room).await),
+                Ok(Ok(Set::Watching((watcher, room, _)))) => drop(event_of(watcher, room).await),
                 Ok(Ok(Set::NoRoom)) => {
                     tokio::time::sleep(cluster.config.fallback_poll_interval).await;
                 }

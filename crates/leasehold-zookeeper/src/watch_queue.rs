@@ -23,17 +23,17 @@ const GRACE: Duration = Duration::from_millis(20);
 pub(crate) struct WatchedLease {
     pub(crate) path: Arc<str>,
     pub(crate) uuid: Uuid,
-    sink: LossNotifier,
+    notifier: LossNotifier,
     /// Set before the release is sent: the end of the node is no loss from then on.
     released: AtomicBool,
 }
 
 impl WatchedLease {
-    pub(crate) fn new(path: Arc<str>, uuid: Uuid, sink: LossNotifier) -> Arc<Self> {
+    pub(crate) fn new(path: Arc<str>, uuid: Uuid, notifier: LossNotifier) -> Arc<Self> {
         Arc::new(Self {
             path,
             uuid,
-            sink,
+            notifier,
             released: AtomicBool::new(false),
         })
     }
@@ -49,7 +49,7 @@ impl WatchedLease {
 
     /// Reports that the node is gone although the lease was not released.
     pub(crate) fn lost(&self) {
-        self.sink.lost(LossReason::Replaced);
+        self.notifier.lost(LossReason::Replaced);
     }
 }
 
@@ -137,11 +137,11 @@ mod tests {
     use super::*;
 
     fn lease(number: u128) -> Arc<WatchedLease> {
-        let sink = Request::new(LockKey::new("k").unwrap()).loss_notifier();
+        let notifier = Request::new(LockKey::new("k").unwrap()).loss_notifier();
         WatchedLease::new(
             "/k/n".into(),
             Uuid::new(1, AcquisitionId::from(number)),
-            sink,
+            notifier,
         )
     }
 

@@ -94,7 +94,7 @@ async fn granted<'a>(
             token = tracing::field::Empty,
         )
     }));
-    let granted = adapting(client, spec, key, wait);
+    let granted = with_adapted_ttl(client, spec, key, wait);
     let span = &traced.span;
     let granted = if span.is_disabled() {
         granted.await
@@ -116,7 +116,7 @@ async fn granted<'a>(
 
 /// Acquires with the TTL of `spec`. A lazy backend learns at its first use which TTLs its server
 /// accepts, so that a default TTL may have to adapt then.
-async fn adapting<'a>(
+async fn with_adapted_ttl<'a>(
     client: &'a Arc<Client>,
     spec: &Spec,
     key: &LockKey,
@@ -124,7 +124,7 @@ async fn adapting<'a>(
 ) -> Result<Option<Grant<'a>>> {
     let first_use = spec.ttl.is_none() && client.capabilities().provisional;
     let begun = first_use.then(Instant::now);
-    match (within(client, spec, key, wait).await, begun) {
+    match (acquire_within(client, spec, key, wait).await, begun) {
         (Err(error), Some(begun))
             if error.kind() == ErrorKind::InvalidInput && !client.capabilities().provisional =>
         {
@@ -133,13 +133,13 @@ async fn adapting<'a>(
                 wait => wait,
             };
             // Boxed, so that the future of a usual acquisition is not larger.
-            Box::pin(within(client, spec, key, rest)).await
+            Box::pin(acquire_within(client, spec, key, rest)).await
         }
         (granted, _) => granted,
     }
 }
 
-async fn within<'a>(
+async fn acquire_within<'a>(
     client: &'a Arc<Client>,
     spec: &Spec,
     key: &LockKey,
@@ -153,10 +153,10 @@ async fn within<'a>(
     match wait {
         // A timeout of zero has already passed.
         Wait::Not | Wait::AtMost(Duration::ZERO) => try_once(client, request).await,
-        Wait::Forever => queue(client, request).await.map(Some),
+        Wait::Forever => wait_for_grant(client, request).await.map(Some),
         Wait::AtMost(timeout) => {
             let signal = Arc::clone(request.signal());
-            match tokio::time::timeout(timeout, queue(client, request)).await {
+            match tokio::time::timeout(timeout, wait_for_grant(client, request)).await {
                 Ok(granted) => granted.map(Some),
                 Err(_elapsed) if signal.is_contended() => Ok(None),
                 Err(_elapsed) => Err(unanswered(client, key, timeout, signal.fault())),
@@ -166,9 +166,9 @@ async fn within<'a>(
 }
 
 /// Waits in the local queue, then at the backend.
-async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
+async fn wait_for_grant(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
     client.context.room_in_background(None).await;
-    let place = enter(client, &request).await?;
+    let place = enter_queue(client, &request).await?;
     let request = request.with_waiting(|waiting| {
         (waiting.keeps_waiting, waiting.yields) = (true, place.yields_to_waiters());
     });
@@ -192,7 +192,7 @@ async fn queue(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
 
 /// Waits for a place at the head of the local queue. If a task waits for itself, a warning is
 /// logged after a TTL.
-async fn enter(client: &Arc<Client>, request: &Request) -> Result<Place> {
+async fn enter_queue(client: &Arc<Client>, request: &Request) -> Result<Place> {
     client
         .queues
         .enter(request, || warn_of_self(client, request, request.mode()))

@@ -19,7 +19,7 @@ use crate::{
 
 /// The number of renewals that run at a time. More would delay acquisitions and releases.
 const AT_A_TIME: usize = 64;
-/// A renewal is sent in spite of that limit once the TTL divided by this is left. This leaves time
+/// Once the TTL divided by this is left, a renewal is sent even above that limit. This leaves time
 /// for a retry, whatever the number of leases and the latency of the backend.
 const SEND_AT_PART: u32 = 2;
 /// A lease is late if it was not renewed when the TTL divided by this is left. A warning is then

@@ -41,26 +41,26 @@ pub(super) struct KeyQueue {
     /// Whether one of them releases an exclusive lock.
     pub(super) exclusive_releasing: bool,
     /// The number of releases that have ever begun.
-    pub(super) begun: u64,
+    pub(super) releases_begun: u64,
     /// The attempts that wait for releases to be sent.
-    pub(super) tries: Vec<Try>,
-    pub(super) quota: FairnessQuota,
+    pub(super) release_waits: Vec<ReleaseWait>,
+    pub(super) quota: QuotaUse,
     /// The time at which the queue became idle, if it is idle.
     idle_since: Timestamp,
     /// The task that was admitted last.
-    pub(super) last: Option<Admitted>,
-    /// The last time at which a task that has left was known to hold the lock.
+    pub(super) last: Option<QueuedTask>,
+    /// The time until which a task that has left is known to have held the lock.
     pub(super) held_until: Option<Timestamp>,
 }
 
-/// A task that was admitted.
+/// A task that waits in the queue, or that was admitted.
 #[derive(Clone, Debug)]
-pub(super) struct Admitted {
+pub(super) struct QueuedTask {
     pub(super) asker: Asker,
     pub(super) signal: Arc<Signal>,
 }
 
-impl Admitted {
+impl QueuedTask {
     pub(super) fn of(request: &Request) -> Self {
         Self {
             asker: Asker::current(),
@@ -71,7 +71,7 @@ impl Admitted {
 
 /// An attempt that waits for the releases that began before it.
 #[derive(Debug)]
-pub(super) struct Try {
+pub(super) struct ReleaseWait {
     /// The number of the last of these releases.
     last: u64,
     /// The number of these releases that are not yet sent.
@@ -96,7 +96,7 @@ pub(super) enum Ahead {
 pub(super) struct Waiter {
     pub(super) id: u64,
     pub(super) mode: Mode,
-    pub(super) who: Admitted,
+    pub(super) who: QueuedTask,
     pub(super) since: Timestamp,
     /// How long the task waits while the backend does not answer.
     pub(super) timeout: Duration,
@@ -106,13 +106,13 @@ pub(super) struct Waiter {
 
 /// The part of its [`QUOTA`] that this process has used for one key.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct FairnessQuota {
+pub(super) struct QuotaUse {
     grants: u32,
     /// The time of the first of these grants.
     since: Timestamp,
 }
 
-impl FairnessQuota {
+impl QuotaUse {
     /// Returns whether the next attempt is to yield.
     fn is_used_up(self, now: Timestamp) -> bool {
         self.grants >= QUOTA.grants || self.grants > 0 && now.since(self.since) >= QUOTA.time
@@ -135,7 +135,7 @@ impl KeyQueue {
         self.ahead == Ahead::Nothing
             && self.waiters.is_empty()
             && self.releasing == 0
-            && self.tries.is_empty()
+            && self.release_waits.is_empty()
     }
 
     /// Records that the queue has become idle. It is kept for a while, because its quota counts.
@@ -157,7 +157,7 @@ impl KeyQueue {
     }
 
     /// Admits a task. Returns whether its attempt is to yield to waiters of other processes.
-    pub(super) fn admit(&mut self, mode: Mode, who: Admitted, now: Timestamp) -> bool {
+    pub(super) fn admit(&mut self, mode: Mode, who: QueuedTask, now: Timestamp) -> bool {
         self.last = Some(who);
         self.ahead = match (self.ahead, mode) {
             (Ahead::Readers(count), Mode::Shared) => Ahead::Readers(count + 1),
@@ -229,17 +229,17 @@ impl KeyQueue {
 
     /// Records that a release begins. Returns its number.
     pub(super) fn begin_release(&mut self, mode: Mode) -> u64 {
-        self.begun += 1;
+        self.releases_begun += 1;
         self.releasing += 1;
         self.exclusive_releasing |= mode == Mode::Exclusive;
-        self.begun
+        self.releases_begun
     }
 
     /// Records that the release with this number is sent.
     pub(super) fn release_sent(&mut self, number: u64, mode: Mode) {
         self.releasing = self.releasing.saturating_sub(1);
         self.exclusive_releasing &= mode != Mode::Exclusive;
-        self.tries.retain_mut(|waiting| {
+        self.release_waits.retain_mut(|waiting| {
             waiting.left -= usize::from(number <= waiting.last);
             waiting.left > 0
         });
@@ -252,8 +252,8 @@ impl KeyQueue {
             return None;
         }
         let (notify, sent) = oneshot::channel();
-        self.tries.push(Try {
-            last: self.begun,
+        self.release_waits.push(ReleaseWait {
+            last: self.releases_begun,
             left: self.releasing,
             _notify: notify,
         });

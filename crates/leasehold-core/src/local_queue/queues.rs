@@ -12,7 +12,7 @@ use crate::{
     clock::{Clock, Timestamp},
     error::{Error, ErrorKind, Result},
     key::LockKey,
-    local_queue::key_queue::{Admitted, Ahead, KeyQueue, Waiter},
+    local_queue::key_queue::{Ahead, KeyQueue, QueuedTask, Waiter},
     mode::Mode,
     signal::Signal,
 };
@@ -75,7 +75,7 @@ impl LocalQueues {
         request: &Request,
         waits_for_itself: impl FnOnce(),
     ) -> Result<Place> {
-        let (mode, who) = (request.mode(), Admitted::of(request));
+        let (mode, who) = (request.mode(), QueuedTask::of(request));
         let (key, timeout) = (
             QueueKey::new(request.key(), mode),
             request.ttl().as_duration(),
@@ -158,7 +158,7 @@ impl LocalQueues {
         let now = self.clock.now();
         let queue = state.open(&key, now);
         if queue.waiters.is_empty() && queue.admits(mode) {
-            let yields = queue.admit(mode, Admitted::of(request), now);
+            let yields = queue.admit(mode, QueuedTask::of(request), now);
             drop(state);
             return Ok(Some(Place::new(self, key, mode, yields, request.signal())));
         }

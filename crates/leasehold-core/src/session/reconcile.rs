@@ -103,8 +103,8 @@ async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
             }
         }
     }
-    for sink in lost {
-        sink.lost(LossReason::Replaced);
+    for notifier in lost {
+        notifier.lost(LossReason::Replaced);
     }
     if !orphans.is_empty() {
         tracing::debug!(target: "leasehold", ?orphans, "removing entries that nobody owns");

@@ -256,7 +256,7 @@ impl<D: SessionDriver> Session<D> {
     /// Ends the session in this process and notifies all holders in it. Call it when the server
     /// reports the end or the client detects it. Only the first reason is recorded.
     pub fn end(&self, reason: LossReason) {
-        let sinks: Vec<_> = {
+        let notifiers: Vec<_> = {
             let mut state = self.lock();
             if state.end.is_some() {
                 return;
@@ -269,8 +269,8 @@ impl<D: SessionDriver> Session<D> {
                 .collect()
         };
         self.ended.notify_waiters();
-        for sink in sinks {
-            sink.lost(reason);
+        for notifier in notifiers {
+            notifier.lost(reason);
         }
     }
 
@@ -290,14 +290,14 @@ impl<D: SessionDriver> Session<D> {
         self.driver.close(&self.handle).await
     }
 
-    pub(super) fn hold(&self, name: &D::Claim, sink: LossNotifier) -> bool {
+    pub(super) fn hold(&self, name: &D::Claim, notifier: LossNotifier) -> bool {
         let mut state = self.lock();
         if state.end.is_some() {
             return false;
         }
         let state = &mut *state;
         if let Some(claim_state) = state.claims.get_mut(name)
-            && claim_state.holder.replace(sink).is_none()
+            && claim_state.holder.replace(notifier).is_none()
         {
             state.pending -= 1;
         }

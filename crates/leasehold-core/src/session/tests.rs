@@ -176,10 +176,10 @@ fn request(clock: &Arc<TestClock>, secs: u64) -> Request {
 }
 
 /// Returns a request and the notifier of its loss.
-fn sink(clock: &Arc<TestClock>) -> (Request, LossNotifier) {
+fn held_request(clock: &Arc<TestClock>) -> (Request, LossNotifier) {
     let request = request(clock, 10);
-    let sink = request.loss_notifier();
-    (request, sink)
+    let notifier = request.loss_notifier();
+    (request, notifier)
 }
 
 #[tokio::test(start_paused = true)]
@@ -281,8 +281,8 @@ async fn session_without_a_renewal_task_expires() {
         .claim(&request(&clock, 10), |_, _| 0)
         .await
         .unwrap();
-    let (lock, sink) = sink(&clock);
-    assert!(claim.hold(sink));
+    let (lock, notifier) = held_request(&clock);
+    assert!(claim.hold(notifier));
     tokio::time::sleep(Duration::from_secs(12)).await;
     assert!(!claim.session().is_live());
     assert_eq!(lock.signal().loss(), Some(LossReason::Expired));
@@ -296,8 +296,8 @@ async fn end_of_a_session_notifies_holders_and_waiters() {
         sessions.claim(&request, |_, _| 1).await.unwrap(),
         sessions.claim(&request, |_, _| 2).await.unwrap(),
     );
-    let (lock, sink) = sink(&clock);
-    assert!(holder.hold(sink));
+    let (lock, notifier) = held_request(&clock);
+    assert!(holder.hold(notifier));
     server.sessions.lock().unwrap().clear();
     assert_eq!(
         holder.session().renew().await.unwrap_err().kind(),
@@ -305,9 +305,9 @@ async fn end_of_a_session_notifies_holders_and_waiters() {
     );
     assert_eq!(lock.signal().loss(), Some(LossReason::SessionEnded));
     waiter.session().ended().await;
-    let (_, sink) = self::sink(&clock);
+    let (_, notifier) = held_request(&clock);
     assert!(
-        !waiter.hold(sink),
+        !waiter.hold(notifier),
         "nothing is granted in a session that is over"
     );
     let next = sessions.claim(&request, |_, _| 3).await.unwrap();
@@ -321,8 +321,8 @@ async fn session_found_over_after_its_renewal_is_not_extended() {
         .claim(&request(&clock, 10), |_, _| 1)
         .await
         .unwrap();
-    let (lock, sink) = sink(&clock);
-    assert!(claim.hold(sink));
+    let (lock, notifier) = held_request(&clock);
+    assert!(claim.hold(notifier));
     server.over_when_looked_at.store(true, Ordering::Relaxed);
     assert_eq!(
         claim.session().renew().await.unwrap_err().kind(),
@@ -392,8 +392,8 @@ async fn locks_are_lost_if_owned_entries_cannot_be_listed() {
         .claim(&request(&clock, 10), |_, _| 1)
         .await
         .unwrap();
-    let (lock, sink) = sink(&clock);
-    assert!(held.hold(sink));
+    let (lock, notifier) = held_request(&clock);
+    assert!(held.hold(notifier));
     server.has(0, 1);
     server.blind.store(true, Ordering::Relaxed);
     // For one TTL the session is still renewed: a passing fault loses no lock.
@@ -441,8 +441,8 @@ async fn a_lock_taken_away_is_noticed_whatever_fails() {
             .claim(&request(&clock, 10), |_, _| 1)
             .await
             .unwrap();
-        let (lock, sink) = sink(&clock);
-        assert!(held.hold(sink));
+        let (lock, notifier) = held_request(&clock);
+        assert!(held.hold(notifier));
         server.has(0, 1);
         let mut taken = None;
         for _ in 0..80 {
@@ -492,8 +492,8 @@ async fn renewal_removes_orphans_and_nothing_else() {
     let request = request(&clock, 10);
     let held = sessions.claim(&request, |_, _| 1).await.unwrap();
     let waiting = sessions.claim(&request, |_, _| 2).await.unwrap();
-    let (lock, sink) = sink(&clock);
-    assert!(held.hold(sink));
+    let (lock, notifier) = held_request(&clock);
+    assert!(held.hold(notifier));
     for claim in 1..=3 {
         server.has(0, claim);
     }
@@ -554,7 +554,7 @@ async fn renewal_detects_lost_and_revoked_locks() {
         sessions.claim(&request, |_, _| 1).await.unwrap(),
         sessions.claim(&request, |_, _| 2).await.unwrap(),
     );
-    let ((first, one), (second, two)) = (sink(&clock), sink(&clock));
+    let ((first, one), (second, two)) = (held_request(&clock), held_request(&clock));
     assert!(taken.hold(one) && broken.hold(two));
     server.has(0, 2);
     server.broken.lock().unwrap().push(2);

@@ -105,10 +105,10 @@ impl RedisConfig {
 
     /// Sets the time after which a waiter retries without a notification. The default is 2 s, or
     /// the time at which the lock of the holder expires. A waiter that retries less often than
-    /// every 5 s loses its place. Intended for tests of the notifications.
+    /// every 5 s loses its place.
     #[must_use]
-    pub fn with_fallback_poll_interval(mut self, net: Duration) -> Self {
-        self.fallback_poll_interval = Some(net);
+    pub fn with_fallback_poll_interval(mut self, interval: Duration) -> Self {
+        self.fallback_poll_interval = Some(interval);
         self
     }
 

@@ -113,6 +113,10 @@ fn config(url: &mut BackendUrl) -> Result<RedisConfig> {
     if let Some(timeout) = url.take_duration("timeout").map_err(in_connect)? {
         config = config.with_timeout(timeout);
     }
+    let interval = url.take_duration("fallback-poll-interval");
+    if let Some(interval) = interval.map_err(in_connect)? {
+        config = config.with_fallback_poll_interval(interval);
+    }
     if let Some(text) = take(url, "nodelay")? {
         config = config.with_nodelay(flag("nodelay", &text)?);
     }
@@ -235,18 +239,18 @@ mod tests {
 
     #[test]
     fn url_sets_every_option() {
-        let location = ParsedUrl::parse(
-            "redis://al%40ice:p%23ss%2F@[::1]:7000/3?prefix=shop%3A&connect-timeout=200ms&timeout=3s&nodelay=false&notifications=poll",
+        let parsed = ParsedUrl::parse(
+            "redis://al%40ice:p%23ss%2F@[::1]:7000/3?prefix=shop%3A&connect-timeout=200ms&timeout=3s&nodelay=false&notifications=poll&fallback-poll-interval=4s",
         )
         .unwrap();
-        let info = location.client.get_connection_info();
+        let info = parsed.client.get_connection_info();
         assert_eq!(info.addr(), &ConnectionAddr::Tcp("::1".into(), 7000));
         let settings = info.redis_settings();
         assert_eq!(
             (settings.username(), settings.password(), settings.db()),
             (Some("al@ice"), Some("p#ss/"), 3)
         );
-        let config = location.config;
+        let config = parsed.config;
         assert_eq!(&*config.prefix, b"shop:");
         assert_eq!(
             (
@@ -259,15 +263,16 @@ mod tests {
             (config.nodelay, config.notifications),
             (false, NotificationMode::Polled)
         );
+        assert_eq!(config.fallback_poll_interval, Some(Duration::from_secs(4)));
     }
 
     #[cfg(unix)]
     #[test]
     fn a_socket_is_named_by_its_path() {
-        let location =
+        let parsed =
             ParsedUrl::parse("redis+unix:///run/my%20redis.sock?db=2&user=u&pass=p&prefix=x")
                 .unwrap();
-        let info = location.client.get_connection_info();
+        let info = parsed.client.get_connection_info();
         assert_eq!(
             info.addr(),
             &ConnectionAddr::Unix("/run/my redis.sock".into())

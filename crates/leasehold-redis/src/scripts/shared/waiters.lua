@@ -1,8 +1,8 @@
 -- Lists of waiters. The score of a waiter is the time in ms at which its registration ends. A
 -- waiter renews its registration each time it asks.
 
--- The life of a registration, in ms. It outlives a waiter that was killed by this time, whatever
--- the TTL. Waiters retry at least every 2 s (REFRESH in acquire.rs), so that two requests may be
+-- The life of a registration, in ms. A killed waiter stays registered for this long, whatever the
+-- TTL. Waiters retry at least every 2 s (REFRESH in acquire.rs), so that two requests may be
 -- lost or late. A shorter life would cost more requests.
 local LIFE = 5000
 -- The time in ms for which a free lock is offered to a waiter before others pass it over. A waiter
