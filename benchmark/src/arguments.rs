@@ -9,7 +9,7 @@ use super::{backend::BackendName, runtime::RuntimeKind, scenario::Scenario};
 const AFTER_HELP: &str = "\
 Scenarios:
   pair      acquire and release, each task its own key
-  handoff   from the begin of a release until another process, which waits, has the lock
+  handoff   from the start of a release until another process, which waits, has the lock
   handoff-busy   the same beside 500 unrelated writes per second
   counter   16 tasks increment one value 2 000 times in all; fails if an increment is lost
   held      10 000 leases that are only held: processor time and memory
@@ -36,7 +36,7 @@ the code that is measured.
 
 Examples:
   bench --quick                                    everything, in a few minutes
-  bench --on redis --scenario pair --tasks 1       one thing, well
+  bench --on redis --scenario pair --tasks 1       one measurement, at full length
   bench --on redis --on file --json figures.json   an array of objects, one for each row of the table
   bench plot figures.json figures.svg              draws them";
 

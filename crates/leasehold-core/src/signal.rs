@@ -31,10 +31,10 @@ use crate::{clock::Timestamp, error::Error};
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum LossReason {
-    /// The deadline passed before a renewal succeeded.
+    /// The deadline passed before a renewal succeeded. After a graceful revocation, none does.
     Expired,
-    /// The backend no longer has the lock of this holder. It was revoked, overwritten, deleted or
-    /// evicted.
+    /// The backend no longer has the lock of this holder. It was revoked at once, overwritten,
+    /// deleted or evicted.
     Replaced,
     /// The session of the lease ended.
     SessionEnded,

@@ -283,7 +283,7 @@ fn connection_error(
     ];
     if connecting.iter().any(|text| cause.contains(text)) {
         let remedy = if cause.contains("deadline has elapsed") {
-            "nobody answered within the option `connect-timeout`, 1 s unless set; check the address, and firewalls"
+            "no member answered within the option `connect-timeout`, 1 s unless set; check the address, and firewalls"
         } else {
             "check the address, and that a server runs there"
         };

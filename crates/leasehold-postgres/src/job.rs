@@ -122,7 +122,7 @@ impl Job {
         match self {
             Self::Acquire(_) => "acquire",
             Self::Release { .. } => "release",
-            Self::Cleanup => "tidy",
+            Self::Cleanup => "clean up",
         }
     }
 }

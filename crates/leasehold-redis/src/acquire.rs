@@ -29,7 +29,8 @@ use crate::{
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// The longest interval between the attempts of a waiter. Each attempt renews the waiter's
 /// registration, which expires after 5 s (`LIFE` in `shared/waiters.lua`), so a waiter keeps its
-/// place if one request is lost or late. A process that waits for 1 000 locks sends 500 requests per second.
+/// place if one request is lost or late. A process that waits for 1 000 locks sends 500 requests
+/// per second.
 const REFRESH: Duration = Duration::from_secs(2);
 
 impl RedisBackend {
@@ -86,7 +87,7 @@ impl RedisBackend {
                 ErrorKind::Conflict,
                 "acquire",
                 format!(
-                    "`{}` is held as permit of {theirs} and was asked for as {}; say the same count everywhere",
+                    "`{}` is held as permit of {theirs} and was asked for as {}; use the same count everywhere",
                     request.key(),
                     request.mode()
                 ),

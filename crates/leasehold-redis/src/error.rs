@@ -239,10 +239,10 @@ fn from_answer(error: &RedisError) -> (ErrorKind, String) {
             Some("NOAUTH" | "WRONGPASS") => {
                 (ErrorKind::Denied, "the server asks for a password, or refused it; give it in the URL".into())
             }
-            Some("BUSY") => retry("the server is busy with somebody's long script; try again"),
+            Some("BUSY") => retry("the server is busy with a long script; try again"),
             Some("LEASETOKEN") => (
                 ErrorKind::UnexpectedResponse,
-                format!("{}; the key's token counter has been overwritten by someone, delete it", detail(error)),
+                format!("{}; another program has overwritten the key's token counter; delete it", detail(error)),
             ),
             _ => (ErrorKind::UnexpectedResponse, format!("the server answered with an error: {}", detail(error))),
         },

@@ -621,7 +621,7 @@ mod tests {
             );
         }
         assert!(ParsedValue::read(b"\xff\xfe").owner.is_none());
-        // The broken mark is seen through.
+        // The mark of a revoked holder is ignored.
         assert!(
             ParsedValue::read(format!("broken:{:032x}:", 1).as_bytes())
                 .owner

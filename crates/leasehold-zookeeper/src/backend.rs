@@ -358,11 +358,11 @@ impl LockBackend for ZookeeperBackend {
     }
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
-        let broken = revoke::revoke(&self.cluster, holder, revocation).await;
-        if self.is_cured("revoke", &broken).await {
+        let revoked = revoke::revoke(&self.cluster, holder, revocation).await;
+        if self.is_cured("revoke", &revoked).await {
             return revoke::revoke(&self.cluster, holder, revocation).await;
         }
-        broken
+        revoked
     }
 
     /// Waits for an answer of the leader, on a connection without locks.

@@ -256,7 +256,7 @@ impl BatchExecutor {
         }
         answers
             .into_iter()
-            .map(|answer| answer.unwrap_or_else(|| Err(ERRORS.unexpected("gathered"))))
+            .map(|answer| answer.unwrap_or_else(|| Err(ERRORS.unexpected("batch"))))
             .collect()
     }
 
@@ -269,7 +269,7 @@ impl BatchExecutor {
             let each = |(_, job): &(usize, Job)| Err(error.clone().with_operation(job.operation));
             Some(jobs.iter().map(each).collect())
         };
-        let link = match self.line.link("gathered") {
+        let link = match self.line.link("batch") {
             Ok(link) => link,
             Err(error) => return all(error),
         };
@@ -277,18 +277,18 @@ impl BatchExecutor {
         let outcome = async { Ok(committed.await) };
         match self
             .cluster
-            .ask("gathered", SideEffect::Writes, self.patience, outcome)
+            .ask("batch", SideEffect::Writes, self.patience, outcome)
             .await
         {
             Ok(Ok(done)) => Some(done),
             Ok(Err(MultiWriteError::OperationFailed {
                 index: 0,
                 source: Driver::NoNode,
-            })) => all(error::over("gathered")),
+            })) => all(error::over("batch")),
             Ok(Err(MultiWriteError::OperationFailed { .. })) => None,
             Ok(Err(MultiWriteError::RequestFailed { source })) => all(error::from_driver(
                 source,
-                "gathered",
+                "batch",
                 SideEffect::Writes,
                 &self.cluster.endpoint(),
             )),

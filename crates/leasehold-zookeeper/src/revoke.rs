@@ -48,7 +48,7 @@ pub(crate) async fn revoke(
         return Err(ERRORS.error(
             ErrorKind::Unsupported,
             "revoke",
-            "another program holds it, which may not notice; it can only be broken at once",
+            "another program holds it, which may not notice; use an immediate revocation",
         ));
     }
     let (link, patience) = (cluster.shared("revoke").await?, cluster.config.timeout);

@@ -170,7 +170,8 @@ macro_rules! guard_methods {
             ///
             /// # Errors
             /// [`ErrorKind::Lost`](crate::ErrorKind::Lost) is final. After any other error the
-            /// deadline is unchanged.
+            /// deadline is unchanged. [`ErrorKind::Revoked`](crate::ErrorKind::Revoked) means that
+            /// no renewal will succeed; release the lock before its deadline.
             ///
             /// # Cancel safety
             /// The renewal may or may not have happened; the lease stays valid either way.

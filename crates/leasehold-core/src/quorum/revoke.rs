@@ -151,10 +151,10 @@ impl Outcome {
         let mut freed = false;
         for (problem, answer) in self.problems.iter_mut().zip(answers) {
             match answer {
-                Some(Ok(broken)) => {
+                Some(Ok(revoked)) => {
                     *problem = None;
-                    freed |= broken == RevokeOutcome::Freed;
-                    if let RevokeOutcome::FreeWithin(left) = broken {
+                    freed |= revoked == RevokeOutcome::Freed;
+                    if let RevokeOutcome::FreeWithin(left) = revoked {
                         self.marked = self.marked.max(Some(left));
                     }
                 }

@@ -633,11 +633,11 @@ const LIMITS: BatchLimits = BatchLimits {
 
 #[tokio::test(start_paused = true)]
 async fn a_lone_job_goes_at_once_and_many_go_together() {
-    let (trips, gather) = (Arc::new(Trips::default()), Arc::new(Batcher::new(LIMITS)));
-    assert_eq!(gather.run(&trips, 7).await.unwrap(), 7);
+    let (trips, batcher) = (Arc::new(Trips::default()), Arc::new(Batcher::new(LIMITS)));
+    assert_eq!(batcher.run(&trips, 7).await.unwrap(), 7);
     let jobs: Vec<u64> = (0..20).map(|job| job * 10).collect();
     let answers =
-        futures_util::future::join_all(jobs.iter().map(|job| gather.run(&trips, *job))).await;
+        futures_util::future::join_all(jobs.iter().map(|job| batcher.run(&trips, *job))).await;
     assert_eq!(
         answers.into_iter().map(Result::unwrap).collect::<Vec<_>>(),
         jobs
@@ -648,9 +648,9 @@ async fn a_lone_job_goes_at_once_and_many_go_together() {
 
 #[tokio::test(start_paused = true)]
 async fn jobs_of_one_lane_never_travel_together_and_keep_their_order() {
-    let (trips, gather) = (Arc::new(Trips::default()), Arc::new(Batcher::new(LIMITS)));
+    let (trips, batcher) = (Arc::new(Trips::default()), Arc::new(Batcher::new(LIMITS)));
     let jobs = [101, 201, 11, 12, 21, 13, 22];
-    futures_util::future::join_all(jobs.iter().map(|job| gather.run(&trips, *job))).await;
+    futures_util::future::join_all(jobs.iter().map(|job| batcher.run(&trips, *job))).await;
     assert_eq!(
         *trips.0.lock().unwrap(),
         [vec![101], vec![201], vec![11, 21], vec![12, 22], vec![13]]

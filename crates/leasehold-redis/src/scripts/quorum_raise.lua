@@ -4,8 +4,8 @@
 -- KEYS: lock, fence, readers, mark, top
 -- ARGV: value, token, expected marker, expected run, a token that the node must exceed, `shared` or
 -- `exclusive`
--- Returns 1 if the fence has this value, 0 if the lock is not held, and the token of the fence, as a
--- string, if that is larger.
+-- Returns 1 if the fence has this value, 0 if the lock is not held, and the token of the fence, as
+-- a string, if that is larger.
 local lock, fence, readers, mark, top = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local value, token, marker, run = ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[4]
 local above, shared = ARGV[5] + 0, ARGV[6] == 'shared'

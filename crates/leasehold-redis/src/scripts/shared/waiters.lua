@@ -27,8 +27,9 @@ local function offer_to(list, waiter)
   redis.call('ZADD', list, NOW + OFFER, waiter)
 end
 
--- The waiters for a lock, as distinct from those for a permit. `lists` are the keys of three sorted sets: `writers` and `readers` have
--- the registrations; `order` has for each of them the time in us at which it began to wait.
+-- The waiters for a lock, as distinct from those for a permit. `lists` are the keys of three sorted
+-- sets: `writers` and `readers` have the registrations; `order` has for each of them the time in us
+-- at which it began to wait.
 
 -- The number of waiters at the head of `order` that one script looks at.
 local HEAD = 8
