@@ -654,6 +654,32 @@ async fn revocation_reaches_nodes_reacquired_meanwhile() {
     }
 }
 
+/// A node that fails could otherwise end the renewal before a majority has answered.
+#[tokio::test(start_paused = true)]
+async fn revocation_is_reported_although_a_node_fails() {
+    let (nodes, quorum, request) = flaky().await;
+    let lease = granted(&quorum, request.clone()).await;
+    assert_eq!(held(&nodes, &request).await, 3);
+    let inspection = quorum.inspect(request.key()).await.unwrap();
+    let revoked = quorum.revoke(&inspection.holders[0], Revocation::Graceful);
+    assert!(matches!(
+        revoked.await.unwrap(),
+        RevokeOutcome::FreeWithin(_)
+    ));
+    nodes[0].panics.store(true, SeqCst);
+    nodes[2].renewal_takes.store(10, SeqCst);
+    assert_eq!(
+        Arc::clone(&lease).renew().await.unwrap_err().kind(),
+        ErrorKind::Revoked
+    );
+    // Two nodes that fail are no majority that revoked it.
+    nodes[1].panics.store(true, SeqCst);
+    assert_eq!(
+        lease.renew().await.unwrap_err().kind(),
+        ErrorKind::Indeterminate
+    );
+}
+
 /// Each lock file identifies the same holder differently.
 #[tokio::test]
 async fn holder_with_different_ids_per_node_is_listed_once() {

@@ -390,7 +390,10 @@ impl Lease for QuorumLease {
                 problem = answer.err().or(problem.take());
             });
             let outcome = renewal(&Tally::of(majority, votes.iter().copied()));
-            if outcome != Renewed::Pending {
+            // A failed renewal is retried, a revocation is final: wait for the answers that decide.
+            let may_be_revoked = (1..=majority.spare()).contains(&revoked)
+                && revoked + calls.nodes().count() > majority.spare();
+            if outcome != Renewed::Pending && !(outcome == Renewed::Unchanged && may_be_revoked) {
                 return Poll::Ready(outcome);
             }
             if timer.as_mut().poll(cx).is_pending() {

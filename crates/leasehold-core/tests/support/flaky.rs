@@ -5,7 +5,7 @@ use std::{
     panic::resume_unwind,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -38,6 +38,8 @@ pub(crate) struct Flaky {
     /// deadline has passed.
     pub(crate) late_renewals: AtomicUsize,
     pub(crate) late_answers: Semaphore,
+    /// The time in milliseconds that a renewal takes.
+    pub(crate) renewal_takes: AtomicU64,
 }
 
 impl Flaky {
@@ -50,6 +52,7 @@ impl Flaky {
             votes,
             late_renewals: AtomicUsize::new(0),
             late_answers: Semaphore::new(0),
+            renewal_takes: AtomicU64::new(0),
         })
     }
 
@@ -205,6 +208,10 @@ impl Lease for FlakyLease {
             .late_renewals
             .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
             .is_ok();
+        let takes = self.node.renewal_takes.load(SeqCst);
+        if takes > 0 {
+            tokio::time::sleep(Duration::from_millis(takes)).await;
+        }
         Arc::clone(&self.inner).renew().await?;
         if late {
             self.node
