@@ -9,8 +9,8 @@ use std::{
 use leasehold_core::{
     AcquisitionId, ClockDrift, Error, ErrorKind, LockKey, Result, TestClock, Ttl,
     backend::{
-        Attempt, BoxFuture, Contention, Lease, LockBackend, Request, acquire_with_retry,
-        support::{RetryBudget, Waiting},
+        Attempt, BoxFuture, Contention, Lease, LockBackend, Request, Waiting, acquire_with_retry,
+        support::RetryBudget,
     },
     session::{attempt_with_session_retry, queue_with_session_retry},
 };

@@ -404,7 +404,7 @@ impl ParsedValue {
         let Ok(value) = std::str::from_utf8(value) else {
             return foreign;
         };
-        let value = value.strip_prefix("broken:").unwrap_or(value);
+        let value = value.strip_prefix("revoked:").unwrap_or(value);
         let (of, value) = match value.split_once('|') {
             Some((of, rest)) if of.bytes().all(|byte| byte.is_ascii_digit()) => {
                 (of.parse().ok(), rest)
@@ -623,7 +623,7 @@ mod tests {
         assert!(ParsedValue::read(b"\xff\xfe").owner.is_none());
         // The mark of a revoked holder is ignored.
         assert!(
-            ParsedValue::read(format!("broken:{:032x}:", 1).as_bytes())
+            ParsedValue::read(format!("revoked:{:032x}:", 1).as_bytes())
                 .owner
                 .is_some()
         );

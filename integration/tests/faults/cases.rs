@@ -55,7 +55,7 @@ pub(crate) static ALL: &[Case] = cases! {
     Short network::holder_with_cut_connections_is_lost_by_deadline_and_recovers: [Server];
     Long network::a_waiter_behind_a_cut_is_granted_after_it_heals: [Server];
     Short network::a_short_cut_costs_the_holder_nothing: [Server, HeldOverReset];
-    Short network::late_request_leaves_no_lock_beyond_a_ttl: [Server];
+    Short network::late_request_leaves_no_lock_for_good: [Server];
     Short network::cut_anywhere_in_acquisition_leaves_no_lock_and_no_waiter: [Server];
     Long closing::nothing_runs_on_after_a_client_with_many_locks_is_closed: [];
     Long closing::nothing_runs_on_after_a_client_of_a_dead_server_is_dropped:

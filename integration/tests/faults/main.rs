@@ -1,7 +1,7 @@
 //! The fault suite runs cases with faults of processes, servers and connections on every backend.
 //!
 //! A case is an async function over a [`Fixture`](fixture::Fixture), such as
-//! `redis::late_request_leaves_no_lock_beyond_a_ttl`. If a backend lacks what a case needs, the
+//! `redis::late_request_leaves_no_lock_for_good`. If a backend lacks what a case needs, the
 //! case is listed as ignored, with the reason. Faults that are particular to one kind of server are
 //! in the tests of that backend.
 //!

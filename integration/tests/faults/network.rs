@@ -137,7 +137,7 @@ pub(crate) async fn a_short_cut_costs_the_holder_nothing(fixture: &mut dyn Fixtu
     nothing_left(fixture);
 }
 
-pub(crate) async fn late_request_leaves_no_lock_beyond_a_ttl(fixture: &mut dyn Fixture) {
+pub(crate) async fn late_request_leaves_no_lock_for_good(fixture: &mut dyn Fixture) {
     let route = fixture.route();
     let client = fixture.client_at(&route.url).await;
     client

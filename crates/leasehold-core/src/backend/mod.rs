@@ -29,7 +29,7 @@ pub use self::{
 pub use crate::{
     backend::{
         lazy::LazyBackend,
-        request::{LossNotifier, Request},
+        request::{LossNotifier, Request, Waiting},
         retry::acquire_with_retry,
     },
     clock::AtomicDeadline,
@@ -42,7 +42,6 @@ pub mod support {
             backend_errors::{BackendErrors, SideEffect},
             driver_thread::{DriverThread, on_driver_thread},
             release_tracker::ReleaseTracker,
-            request::Waiting,
             retry::RetryBudget,
         },
         panics::{contained, supervised},

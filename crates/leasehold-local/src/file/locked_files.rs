@@ -74,6 +74,11 @@ impl LockedFiles {
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
+    /// Unlocks and closes the file of the permit, if there is one.
+    pub(super) fn unlock_slot(&mut self) -> io::Result<()> {
+        self.slot.take().map_or(Ok(()), |slot| slot.unlock())
+    }
+
     /// Unlocks and closes all files.
     ///
     /// The unlock comes first. Otherwise child processes with the same descriptors would keep the

@@ -277,9 +277,11 @@ impl PendingLock {
         shared: bool,
     ) -> Result<ControlFlow<Outcome, LockedFiles>> {
         let id = FileId::of(&file).map_err(|error| io_error("read", &self.path, error))?;
-        let Some(shadow) = self.shadow(&self.path, shared)? else {
+        let shadow = self.shadow(&self.path, shared);
+        let Ok(Some(shadow)) = shadow else {
             file.unlock()
                 .map_err(|error| io_error("unlock", &self.path, error))?;
+            shadow?;
             return self
                 .keep_open(file, Outcome::Displaced)
                 .map(ControlFlow::Break);

@@ -56,16 +56,18 @@ impl PendingLock {
             if !try_lock(&slot, false, &path)? {
                 continue;
             }
+            // From here on it is unlocked before it is closed, even if an error is returned.
+            let slot = locked.slot.insert(slot);
             // Another process may hold the permit on a file that was removed.
-            let Some(shadow) = self.shadow(&path, false)? else {
-                continue;
-            };
-            if !leads_to(&path, &slot)? {
-                continue;
+            if let Some(shadow) = self.shadow(&path, false)?
+                && leads_to(&path, slot)?
+            {
+                locked.slot_shadow = Some(shadow);
+                return Ok(Outcome::Held(Box::new(locked)));
             }
-            locked.slot = Some(slot);
-            locked.slot_shadow = Some(shadow);
-            return Ok(Outcome::Held(Box::new(locked)));
+            locked
+                .unlock_slot()
+                .map_err(|error| io_error("unlock", &path, error))?;
         }
         self.unlock_and_keep(locked, Outcome::Refused)
     }

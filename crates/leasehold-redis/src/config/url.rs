@@ -263,7 +263,7 @@ mod tests {
             (config.nodelay, config.notifications),
             (false, NotificationMode::Polled)
         );
-        assert_eq!(config.fallback_poll_interval, Some(Duration::from_secs(4)));
+        assert_eq!(config.fallback_poll_interval, Some(std::time::Duration::from_secs(4)));
     }
 
     #[cfg(unix)]

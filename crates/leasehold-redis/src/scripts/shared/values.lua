@@ -2,7 +2,7 @@
 --
 -- The value of an exclusive lock is that of its holder. The value of a shared lock begins with
 -- SHARED. A holder whose lock was revoked has REVOKED before its value until the lock expires.
-local SHARED, REVOKED = 'shared:', 'broken:'
+local SHARED, REVOKED = 'shared:', 'revoked:'
 -- The reply to the renewal of a revoked lock.
 local WAS_REVOKED = -1
 -- Stands for the value of a key that is no string, and that another program has written.
