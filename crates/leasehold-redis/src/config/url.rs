@@ -263,7 +263,10 @@ mod tests {
             (config.nodelay, config.notifications),
             (false, NotificationMode::Polled)
         );
-        assert_eq!(config.fallback_poll_interval, Some(std::time::Duration::from_secs(4)));
+        assert_eq!(
+            config.fallback_poll_interval,
+            Some(std::time::Duration::from_secs(4))
+        );
     }
 
     #[cfg(unix)]
