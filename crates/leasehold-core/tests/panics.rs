@@ -130,7 +130,7 @@ async fn at_every_point<G>(install: impl Fn(Arc<Fuse>) -> G) {
             client.close().await.unwrap();
         }
         let calls = fuse.calls.load(SeqCst);
-        assert!(calls > 20, "only {calls} calls: nothing is tested");
+        assert!(calls > 10, "only {calls} calls: nothing is tested");
         match point {
             Some(at) if at >= calls => return,
             at => point = Some(at.map_or(0, |at| at + 1)),
