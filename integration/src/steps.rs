@@ -18,7 +18,7 @@ pub fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Connects a client with this TTL, and records [panics](crate::panics) from now on.
+/// Connects a client with this TTL. Panics are recorded from now on; see [`crate::panics`].
 ///
 /// # Panics
 /// It cannot connect.
