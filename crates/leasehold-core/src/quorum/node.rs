@@ -77,7 +77,7 @@ pub trait QuorumNode: LockBackend {
     /// Returns the driver's error. The locks then expire.
     async fn withdraw(self: Arc<Self>, request: Request) -> Result<Released>;
 
-    /// Removes the registration of this [waiter](Request::waiter), and nothing that is held: the
+    /// Removes the registration of this [waiter](Request::waiting), and nothing that is held: the
     /// acquisition may hold the lock at this node by now. A node that keeps no list of waiters has
     /// nothing to do.
     ///
