@@ -6,7 +6,7 @@
 //! another container holds is not reported as free.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io::{self, Read},
     path::Path,
     thread,
@@ -15,8 +15,8 @@ use std::{
 use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, WaiterRef};
 
 use super::{
-    access, identity::FileId, lock_dir::LockDir, permit::read_number, record::Record,
-    waiter_marker::WaiterMarker,
+    access, identity::FileId, lock_dir::LockDir, locked_file::LockedFile, permit::read_number,
+    record::Record, waiter_marker::WaiterMarker,
 };
 
 /// The first PID namespace has this number in every kernel (`PROC_PID_INIT_INO`).
@@ -213,21 +213,17 @@ fn read_in_pieces(path: &str) -> io::Result<String> {
 /// Tries a lock for an instant. Returns `None` if it is free, and otherwise whether it is held
 /// exclusively.
 fn is_locked(path: &Path) -> io::Result<Option<bool>> {
-    let Ok(file) = access::open_existing(path) else {
+    let Ok(mut file) = access::open_existing(path) else {
         return Ok(None);
     };
-    let is_taken = |tried: Result<(), TryLockError>| match tried {
-        Ok(()) => Ok(false),
-        Err(TryLockError::WouldBlock) => Ok(true),
-        Err(TryLockError::Error(error)) => Err(error),
-    };
     for _ in 0..TRIES {
-        if !is_taken(file.try_lock())? {
-            return Ok(None);
+        match LockedFile::try_lock(file, false)? {
+            Ok(_free) => return Ok(None),
+            Err(held) => file = held,
         }
         thread::yield_now();
     }
-    is_taken(file.try_lock_shared()).map(Some)
+    Ok(Some(LockedFile::try_lock(file, true)?.is_err()))
 }
 
 /// Returns the device of files in `dir` in `/proc/locks`: the device of the mount, which may differ

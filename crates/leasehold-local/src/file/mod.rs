@@ -10,6 +10,7 @@ mod identity;
 mod keys;
 mod lease;
 mod lock_dir;
+mod locked_file;
 mod locked_files;
 mod pending_lock;
 mod permit;

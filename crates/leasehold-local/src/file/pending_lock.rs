@@ -1,7 +1,7 @@
 //! [`PendingLock`]: one acquisition, its attempts and its waiting.
 
 use std::{
-    fs::{File, TryLockError},
+    fs::File,
     io,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -16,6 +16,7 @@ use super::{
     error::{has_vanished, io_error, refused},
     identity::FileId,
     lock_dir::LockDir,
+    locked_file::LockedFile,
     locked_files::LockedFiles,
     record::{Record, TokenFile},
     shadow::Shadow,
@@ -208,9 +209,10 @@ impl PendingLock {
 
     fn attempt_lock(&mut self, file: File, mode: Mode) -> Result<Outcome> {
         let shared = mode == Mode::Shared;
-        if !try_lock(&file, shared, &self.path)? {
-            return self.keep_open(file, Outcome::Refused);
-        }
+        let file = match try_lock(file, shared, &self.path)? {
+            Ok(file) => file,
+            Err(file) => return self.keep_open(file, Outcome::Refused),
+        };
         let mut locked = match self.confirm(file, shared)? {
             ControlFlow::Continue(locked) => locked,
             ControlFlow::Break(outcome) => return Ok(outcome),
@@ -236,12 +238,11 @@ impl PendingLock {
     }
 
     fn set_counter(&mut self, locked: LockedFiles) -> Result<Outcome> {
-        let file = locked
-            .unlock_and_keep()
-            .map_err(|error| io_error("unlock", &self.path, error))?;
-        if !try_lock(&file, false, &self.path)? {
-            return self.keep_open(file, Outcome::Refused);
-        }
+        let file = self.unlock(locked.into_file())?;
+        let file = match try_lock(file, false, &self.path)? {
+            Ok(file) => file,
+            Err(file) => return self.keep_open(file, Outcome::Refused),
+        };
         // Another process may have set the counter between the two locks.
         let tokens = self.tokens()?;
         let last = tokens
@@ -249,9 +250,7 @@ impl PendingLock {
             .as_ref()
             .map_or_else(micros_since_epoch, |record| record.last_token);
         self.keep(&tokens, last)?;
-        file.unlock()
-            .map_err(|error| io_error("unlock", &self.path, error))?;
-        self.keep_open(file, Outcome::Again)
+        self.unlock_and_keep_open(file, Outcome::Again)
     }
 
     fn tokens(&self) -> Result<TokenFile> {
@@ -273,17 +272,13 @@ impl PendingLock {
     /// later finds the shadow locked.
     pub(super) fn confirm(
         &mut self,
-        file: File,
+        file: LockedFile,
         shared: bool,
     ) -> Result<ControlFlow<Outcome, LockedFiles>> {
-        let id = FileId::of(&file).map_err(|error| io_error("read", &self.path, error))?;
-        let shadow = self.shadow(&self.path, shared);
-        let Ok(Some(shadow)) = shadow else {
-            file.unlock()
-                .map_err(|error| io_error("unlock", &self.path, error))?;
-            shadow?;
+        let id = FileId::of(file.file()).map_err(|error| io_error("read", &self.path, error))?;
+        let Some(shadow) = self.shadow(&self.path, shared)? else {
             return self
-                .keep_open(file, Outcome::Displaced)
+                .unlock_and_keep_open(file, Outcome::Displaced)
                 .map(ControlFlow::Break);
         };
         let locked = LockedFiles::new(file, &self.path, id, shadow);
@@ -306,14 +301,19 @@ impl PendingLock {
             .map_err(|error| io_error("lock the shadow of", path, error))
     }
 
-    pub(super) fn unlock_and_keep(
+    /// Unlocks the file and returns it open.
+    pub(super) fn unlock(&self, file: LockedFile) -> Result<File> {
+        file.unlock_and_keep()
+            .map_err(|error| io_error("unlock", &self.path, error))
+    }
+
+    /// Unlocks the file and keeps it open for the next attempt.
+    pub(super) fn unlock_and_keep_open(
         &mut self,
-        locked: LockedFiles,
+        file: LockedFile,
         outcome: Outcome,
     ) -> Result<Outcome> {
-        let file = locked
-            .unlock_and_keep()
-            .map_err(|error| io_error("unlock", &self.path, error))?;
+        let file = self.unlock(file)?;
         self.keep_open(file, outcome)
     }
 
@@ -328,28 +328,25 @@ impl PendingLock {
     }
 }
 
-/// Tries to lock `file`. Returns `false` if another process holds the lock.
-pub(super) fn try_lock(file: &File, shared: bool, path: &Path) -> Result<bool> {
-    match if shared {
-        file.try_lock_shared()
-    } else {
-        file.try_lock()
-    } {
-        Ok(()) => Ok(true),
-        Err(TryLockError::WouldBlock) => Ok(false),
-        Err(TryLockError::Error(error)) => Err(io_error("lock", path, error)),
-    }
+/// Tries to lock `file`. Returns the file if another process holds the lock.
+pub(super) fn try_lock(file: File, shared: bool, path: &Path) -> Result<Result<LockedFile, File>> {
+    LockedFile::try_lock(file, shared).map_err(|error| io_error("lock", path, error))
 }
 
 /// Tries to lock `file` several times. Other processes hold such locks only for an instant.
-pub(super) fn try_lock_patiently(file: &File, shared: bool, path: &Path) -> Result<bool> {
+pub(super) fn try_lock_patiently(
+    mut file: File,
+    shared: bool,
+    path: &Path,
+) -> Result<Result<LockedFile, File>> {
     for _ in 0..16 {
-        if try_lock(file, shared, path)? {
-            return Ok(true);
+        match try_lock(file, shared, path)? {
+            Ok(locked) => return Ok(Ok(locked)),
+            Err(refused) => file = refused,
         }
         thread::yield_now();
     }
-    Ok(false)
+    Ok(Err(file))
 }
 
 pub(super) fn leads_to(path: &Path, file: &File) -> Result<bool> {

@@ -35,67 +35,59 @@ impl PendingLock {
                 ),
             ));
         }
-        if !try_lock_patiently(&file, true, self.path())? {
-            return self.keep_open(file, Outcome::Refused);
-        }
-        let number = read_number(&file);
+        let file = match try_lock_patiently(file, true, self.path())? {
+            Ok(file) => file,
+            Err(file) => return self.keep_open(file, Outcome::Refused),
+        };
+        let number = read_number(file.file());
         let mut locked = match self.confirm(file, true)? {
             ControlFlow::Continue(locked) => locked,
             ControlFlow::Break(outcome) => return Ok(outcome),
         };
         let number = number.map_err(|error| io_error("read", self.path(), error))?;
         if number != Some(of) {
-            let file = locked
-                .unlock_and_keep()
-                .map_err(|error| io_error("unlock", self.path(), error))?;
+            let file = self.unlock(locked.into_file())?;
             return self.set_number(file, number, of);
         }
         for n in 0..of {
             let path = self.dir.file(self.request.key(), &format!(".permit-{n}"));
             let slot = self.dir.open_file(&path)?;
-            if !try_lock(&slot, false, &path)? {
+            let Ok(slot) = try_lock(slot, false, &path)? else {
                 continue;
-            }
-            // From here on it is unlocked before it is closed, even if an error is returned.
-            let slot = locked.slot.insert(slot);
+            };
             // Another process may hold the permit on a file that was removed.
-            if let Some(shadow) = self.shadow(&path, false)?
-                && leads_to(&path, slot)?
-            {
-                locked.slot_shadow = Some(shadow);
+            let Some(shadow) = self.shadow(&path, false)? else {
+                continue;
+            };
+            if leads_to(&path, slot.file())? {
+                (locked.slot, locked.slot_shadow) = (Some(slot), Some(shadow));
                 return Ok(Outcome::Held(Box::new(locked)));
             }
-            locked
-                .unlock_slot()
-                .map_err(|error| io_error("unlock", &path, error))?;
         }
-        self.unlock_and_keep(locked, Outcome::Refused)
+        self.unlock_and_keep_open(locked.into_file(), Outcome::Refused)
     }
 
     fn set_number(&mut self, file: File, number: Option<u32>, of: u32) -> Result<Outcome> {
-        if !try_lock_patiently(&file, false, self.path())? {
-            return match number {
-                // Another process is writing the number.
-                None => self.keep_open(file, Outcome::Refused),
-                Some(other) => Err(refused(
+        let file = match (try_lock_patiently(file, false, self.path())?, number) {
+            (Ok(file), _) => file,
+            // Another process is writing the number.
+            (Err(file), None) => return self.keep_open(file, Outcome::Refused),
+            (Err(_), Some(other)) => {
+                return Err(refused(
                     ErrorKind::Conflict,
                     format!(
                         "`{}` is in use as a semaphore of {other} permits, but {of} were requested; \
                          use the same number for every semaphore of this name",
                         self.request.key()
                     ),
-                )),
-            };
-        }
+                ));
+            }
+        };
         if self.shadow(self.path(), false)?.is_none() {
-            file.unlock()
-                .map_err(|error| io_error("unlock", self.path(), error))?;
-            return self.keep_open(file, Outcome::Displaced);
+            return self.unlock_and_keep_open(file, Outcome::Displaced);
         }
-        write_number(&file, of)
-            .and_then(|()| file.unlock())
-            .map_err(|error| io_error("write", self.path(), error))?;
-        self.keep_open(file, Outcome::Again)
+        write_number(file.file(), of).map_err(|error| io_error("write", self.path(), error))?;
+        self.unlock_and_keep_open(file, Outcome::Again)
     }
 }
 

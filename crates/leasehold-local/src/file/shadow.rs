@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{access, directory, identity::FileId, keys};
+use super::{access, directory, identity::FileId, keys, locked_file::LockedFile};
 
 /// The number of attempts at a shadow that another process removes each time.
 const REPLACEMENTS: usize = 32;
@@ -30,12 +30,9 @@ pub(super) struct Shadows(Option<PathBuf>);
 #[derive(Debug)]
 pub(super) struct Shadow {
     /// `None` if the lock has no shadow.
-    file: Option<File>,
+    file: Option<LockedFile>,
     path: PathBuf,
     shared: bool,
-    /// Child processes have its descriptor. They keep the lock if this process ends without a
-    /// release.
-    inherited: bool,
 }
 
 impl Shadows {
@@ -84,7 +81,6 @@ impl Shadows {
             file: None,
             path: PathBuf::new(),
             shared,
-            inherited: false,
         };
         let Some(shadow_path) = self.path_of(path) else {
             return Ok(Some(none));
@@ -98,22 +94,17 @@ impl Shadows {
                     return Ok(Some(none));
                 }
             };
-            match if shared {
-                file.try_lock_shared()
-            } else {
-                file.try_lock()
-            } {
-                Ok(()) => {}
-                Err(fs::TryLockError::WouldBlock) => return Ok(None),
-                Err(fs::TryLockError::Error(_)) => return Ok(Some(none)),
-            }
+            let file = match LockedFile::try_lock(file, shared) {
+                Ok(Ok(file)) => file,
+                Ok(Err(_refused)) => return Ok(None),
+                Err(_) => return Ok(Some(none)),
+            };
             // A holder removes its shadow before it unlocks it.
-            if leads_to(&shadow_path, &file) {
+            if leads_to(&shadow_path, file.file()) {
                 return Ok(Some(Shadow {
                     file: Some(file),
                     path: shadow_path,
                     shared,
-                    inherited: false,
                 }));
             }
         }
@@ -135,32 +126,31 @@ impl Shadows {
 }
 
 impl Shadow {
-    #[cfg(unix)]
     pub(super) fn let_inherit(&mut self) -> io::Result<()> {
-        self.inherited = true;
-        if let Some(file) = &self.file {
-            rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty())?;
-        }
-        Ok(())
+        self.file.as_mut().map_or(Ok(()), LockedFile::let_inherit)
     }
 
     /// Unlocks the shadow, also for the child processes that inherited it.
-    pub(super) fn unlock(&mut self) {
-        let Some(file) = self.file.take() else {
-            return;
-        };
-        // A shared holder does not know whether it is the last one.
-        if !self.shared && leads_to(&self.path, &file) {
+    pub(super) fn unlock(mut self) {
+        if let Some(file) = self.file.take() {
+            self.remove(&file);
+            drop(file.unlock());
+        }
+    }
+
+    /// Removes the shadow that is still locked. A shared holder does not know whether it is the
+    /// last one.
+    fn remove(&self, file: &LockedFile) {
+        if !self.shared && leads_to(&self.path, file.file()) {
             drop(fs::remove_file(&self.path));
         }
-        drop(file.unlock());
     }
 }
 
 impl Drop for Shadow {
     fn drop(&mut self) {
-        if !self.inherited {
-            self.unlock();
+        if let Some(file) = self.file.as_ref().filter(|file| !file.is_inherited()) {
+            self.remove(file);
         }
     }
 }

@@ -5,14 +5,13 @@
 //! whether a waiter exists by an attempt to lock the file exclusively, which it undoes at once.
 
 use std::{
-    fs::{File, TryLockError},
     io,
     path::Path,
     sync::{Mutex, PoisonError},
     thread,
 };
 
-use super::{access, identity::FileId};
+use super::{access, identity::FileId, locked_file::LockedFile};
 
 /// An attempt of another process lasts a few turns of the scheduler.
 const TRIES: usize = 16;
@@ -20,7 +19,7 @@ const TRIES: usize = 16;
 /// A marker, which is removed when it is dropped.
 #[derive(Debug)]
 pub(super) struct WaiterMarker {
-    _file: File,
+    _file: LockedFile,
 }
 
 impl WaiterMarker {
@@ -29,14 +28,16 @@ impl WaiterMarker {
     pub(super) fn show(path: &Path) -> io::Result<Option<Self>> {
         let mut file = access::open(path)?;
         for _ in 0..TRIES {
-            match file.try_lock_shared() {
-                Ok(()) if FileId::at(path)? == Some(FileId::of(&file)?) => {
-                    return Ok(Some(Self { _file: file }));
+            match LockedFile::try_lock(file, true)? {
+                Ok(locked) if FileId::at(path)? == Some(FileId::of(locked.file())?) => {
+                    return Ok(Some(Self { _file: locked }));
                 }
                 // The file was removed, so no process would find the marker.
-                Ok(()) => file = access::open(path)?,
-                Err(TryLockError::WouldBlock) => thread::yield_now(),
-                Err(TryLockError::Error(error)) => return Err(error),
+                Ok(_removed) => file = access::open(path)?,
+                Err(refused) => {
+                    file = refused;
+                    thread::yield_now();
+                }
             }
         }
         Ok(None)
@@ -48,18 +49,18 @@ impl WaiterMarker {
         /// process.
         static CHECKING: Mutex<()> = Mutex::new(());
 
-        let file = match access::open_existing(path) {
+        let mut file = match access::open_existing(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error),
         };
         let _guard = CHECKING.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..TRIES {
-            match file.try_lock() {
-                Ok(()) => return file.unlock().map(|()| false),
-                Err(TryLockError::WouldBlock) => thread::yield_now(),
-                Err(TryLockError::Error(error)) => return Err(error),
+            match LockedFile::try_lock(file, false)? {
+                Ok(locked) => return locked.unlock().map(|()| false),
+                Err(refused) => file = refused,
             }
+            thread::yield_now();
         }
         Ok(true)
     }
@@ -68,6 +69,7 @@ impl WaiterMarker {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use std::{
+        fs::File,
         sync::atomic::{AtomicBool, Ordering},
         thread::{scope, yield_now},
     };
@@ -95,7 +97,7 @@ mod tests {
             });
             let is_found = || match WaiterMarker::show(&path).unwrap() {
                 Some(marker) => {
-                    FileId::at(&path).unwrap() == Some(FileId::of(&marker._file).unwrap())
+                    FileId::at(&path).unwrap() == Some(FileId::of(marker._file.file()).unwrap())
                 }
                 None => true,
             };
