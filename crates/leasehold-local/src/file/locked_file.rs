@@ -39,7 +39,6 @@ impl LockedFile {
     }
 
     /// Lets child processes inherit the lock.
-    #[cfg_attr(not(unix), expect(clippy::unnecessary_wraps))]
     pub(super) fn let_inherit(&mut self) -> io::Result<()> {
         self.inherited = true;
         #[cfg(unix)]
@@ -71,6 +70,35 @@ impl Drop for LockedFile {
         if !self.inherited {
             // If this fails, the close unlocks it.
             drop(self.unlock());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_free(path: &std::path::Path) -> bool {
+        let file = File::options().write(true).open(path).unwrap();
+        LockedFile::try_lock(file, false).unwrap().is_ok()
+    }
+
+    /// A duplicate of the descriptor shares the lock, as that of a forked process does.
+    #[test]
+    fn dropped_lock_ends_although_a_forked_process_has_the_file() {
+        for inherited in [false, true] {
+            let named = tempfile::NamedTempFile::new().unwrap();
+            let file = named.reopen().unwrap();
+            let forked = file.try_clone().unwrap();
+            let mut locked = LockedFile::try_lock(file, false).unwrap().unwrap();
+            assert!(!is_free(named.path()));
+            if inherited {
+                locked.let_inherit().unwrap();
+            }
+            drop(locked);
+            assert_eq!(is_free(named.path()), !inherited);
+            drop(forked);
+            assert!(is_free(named.path()));
         }
     }
 }
