@@ -1,10 +1,12 @@
-//! [`Held`]: a held lock of any mode.
+//! [`Held`]: a held lock of any mode. [`HeldMode`]: the modes.
 
 use std::time::Duration;
 
 use leasehold_core::{
-    Deadline, FencingToken, LockGuard, LockKey, Released, Result, SemaphorePermit, Ttl,
+    Deadline, FencingToken, LockClient, LockGuard, LockKey, Released, Result, SemaphorePermit, Ttl,
 };
+
+use crate::worker::{Command, Patience};
 
 /// A guard of a lock or a semaphore permit.
 #[derive(Debug)]
@@ -102,5 +104,101 @@ impl From<LockGuard> for Held {
 impl From<SemaphorePermit> for Held {
     fn from(permit: SemaphorePermit) -> Self {
         Self::Permit(permit)
+    }
+}
+
+/// A mode in which a lock is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldMode {
+    /// The only holder.
+    Writer,
+    /// One of several readers.
+    Reader,
+    /// The only permit.
+    Permit,
+}
+
+impl HeldMode {
+    /// Returns the modes that the backend of this client has.
+    #[must_use]
+    pub fn all(client: &LockClient) -> Vec<Self> {
+        let permits = client.capabilities().permits.then_some(Self::Permit);
+        [Self::Writer, Self::Reader]
+            .into_iter()
+            .chain(permits)
+            .collect()
+    }
+
+    /// Returns a mode that excludes this one.
+    #[must_use]
+    pub fn rival(self) -> Self {
+        match self {
+            Self::Writer | Self::Reader => Self::Writer,
+            Self::Permit => Self::Permit,
+        }
+    }
+
+    /// Returns the command that makes a worker acquire the lock `k` into slot 0.
+    #[must_use]
+    pub fn command(self, patience: Patience) -> Command {
+        let (slot, key) = (0, "k".to_owned());
+        match self {
+            Self::Writer => Command::Lock {
+                slot,
+                key,
+                patience,
+            },
+            Self::Reader => Command::Read {
+                slot,
+                key,
+                patience,
+            },
+            Self::Permit => Command::Permit {
+                slot,
+                key,
+                patience,
+            },
+        }
+    }
+
+    /// Waits for a lock with the client's default TTL.
+    ///
+    /// # Errors
+    /// As the lock fails.
+    pub async fn lock(self, client: &LockClient, key: &str) -> Result<Held> {
+        Ok(match self {
+            Self::Writer => client.rwlock(key).write().await?.into(),
+            Self::Reader => client.rwlock(key).read().await?.into(),
+            Self::Permit => client.semaphore(key, 1).acquire().await?.into(),
+        })
+    }
+
+    /// Waits for at most `limit`.
+    ///
+    /// # Errors
+    /// As the lock fails.
+    pub async fn lock_timeout(
+        self,
+        client: &LockClient,
+        key: &str,
+        limit: Duration,
+    ) -> Result<Option<Held>> {
+        Ok(match self {
+            Self::Writer => client
+                .rwlock(key)
+                .write_timeout(limit)
+                .await?
+                .map(Held::from),
+            Self::Reader => client
+                .rwlock(key)
+                .read_timeout(limit)
+                .await?
+                .map(Held::from),
+            Self::Permit => client
+                .semaphore(key, 1)
+                .acquire_timeout(limit)
+                .await?
+                .map(Held::from),
+        })
     }
 }

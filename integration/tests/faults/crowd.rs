@@ -12,13 +12,14 @@ use std::{
 
 use leasehold_integration::{
     checker::grants_between,
+    held::HeldMode,
     steps::{millis, token},
     worker::{Answer, Command, EventLog, Op, Patience, Phase, Storm},
 };
 
 use crate::{
     fixture::Fixture,
-    support::{Mode, granted, nothing_left, until},
+    support::{granted, nothing_left, until},
 };
 
 const CROWD: u32 = 1_000;
@@ -57,7 +58,7 @@ pub(crate) async fn lone_waiter_beside_a_thousand_is_served_soon(fixture: &mut d
         thread::sleep(millis(60));
         granted(
             single
-                .ask(Mode::Writer.command(Patience::Within(20_000)))
+                .ask(HeldMode::Writer.command(Patience::Within(20_000)))
                 .unwrap(),
         );
         single.ask(Command::Release { slot: 0 }).unwrap();

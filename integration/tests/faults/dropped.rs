@@ -10,11 +10,11 @@ use leasehold_core::{
     ErrorKind, LockClient, LockKey,
     backend::{LockBackend, Request},
 };
-use leasehold_integration::steps::millis;
+use leasehold_integration::{held::HeldMode, steps::millis};
 
 use crate::{
     fixture::Fixture,
-    support::{Mode, SOON, nothing_left, soon},
+    support::{SOON, nothing_left, soon},
 };
 
 /// More polls than any acquisition needs.
@@ -82,7 +82,7 @@ impl<F: Future, D: FnOnce() + Unpin> Future for AtPoll<F, D> {
 
 /// Drops acquisitions at every poll, uncontended and contended. Returns the numbers of dropped and
 /// of granted acquisitions.
-async fn drop_everywhere(client: &LockClient, rival: &LockClient, mode: Mode) -> (u32, u32) {
+async fn drop_everywhere(client: &LockClient, rival: &LockClient, mode: HeldMode) -> (u32, u32) {
     let (mut given_up, mut granted) = (0, 0);
     for polls in 0..=POLLS {
         for (contended, limited) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -122,7 +122,7 @@ async fn drop_everywhere(client: &LockClient, rival: &LockClient, mode: Mode) ->
 }
 
 async fn drop_all_everywhere(client: &LockClient, rival: &LockClient) {
-    for mode in Mode::all(client) {
+    for mode in HeldMode::all(client) {
         let (given_up, granted) = drop_everywhere(client, rival, mode).await;
         // Four are never polled.
         assert!(

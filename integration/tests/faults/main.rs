@@ -62,6 +62,8 @@ fn trial(backend: &'static Backend, case: &'static Case) -> Trial {
 }
 
 fn run(backend: &Backend, case: &Case) -> Result<Completion, Failed> {
+    // Cases run beside each other: a panic fails those that were running, and no later one.
+    let before = panics::recorded().len();
     let mut fixture = (backend.start)(case.lease);
     let runtime = Runtime::new()?;
     let ended =
@@ -71,7 +73,7 @@ fn run(backend: &Backend, case: &Case) -> Result<Completion, Failed> {
     if ended.is_err() {
         return Err(Failed::from(format!("not ended within {LIMIT:?}")));
     }
-    let panics = panics::recorded();
+    let panics = panics::recorded().split_off(before);
     if panics.is_empty() {
         Ok(Completion::Completed)
     } else {

@@ -3,6 +3,7 @@
 use std::thread;
 
 use leasehold_integration::{
+    held::HeldMode,
     stage::{Stage, is_held},
     steps::{millis, token},
     worker::{Answer, Command, Patience, Worker, now_ns},
@@ -11,13 +12,13 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     fixture::Fixture,
-    support::{Mode, SOON, granted, nothing_left, seed, soon, until_waiting},
+    support::{SOON, granted, nothing_left, seed, soon, until_waiting},
 };
 
 pub(crate) async fn the_lock_of_a_killed_holder_is_free_at_once(fixture: &mut dyn Fixture) {
     let stage = fixture.stage();
     let client = fixture.client().await;
-    for mode in Mode::all(&client) {
+    for mode in HeldMode::all(&client) {
         let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
         let held = holder.ask(mode.command(Patience::Forever)).unwrap();
         let (old, _) = granted(held);
@@ -33,7 +34,7 @@ pub(crate) async fn the_lock_of_a_killed_holder_is_free_at_once(fixture: &mut dy
         // Far less than the TTL of an hour.
         let (new, _) = granted(next.answer(waiting, SOON).unwrap());
         assert!(
-            new > old || mode == Mode::Permit,
+            new > old || mode == HeldMode::Permit,
             "{mode:?}: {new} after {old}"
         );
         next.kill().unwrap();
@@ -45,11 +46,15 @@ pub(crate) async fn a_killed_holder_keeps_its_lock_until_its_deadline(fixture: &
     let stage = fixture.stage();
     let (mut holder, mut next) = (stage.worker("holder"), stage.worker("next"));
     let asked = now_ns();
-    let held = holder.ask(Mode::Writer.command(Patience::Forever)).unwrap();
+    let held = holder
+        .ask(HeldMode::Writer.command(Patience::Forever))
+        .unwrap();
     let (old, deadline) = granted(held);
     // Most of the TTL is of use.
     assert!(deadline - asked >= fixture.ttl_ms() * 1_000_000 * 3 / 4);
-    let waiting = next.send(Mode::Writer.command(Patience::Forever)).unwrap();
+    let waiting = next
+        .send(HeldMode::Writer.command(Patience::Forever))
+        .unwrap();
     holder.kill().unwrap();
     let (new, _) = granted(next.answer(waiting, SOON).unwrap());
     let now = now_ns();
@@ -70,7 +75,7 @@ pub(crate) async fn a_killed_holder_keeps_its_lock_until_its_deadline(fixture: &
 pub(crate) async fn a_killed_waiter_blocks_for_seconds_whatever_its_ttl(fixture: &mut dyn Fixture) {
     let stage = fixture.stage();
     let (one, other) = (fixture.client().await, fixture.client().await);
-    for mode in Mode::all(&one) {
+    for mode in HeldMode::all(&one) {
         let rival = mode.rival();
         let held = rival.lock(&one, "k").await.unwrap();
         let mut doomed = stage.worker("doomed");
@@ -106,14 +111,14 @@ pub(crate) async fn a_killed_waiter_in_any_mode_blocks_nobody_for_long(fixture: 
     let stage = fixture.stage();
     let client = fixture.client().await;
     for round in 0..3 {
-        let held = Mode::Writer.lock(&client, "k").await.unwrap();
+        let held = HeldMode::Writer.lock(&client, "k").await.unwrap();
         let mut waiters: Vec<_> = (0..WAITERS)
             .map(|waiter| {
                 let mut worker = stage.worker(&format!("w{round}-{waiter}"));
                 let mode = if rng.random_bool(0.5) {
-                    Mode::Writer
+                    HeldMode::Writer
                 } else {
-                    Mode::Reader
+                    HeldMode::Reader
                 };
                 let asked = worker.send(mode.command(Patience::Forever)).unwrap();
                 (worker, asked)
@@ -145,7 +150,7 @@ pub(crate) async fn killed_waiting_writer_keeps_no_reader_out(fixture: &mut dyn 
     let held = first.rwlock("k").read().await.unwrap();
     let mut writer = stage.worker("writer");
     let asked = writer
-        .send(Mode::Writer.command(Patience::Forever))
+        .send(HeldMode::Writer.command(Patience::Forever))
         .unwrap();
     until_waiting(&first, 1).await;
     assert!(
@@ -170,7 +175,7 @@ pub(crate) async fn a_stopped_waiter_blocks_for_seconds_and_waits_again(fixture:
     let held = one.mutex("k").lock().await.unwrap();
     let mut stopped = stage.worker("stopped");
     let asked = stopped
-        .send(Mode::Writer.command(Patience::Forever))
+        .send(HeldMode::Writer.command(Patience::Forever))
         .unwrap();
     until_waiting(&one, 1).await;
     let next = tokio::spawn({
@@ -212,13 +217,19 @@ fn write(worker: &mut Worker, value: u64, fenced: bool) -> bool {
 /// Stops a holder until a rival has acquired the lock and written.
 fn overtaken(stage: &Stage, ttl_ms: u64, fenced: bool) -> (Worker, Worker) {
     let (mut holder, mut rival) = (stage.worker("holder"), stage.worker("rival"));
-    let (old, _) = granted(holder.ask(Mode::Writer.command(Patience::Forever)).unwrap());
+    let (old, _) = granted(
+        holder
+            .ask(HeldMode::Writer.command(Patience::Forever))
+            .unwrap(),
+    );
     assert!(write(&mut holder, 1, fenced));
     assert!(is_held(holder.ask(Command::Check { slot: 0 }).unwrap()));
     let watch = holder.send(Command::Watch { slot: 0 }).unwrap();
     thread::sleep(millis(100));
     holder.pause().unwrap();
-    let asked = rival.send(Mode::Writer.command(Patience::Forever)).unwrap();
+    let asked = rival
+        .send(HeldMode::Writer.command(Patience::Forever))
+        .unwrap();
     let (new, _) = granted(rival.answer(asked, SOON).unwrap());
     assert!(new > old, "{new} after {old}");
     assert!(write(&mut rival, 2, fenced));
@@ -259,7 +270,7 @@ pub(crate) async fn stopped_holder_knows_its_loss_and_stale_write_is_refused(
         Answer::Released(outcome) if outcome == "AlreadyLost"
     ));
     // The old holder leaves the rival's lock alone.
-    let tried = holder.ask(Mode::Writer.command(Patience::Try)).unwrap();
+    let tried = holder.ask(HeldMode::Writer.command(Patience::Try)).unwrap();
     assert!(matches!(tried, Answer::Refused), "{tried:?}");
     assert!(matches!(
         rival.ask(Command::Release { slot: 0 }).unwrap(),

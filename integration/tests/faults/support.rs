@@ -7,99 +7,15 @@ use std::{
 
 use leasehold_core::{LockClient, LockGuard};
 use leasehold_integration::{
-    held::Held,
     leftovers,
     steps::{is_a_fault, millis},
-    worker::{Answer, Command, Patience},
+    worker::Answer,
 };
 
 use crate::fixture::Fixture;
 
 /// The timeout of operations that must succeed, long enough for a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
-
-/// A mode of a lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Writer,
-    Reader,
-    /// The only permit.
-    Permit,
-}
-
-impl Mode {
-    /// Returns the modes that the backend of this client has.
-    pub(crate) fn all(client: &LockClient) -> Vec<Self> {
-        let permits = client.capabilities().permits.then_some(Self::Permit);
-        [Self::Writer, Self::Reader]
-            .into_iter()
-            .chain(permits)
-            .collect()
-    }
-
-    /// Returns a mode that excludes this one.
-    pub(crate) fn rival(self) -> Self {
-        match self {
-            Self::Writer | Self::Reader => Self::Writer,
-            Self::Permit => Self::Permit,
-        }
-    }
-
-    /// Returns the command that makes a worker acquire the lock `k` into slot 0.
-    pub(crate) fn command(self, patience: Patience) -> Command {
-        let (slot, key) = (0, "k".to_owned());
-        match self {
-            Self::Writer => Command::Lock {
-                slot,
-                key,
-                patience,
-            },
-            Self::Reader => Command::Read {
-                slot,
-                key,
-                patience,
-            },
-            Self::Permit => Command::Permit {
-                slot,
-                key,
-                patience,
-            },
-        }
-    }
-
-    pub(crate) async fn lock(self, client: &LockClient, key: &str) -> leasehold_core::Result<Held> {
-        Ok(match self {
-            Self::Writer => client.rwlock(key).write().await?.into(),
-            Self::Reader => client.rwlock(key).read().await?.into(),
-            Self::Permit => client.semaphore(key, 1).acquire().await?.into(),
-        })
-    }
-
-    pub(crate) async fn lock_timeout(
-        self,
-        client: &LockClient,
-        key: &str,
-        limit: Duration,
-    ) -> leasehold_core::Result<Option<Held>> {
-        Ok(match self {
-            Self::Writer => client
-                .rwlock(key)
-                .write_timeout(limit)
-                .await?
-                .map(Held::from),
-            Self::Reader => client
-                .rwlock(key)
-                .read_timeout(limit)
-                .await?
-                .map(Held::from),
-            Self::Permit => client
-                .semaphore(key, 1)
-                .acquire_timeout(limit)
-                .await?
-                .map(Held::from),
-        })
-    }
-}
 
 /// Returns token and deadline of a grant. A permit has the token 0.
 #[track_caller]

@@ -567,6 +567,17 @@ fn again(waiter: &Request, node: bool) -> Request {
     }
 }
 
+/// Returns the next attempt of a waiter that lets earlier waiters go first.
+fn in_order(waiter: &Request, node: bool) -> Request {
+    again(waiter, node).with_waiting(|waiting| waiting.in_order = true)
+}
+
+/// Acquires the lock and releases it.
+async fn is_served(backend: &Arc<RedisBackend>, request: Request, node: bool) {
+    let held = granted_to(backend, request, node).await;
+    held.release().await.unwrap();
+}
+
 /// Acquires the lock for `a`, registers waiters of `b` and `c` in this order, and releases the
 /// lock.
 async fn two_wait([a, b, c]: [&Arc<RedisBackend>; 3], node: bool) -> [Request; 2] {
@@ -588,35 +599,14 @@ async fn who_came_earlier_goes_first() {
     );
     for node in [false, true] {
         let [first, second] = two_wait([&a, &b, &c], node).await;
-        let contention = refused_to(
-            &c,
-            again(&second, node).with_waiting(|waiting| waiting.in_order = true),
-            node,
-        )
-        .await;
+        let contention = refused_to(&c, in_order(&second, node), node).await;
         let soon = contention.retry_after.unwrap();
         assert!(
             soon < Duration::from_secs(1),
             "the other may be dead: {soon:?}"
         );
-        granted_to(
-            &b,
-            again(&first, node).with_waiting(|waiting| waiting.in_order = true),
-            node,
-        )
-        .await
-        .release()
-        .await
-        .unwrap();
-        granted_to(
-            &c,
-            again(&second, node).with_waiting(|waiting| waiting.in_order = true),
-            node,
-        )
-        .await
-        .release()
-        .await
-        .unwrap();
+        is_served(&b, in_order(&first, node), node).await;
+        is_served(&c, in_order(&second, node), node).await;
     }
 }
 
@@ -632,13 +622,7 @@ async fn waiter_that_does_not_take_its_turn_loses_its_position() {
         let [slow, second] = two_wait([&a, &b, &c], node).await;
         // The slow waiter may have made its attempt just now, and its time starts only then.
         let held = loop {
-            match attempt(
-                &c,
-                again(&second, node).with_waiting(|waiting| waiting.in_order = true),
-                node,
-            )
-            .await
-            {
+            match attempt(&c, in_order(&second, node), node).await {
                 Attempt::Granted(held) => break held,
                 Attempt::Contended(contention) => {
                     tokio::time::sleep(contention.retry_after.unwrap()).await;
@@ -648,30 +632,9 @@ async fn waiter_that_does_not_take_its_turn_loses_its_position() {
         let third = waiter();
         refused_to(&a, third.clone(), node).await;
         held.release().await.unwrap();
-        refused_to(
-            &b,
-            again(&slow, node).with_waiting(|waiting| waiting.in_order = true),
-            node,
-        )
-        .await;
-        granted_to(
-            &a,
-            again(&third, node).with_waiting(|waiting| waiting.in_order = true),
-            node,
-        )
-        .await
-        .release()
-        .await
-        .unwrap();
-        granted_to(
-            &b,
-            again(&slow, node).with_waiting(|waiting| waiting.in_order = true),
-            node,
-        )
-        .await
-        .release()
-        .await
-        .unwrap();
+        refused_to(&b, in_order(&slow, node), node).await;
+        is_served(&a, in_order(&third, node), node).await;
+        is_served(&b, in_order(&slow, node), node).await;
     }
 }
 
@@ -701,37 +664,11 @@ async fn who_is_first_and_finds_it_taken_keeps_its_place() {
     for node in [false, true] {
         let [first, second] = two_wait([&a, &b, &c], node).await;
         let held = granted_to(&a, passer_by(), node).await;
-        refused_to(
-            &b,
-            again(&first, node).with_waiting(|waiting| waiting.in_order = true),
-            node,
-        )
-        .await;
+        refused_to(&b, in_order(&first, node), node).await;
         held.release().await.unwrap();
-        refused_to(
-            &c,
-            again(&second, node).with_waiting(|waiting| waiting.in_order = true),
-            node,
-        )
-        .await;
-        granted_to(
-            &b,
-            again(&first, node).with_waiting(|waiting| waiting.in_order = true),
-            node,
-        )
-        .await
-        .release()
-        .await
-        .unwrap();
-        granted_to(
-            &c,
-            again(&second, node).with_waiting(|waiting| waiting.in_order = true),
-            node,
-        )
-        .await
-        .release()
-        .await
-        .unwrap();
+        refused_to(&c, in_order(&second, node), node).await;
+        is_served(&b, in_order(&first, node), node).await;
+        is_served(&c, in_order(&second, node), node).await;
     }
     assert_eq!(lists(&server).await, Vec::<String>::new());
 }

@@ -4,18 +4,24 @@ use std::time::Duration;
 
 use leasehold_core::LockClient;
 use leasehold_integration::{
-    held::Held,
+    held::HeldMode,
     proxy::{Direction, Proxy},
     server::ZookeeperServer,
     steps::millis,
 };
+use leasehold_zookeeper::ZookeeperBackend;
 use tokio::time::timeout;
 use zookeeper_client::{Acls, Client, CreateMode};
 
-use crate::support::{SOON, client, free, nothing_left, sessions, ttl, until, until_waiting};
+use crate::support::{SOON, free, nothing_left, sessions, ttl, until, until_waiting};
 
 const HOUR: u64 = 3_600;
-const MODES: [&str; 3] = ["writer", "reader", "permit"];
+
+/// Connects a client whose locks have a TTL of an hour.
+async fn client(url: &str) -> LockClient {
+    let backend = ZookeeperBackend::connect(url).await.unwrap();
+    LockClient::builder(backend).with_ttl(ttl(HOUR)).build()
+}
 
 /// Starts a server that keeps sessions for an hour.
 fn server() -> ZookeeperServer {
@@ -25,76 +31,43 @@ fn server() -> ZookeeperServer {
         .unwrap()
 }
 
-/// Acquires a lock in this mode.
-async fn lock(client: &LockClient, mode: &str) -> Held {
-    let hour = ttl(HOUR);
-    match mode {
-        "writer" => client
-            .mutex("k")
-            .with_ttl(hour)
-            .lock()
-            .await
-            .unwrap()
-            .into(),
-        "reader" => client
-            .rwlock("k")
-            .with_ttl(hour)
-            .read()
-            .await
-            .unwrap()
-            .into(),
-        _ => client
-            .semaphore("k", 1)
-            .with_ttl(hour)
-            .acquire()
-            .await
-            .unwrap()
-            .into(),
-    }
-}
-
-/// Returns a mode that excludes this one.
-fn against(mode: &str) -> &str {
-    if mode == "permit" { mode } else { "writer" }
-}
-
 /// The session of the waiters ends a little later.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_granted_lock_outlives_the_waiters_session() {
     let server = server();
-    for mode in MODES {
+    for mode in [HeldMode::Writer, HeldMode::Reader, HeldMode::Permit] {
         let (one, other) = (client(&server.url()).await, client(&server.url()).await);
-        let held = lock(&one, against(mode)).await;
+        let held = mode.rival().lock(&one, "k").await.unwrap();
         let waiter = tokio::spawn({
             let other = other.clone();
-            async move { lock(&other, mode).await }
+            async move { mode.lock(&other, "k").await.unwrap() }
         });
         until_waiting(&server, 1).await;
         let inspected = one.inspect("k").await.unwrap();
         assert_eq!(
             (inspected.holders.len(), inspected.waiters.len()),
             (1, 1),
-            "{mode}"
+            "{mode:?}"
         );
         let before = held.fencing_token();
         free(held).await;
         let granted = timeout(SOON, waiter).await.unwrap().unwrap();
-        assert!(granted.fencing_token() > before || mode == "permit");
+        assert!(granted.fencing_token() > before || mode == HeldMode::Permit);
         assert!(
             granted.remaining() > Duration::from_secs(HOUR / 4),
-            "{mode}: {:?}",
+            "{mode:?}: {:?}",
             granted.remaining()
         );
         let inspected = one.inspect("k").await.unwrap();
         assert_eq!(
             (inspected.holders.len(), inspected.waiters.len()),
             (1, 0),
-            "{mode}"
+            "{mode:?}"
         );
         assert_eq!(
             inspected.holders[0].token,
             granted.fencing_token(),
-            "{mode}"
+            "{mode:?}"
         );
         // The two clients' sessions remain when the waiters' session is closed or has expired.
         until("the session of the waiters ends", || {
@@ -102,8 +75,8 @@ async fn a_granted_lock_outlives_the_waiters_session() {
         })
         .await;
         assert!(granted.is_held());
-        let contended = timeout(millis(1_000), lock(&one, against(mode)));
-        assert!(contended.await.is_err(), "{mode}: granted twice");
+        let contended = timeout(millis(1_000), mode.rival().lock(&one, "k"));
+        assert!(contended.await.is_err(), "{mode:?}: granted twice");
         free(granted).await;
         one.close().await.unwrap();
         other.close().await.unwrap();
@@ -121,11 +94,11 @@ async fn a_waiter_with_a_slow_connection_is_granted() {
         server.url_at(proxy.addr())
     );
     let (near, far) = (client(&server.url()).await, client(&url).await);
-    let held = lock(&near, "writer").await;
+    let held = HeldMode::Writer.lock(&near, "k").await.unwrap();
     for direction in [Direction::ServerToClient, Direction::ClientToServer] {
         proxy.delay(direction, millis(700));
     }
-    let waiter = tokio::spawn(async move { lock(&far, "writer").await });
+    let waiter = tokio::spawn(async move { HeldMode::Writer.lock(&far, "k").await.unwrap() });
     until_waiting(&server, 1).await;
     free(held).await;
     let granted = timeout(2 * SOON, waiter)
@@ -147,19 +120,26 @@ async fn free_lock_costs_two_transactions_before_and_after_waiting() {
         let mark = async |path| operator.create(path, b"", &mode).await.unwrap().0.czxid;
         let begun = mark("/begun").await;
         for _ in 0..PAIRS {
-            free(lock(&one, "writer").await).await;
+            free(HeldMode::Writer.lock(&one, "k").await.unwrap()).await;
         }
         let ended = mark("/ended").await;
         operator.delete("/begun", None).await.unwrap();
         operator.delete("/ended", None).await.unwrap();
         ended - begun
     };
-    drop(lock(&one, "writer").await.release().await);
+    drop(
+        HeldMode::Writer
+            .lock(&one, "k")
+            .await
+            .unwrap()
+            .release()
+            .await,
+    );
     let before = pairs().await;
-    let held = lock(&other, "writer").await;
+    let held = HeldMode::Writer.lock(&other, "k").await.unwrap();
     let waiter = tokio::spawn({
         let one = one.clone();
-        async move { free(lock(&one, "writer").await).await }
+        async move { free(HeldMode::Writer.lock(&one, "k").await.unwrap()).await }
     });
     until_waiting(&server, 1).await;
     free(held).await;
