@@ -9,7 +9,7 @@ use std::{
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::{
-    backend::lease::{BoxFuture, KeepAlive, SessionId},
+    backend::lease::{BoxFuture, SessionId},
     clock::Timestamp,
     error::{Error, ErrorKind, Result},
     lease::held_lease::{HeldLease, Renewal, Schedule, Session, State, nanos, renewal_due},
@@ -269,7 +269,7 @@ impl State {
                     .cloned(),
             );
             // A member that was revoked has the earliest deadline. Its renewal reports this once,
-            // and renews the session as well.
+            // and renews the session as well, which may be given another lock.
             let Some(held) = session
                 .members
                 .values()
@@ -383,7 +383,6 @@ fn next_try(held: &HeldLease, outcome: &Result<()>, now: Timestamp) -> u64 {
     let deadline = held.deadline().moment().as_nanos();
     match outcome {
         Ok(()) => renewal_due(held, now),
-        Err(_) if held.is_revoked() && held.keep_alive == KeepAlive::PerLease => deadline,
         Err(_) => {
             let pause = (held.request.ttl().as_duration() / RETRY_PART)
                 .clamp(RETRY_BOUNDS.0, RETRY_BOUNDS.1);

@@ -11,7 +11,7 @@ use leasehold_core::{
 
 use super::{
     admin,
-    error::{NAME, cancelled},
+    error::{ERRORS, cancelled},
     grant::{Grant, Issuer, NO_FLOOR},
     lease::MemoryLease,
     lock_entry::LockEntry,
@@ -117,14 +117,14 @@ impl Default for MemoryBackend {
 
 impl fmt::Display for MemoryBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(NAME)
+        f.write_str(ERRORS.backend())
     }
 }
 
 #[async_trait]
 impl LockBackend for MemoryBackend {
     fn capabilities(&self) -> Capabilities {
-        let mut capabilities = Capabilities::new(NAME);
+        let mut capabilities = Capabilities::new(ERRORS.backend());
         capabilities.shared = true;
         capabilities.permits = true;
         capabilities.expiry = Expiry::Server;

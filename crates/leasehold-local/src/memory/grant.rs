@@ -10,7 +10,7 @@ use leasehold_core::{
     backend::{AtomicDeadline, Request},
 };
 
-use super::error::NAME;
+use super::error::ERRORS;
 
 /// The floor of tokens outside of a quorum.
 pub(super) const NO_FLOOR: FencingToken = FencingToken::new(0);
@@ -113,7 +113,7 @@ impl Issuer {
                     ErrorKind::InvalidInput,
                     format!("no fencing token is left above the floor {floor}"),
                 )
-                .with_backend(NAME)
+                .with_backend(ERRORS.backend())
             })
     }
 

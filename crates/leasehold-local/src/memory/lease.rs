@@ -3,16 +3,11 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Deadline, FencingToken, Released, Result,
+    Deadline, ErrorKind, FencingToken, Released, Result,
     backend::{KeepAlive, Lease, async_trait},
 };
 
-use super::{
-    error::{lost, revoked},
-    grant::Grant,
-    lock_entry::LockEntry,
-    state::State,
-};
+use super::{error::ERRORS, grant::Grant, lock_entry::LockEntry, state::State};
 
 /// A lease of the [`MemoryBackend`](super::MemoryBackend).
 ///
@@ -60,6 +55,7 @@ impl Lease for MemoryLease {
     async fn renew(self: Arc<Self>) -> Result<()> {
         let request = &self.grant.request;
         let sent = request.now();
+        let lost = |message| ERRORS.error(ErrorKind::Lost, "renew", message);
         self.with_entry(|entry| {
             entry.update(&self.state.issuer);
             let holder = entry
@@ -67,7 +63,7 @@ impl Lease for MemoryLease {
                 .get_mut(&self.grant)
                 .ok_or_else(|| lost("the lock expired, was revoked or released"))?;
             if !holder.renewable {
-                return Err(revoked());
+                return Err(ERRORS.revoked());
             }
             if !self
                 .grant

@@ -12,7 +12,7 @@ use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Result, Timestamp, ba
 use tokio::sync::Notify;
 
 use super::{
-    error::NAME,
+    error::ERRORS,
     grant::{Grant, Issuer, NO_FLOOR},
     holders::Holders,
 };
@@ -81,7 +81,7 @@ impl LockEntry {
                     request.key()
                 ),
             )
-            .with_backend(NAME)),
+            .with_backend(ERRORS.backend())),
             _ => Ok(()),
         }
     }
