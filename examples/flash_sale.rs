@@ -6,9 +6,12 @@
 //! ```console
 //! $ cargo run --release -p leasehold-examples --example flash_sale
 //! $ cargo run --release -p leasehold-examples --example flash_sale -- --unlocked
-//! $ cargo run --release -p leasehold-examples --example flash_sale --features redis -- --url redis://127.0.0.1/
-//! $ cargo run --release -p leasehold-examples --example flash_sale --features etcd -- --url etcd://127.0.0.1/
-//! $ cargo run --release -p leasehold-examples --example flash_sale --features zookeeper -- --url zookeeper://127.0.0.1/
+//! $ cargo run --release -p leasehold-examples --example flash_sale --features redis -- \
+//! >     --url redis://127.0.0.1/
+//! $ cargo run --release -p leasehold-examples --example flash_sale --features etcd -- \
+//! >     --url etcd://127.0.0.1/
+//! $ cargo run --release -p leasehold-examples --example flash_sale --features zookeeper -- \
+//! >     --url zookeeper://127.0.0.1/
 //! $ cargo run --release -p leasehold-examples --example flash_sale --features postgres -- \
 //!       --url postgres://postgres@127.0.0.1/
 //! ```

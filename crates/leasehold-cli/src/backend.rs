@@ -10,7 +10,7 @@ use crate::{exit::Failure, schemes, stderr};
 /// Longer than a backend needs that answers at all.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A backend that has not closed after this time must answer a ping within this time.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(250);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Opens the backend at `url`.
 ///

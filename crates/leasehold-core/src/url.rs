@@ -255,16 +255,18 @@ impl BackendUrl {
     }
 
     /// Removes the options `ca`, `cert` and `key`, which name files in PEM format. `schemes` are
-    /// those with TLS; the first is the one that the error names.
+    /// those with TLS. An error names the one that corresponds to that of the URL, or the first.
     ///
     /// # Errors
     /// Returns the errors of [`take`](Self::take), and [`ErrorKind::InvalidInput`] if an option is
     /// given and the URL has another scheme.
     pub fn take_tls_files(&mut self, schemes: &[&str]) -> Result<TlsFiles> {
         let is_tls = schemes.contains(&self.scheme());
+        let with_tls = format!("{}s", self.scheme());
+        let with_tls = schemes.iter().find(|scheme| **scheme == with_tls);
         let mut path = |option| match self.take(option)? {
             Some(_) if !is_tls => {
-                let scheme = schemes.first().unwrap_or(&"TLS");
+                let scheme = with_tls.or(schemes.first()).unwrap_or(&"TLS");
                 Err(invalid(format!("the option `{option}` needs {scheme}:")))
             }
             path => Ok(path.map(PathBuf::from)),

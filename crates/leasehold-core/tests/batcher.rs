@@ -16,8 +16,10 @@ use std::{
 use futures_util::FutureExt;
 use leasehold_core::{
     ErrorKind, Result,
-    backend::BoxFuture,
-    session::{BatchExecutor, BatchLimits, Batcher},
+    backend::{
+        BoxFuture,
+        support::{BatchExecutor, BatchLimits, Batcher},
+    },
 };
 use proptest::{collection::vec, prelude::*};
 use tokio::{

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use etcd_client::{Txn, TxnOp, TxnOpResponse};
-use leasehold_core::{Error, ErrorKind, Result, backend::BoxFuture, session};
+use leasehold_core::{
+    Error, ErrorKind, Result,
+    backend::{BoxFuture, support},
+};
 
 use crate::{
     connection::Cluster,
@@ -38,7 +41,7 @@ pub(crate) struct BatchExecutor {
     pub(crate) timeout: Duration,
 }
 
-impl session::BatchExecutor for BatchExecutor {
+impl support::BatchExecutor for BatchExecutor {
     type Job = Job;
     /// The result, and whether an earlier copy of the transaction may still arrive.
     type Answer = Result<(TxnResult, bool)>;

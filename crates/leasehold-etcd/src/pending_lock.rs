@@ -17,8 +17,8 @@ use crate::{
     waiters::WaiterRegistry,
 };
 
-/// How long a waiter waits for its watch before it checks its position. Without a watch it then waits
-/// for as long again, so that it checks every 100 ms.
+/// How long a waiter waits for its watch before it checks its position. Without a watch it then
+/// waits for as long again, so that it checks every 100 ms.
 const UNWATCHED_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// An acquisition with a claim in a session, and perhaps a key in the queue.

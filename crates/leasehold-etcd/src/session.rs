@@ -14,8 +14,11 @@ use etcd_client::{
 };
 use leasehold_core::{
     AcquisitionId, Deadline, ErrorKind, LossReason, Result, Ttl,
-    backend::async_trait,
-    session::{BatchLimits, Batcher, Claim, Opened, Owned, SessionClock, SessionDriver},
+    backend::{
+        async_trait,
+        support::{BatchLimits, Batcher},
+    },
+    session::{Claim, Opened, Owned, SessionClock, SessionDriver},
 };
 
 use crate::{

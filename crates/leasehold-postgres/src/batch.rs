@@ -11,8 +11,10 @@ use std::{
 
 use leasehold_core::{
     ErrorKind,
-    backend::BoxFuture,
-    session::{self, BatchLimits, Batcher},
+    backend::{
+        BoxFuture,
+        support::{self, BatchLimits, Batcher},
+    },
 };
 use tokio::sync::Mutex;
 
@@ -105,7 +107,7 @@ fn lane(job: &Job) -> Option<u64> {
     is_permit.then(|| NEXT.fetch_add(1, Ordering::Relaxed) % MAX_PERMIT_ATTEMPTS)
 }
 
-impl session::BatchExecutor for BatchExecutor {
+impl support::BatchExecutor for BatchExecutor {
     type Job = Job;
     type Answer = Answer;
 

@@ -7,8 +7,7 @@ use std::{
 
 use leasehold_core::{
     Result,
-    backend::{BoxFuture, Request},
-    session::BatchExecutor,
+    backend::{BoxFuture, Request, support::BatchExecutor},
 };
 use redis::{Cmd, Pipeline, RedisError, Value};
 

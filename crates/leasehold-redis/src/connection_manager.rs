@@ -13,8 +13,10 @@ use std::{
 use futures_util::{FutureExt, future::Shared};
 use leasehold_core::{
     Credentials, CredentialsProvider, Error, ErrorKind, Result,
-    backend::{BoxFuture, support::contained},
-    session::{BatchLimits, Batcher},
+    backend::{
+        BoxFuture,
+        support::{BatchLimits, Batcher, contained},
+    },
 };
 use redis::{AsyncConnectionConfig, Client, Cmd, PushInfo, PushKind, RedisError, Value};
 

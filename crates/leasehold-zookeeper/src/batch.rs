@@ -7,7 +7,10 @@ use std::{
 };
 
 use futures_util::future::{join, join_all};
-use leasehold_core::{Error, Result, backend::BoxFuture, session};
+use leasehold_core::{
+    Error, Result,
+    backend::{BoxFuture, support},
+};
 use zookeeper_client::{
     CreateMode, CreateOptions, Error as Driver, MultiReadResult, MultiWriteError, MultiWriteResult,
     MultiWriter,
@@ -110,7 +113,7 @@ pub(crate) struct BatchExecutor {
     pub(crate) known: Mutex<HashSet<u64>>,
 }
 
-impl session::BatchExecutor for BatchExecutor {
+impl support::BatchExecutor for BatchExecutor {
     type Job = Job;
     type Answer = Result<Done>;
 

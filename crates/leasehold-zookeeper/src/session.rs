@@ -10,8 +10,11 @@ use std::{
 use futures_util::future::join_all;
 use leasehold_core::{
     AcquisitionId, Deadline, Error, ErrorKind, LossReason, Result, Timestamp, Ttl,
-    backend::async_trait,
-    session::{BatchLimits, Batcher, Claim, Opened, Owned, Session, SessionClock, SessionDriver},
+    backend::{
+        async_trait,
+        support::{BatchLimits, Batcher},
+    },
+    session::{Claim, Opened, Owned, Session, SessionClock, SessionDriver},
 };
 use zookeeper_client::{Client, CreateMode, Error as Driver, StateWatcher};
 

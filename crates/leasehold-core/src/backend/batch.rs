@@ -21,7 +21,7 @@ use crate::{
 ///
 /// ```
 /// use std::sync::Arc;
-/// use leasehold_core::{backend::BoxFuture, session::BatchExecutor};
+/// use leasehold_core::backend::{BoxFuture, support::BatchExecutor};
 ///
 /// /// Answers each job with its square.
 /// struct Squares;
@@ -59,7 +59,7 @@ pub trait BatchExecutor: Send + Sync + 'static {
 /// The limits of a [`Batcher`]. Measure them for each backend.
 ///
 /// ```
-/// use leasehold_core::session::BatchLimits;
+/// use leasehold_core::backend::support::BatchLimits;
 ///
 /// // Up to 8 jobs are sent alone. Above that, two batches of up to 64 jobs are under way.
 /// let limits = BatchLimits { alone: 8, calls: 2, batch: 64 };
@@ -83,7 +83,7 @@ pub struct BatchLimits {
 /// queued, and a few workers send the queued jobs in batches.
 ///
 /// ```
-/// # use leasehold_core::{backend::BoxFuture, session::BatchExecutor};
+/// # use leasehold_core::backend::{BoxFuture, support::BatchExecutor};
 /// # struct Squares;
 /// # impl BatchExecutor for Squares {
 /// #     type Job = u64;
@@ -94,7 +94,7 @@ pub struct BatchLimits {
 /// # }
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
 /// use std::sync::Arc;
-/// use leasehold_core::session::{BatchLimits, Batcher};
+/// use leasehold_core::backend::support::{BatchLimits, Batcher};
 ///
 /// // `Squares` is the executor in the example of `BatchExecutor`.
 /// let executor = Arc::new(Squares);
@@ -326,7 +326,7 @@ impl<E: BatchExecutor> fmt::Debug for Batcher<E> {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
+    use std::{pin::pin, time::Duration};
 
     use futures_util::FutureExt;
 
@@ -490,5 +490,58 @@ mod tests {
             }
             assert_eq!(connection.0.lock().await.len(), 6_400);
         }
+    }
+
+    /// Records batches of numbers. The lane of a number is the number without its last digit.
+    #[derive(Default)]
+    struct Trips(Mutex<Vec<Vec<u64>>>);
+
+    impl BatchExecutor for Trips {
+        type Job = u64;
+        type Answer = u64;
+
+        fn lane(&self, job: &u64) -> Option<u64> {
+            Some(job / 10)
+        }
+
+        fn execute(self: Arc<Self>, jobs: Vec<u64>) -> BoxFuture<'static, Vec<u64>> {
+            Box::pin(async move {
+                self.0.lock().unwrap().push(jobs.clone());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                jobs
+            })
+        }
+    }
+
+    const LIMITS: BatchLimits = BatchLimits {
+        alone: 2,
+        calls: 1,
+        batch: 8,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lone_job_goes_at_once_and_many_go_together() {
+        let (trips, batcher) = (Arc::new(Trips::default()), Arc::new(Batcher::new(LIMITS)));
+        assert_eq!(batcher.run(&trips, 7).await.unwrap(), 7);
+        let jobs: Vec<u64> = (0..20).map(|job| job * 10).collect();
+        let answers =
+            futures_util::future::join_all(jobs.iter().map(|job| batcher.run(&trips, *job))).await;
+        assert_eq!(
+            answers.into_iter().map(Result::unwrap).collect::<Vec<_>>(),
+            jobs
+        );
+        let sizes: Vec<_> = trips.0.lock().unwrap().iter().map(Vec::len).collect();
+        assert_eq!(sizes, [1, 1, 1, 8, 8, 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jobs_of_one_lane_never_travel_together_and_keep_their_order() {
+        let (trips, batcher) = (Arc::new(Trips::default()), Arc::new(Batcher::new(LIMITS)));
+        let jobs = [101, 201, 11, 12, 21, 13, 22];
+        futures_util::future::join_all(jobs.iter().map(|job| batcher.run(&trips, *job))).await;
+        assert_eq!(
+            *trips.0.lock().unwrap(),
+            [vec![101], vec![201], vec![11, 21], vec![12, 22], vec![13]]
+        );
     }
 }

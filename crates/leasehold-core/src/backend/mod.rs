@@ -8,6 +8,7 @@
 pub(crate) mod acquisition_id;
 pub(crate) mod attempt;
 pub(crate) mod backend_errors;
+pub(crate) mod batch;
 pub(crate) mod capability;
 pub(crate) mod contract;
 pub(crate) mod credentials;
@@ -40,6 +41,7 @@ pub mod support {
     pub use crate::{
         backend::{
             backend_errors::{BackendErrors, SideEffect},
+            batch::{BatchExecutor, BatchLimits, Batcher},
             driver_thread::{DriverThread, on_driver_thread},
             release_tracker::ReleaseTracker,
             retry::RetryBudget,

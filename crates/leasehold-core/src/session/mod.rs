@@ -12,9 +12,7 @@
 //! | `registration` | [`Claim`]: the registration of one acquisition in a session |
 //! | `reconcile` | compares what the server lists for a session with what this process owns |
 //! | `retry` | [`attempt_with_session_retry`], [`queue_with_session_retry`]: retry in a new session |
-//! | `batch` | [`Batcher`]: sends requests that arrive during a round trip together in the next |
 
-mod batch;
 mod driver;
 mod keep_alive;
 mod manager;
@@ -29,7 +27,6 @@ mod state;
 pub use crate::backend::retry::cancelled;
 
 pub use self::{
-    batch::{BatchExecutor, BatchLimits, Batcher},
     driver::{Opened, Owned, SessionClock},
     manager::{MAX_TTLS, Sessions},
     registration::Claim,

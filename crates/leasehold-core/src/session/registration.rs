@@ -111,9 +111,9 @@ impl<D: SessionDriver> Claim<D> {
         Ok(())
     }
 
-    /// Records that the lock is granted. From now on `notifier` is notified of a loss, and the session
-    /// is no longer renewed for this claim: the renewal task renews it through the lease. Returns
-    /// `false` if the session has ended, in which case the lock is not granted.
+    /// Records that the lock is granted. From now on `notifier` is notified of a loss, and the
+    /// session is no longer renewed for this claim: the renewal task renews it through the lease.
+    /// Returns `false` if the session has ended, in which case the lock is not granted.
     #[must_use]
     pub fn hold(&self, notifier: LossNotifier) -> bool {
         self.session.hold(&self.name, notifier)

@@ -13,10 +13,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::{
-    backend::{
-        lease::BoxFuture,
-        request::{LossNotifier, Request},
-    },
+    backend::request::{LossNotifier, Request},
     clock::{ClockDrift, Deadline, TestClock},
     error::{Error, ErrorKind, Result},
     signal::LossReason,
@@ -601,58 +598,5 @@ async fn after_close_there_is_nothing_and_nothing_starts() {
     assert_eq!(
         sessions.claim(&request, |_, _| 2).await.unwrap_err().kind(),
         ErrorKind::Closed
-    );
-}
-
-/// Records batches of numbers. The lane of a number is the number without its last digit.
-#[derive(Default)]
-struct Trips(Mutex<Vec<Vec<u64>>>);
-
-impl BatchExecutor for Trips {
-    type Job = u64;
-    type Answer = u64;
-
-    fn lane(&self, job: &u64) -> Option<u64> {
-        Some(job / 10)
-    }
-
-    fn execute(self: Arc<Self>, jobs: Vec<u64>) -> BoxFuture<'static, Vec<u64>> {
-        Box::pin(async move {
-            self.0.lock().unwrap().push(jobs.clone());
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            jobs
-        })
-    }
-}
-
-const LIMITS: BatchLimits = BatchLimits {
-    alone: 2,
-    calls: 1,
-    batch: 8,
-};
-
-#[tokio::test(start_paused = true)]
-async fn a_lone_job_goes_at_once_and_many_go_together() {
-    let (trips, batcher) = (Arc::new(Trips::default()), Arc::new(Batcher::new(LIMITS)));
-    assert_eq!(batcher.run(&trips, 7).await.unwrap(), 7);
-    let jobs: Vec<u64> = (0..20).map(|job| job * 10).collect();
-    let answers =
-        futures_util::future::join_all(jobs.iter().map(|job| batcher.run(&trips, *job))).await;
-    assert_eq!(
-        answers.into_iter().map(Result::unwrap).collect::<Vec<_>>(),
-        jobs
-    );
-    let sizes: Vec<_> = trips.0.lock().unwrap().iter().map(Vec::len).collect();
-    assert_eq!(sizes, [1, 1, 1, 8, 8, 2]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn jobs_of_one_lane_never_travel_together_and_keep_their_order() {
-    let (trips, batcher) = (Arc::new(Trips::default()), Arc::new(Batcher::new(LIMITS)));
-    let jobs = [101, 201, 11, 12, 21, 13, 22];
-    futures_util::future::join_all(jobs.iter().map(|job| batcher.run(&trips, *job))).await;
-    assert_eq!(
-        *trips.0.lock().unwrap(),
-        [vec![101], vec![201], vec![11, 21], vec![12, 22], vec![13]]
     );
 }
