@@ -29,8 +29,9 @@ pub(crate) async fn open(url: &str) -> Result<Arc<dyn LockBackend>, Failure> {
 
 /// Opens the backend at `url` for a client that takes no locks.
 ///
-/// Such a client creates no directory: if the one of a `file:` URL does not exist, no lock is held
-/// in it. This is reported, and the result is `None`.
+/// Such a client creates no directory. If the one of a `file:` URL does not exist, this is
+/// reported, and the result is `None`. A lock whose directory was removed while it was held is not
+/// found.
 pub(crate) async fn client(url: &str) -> Result<Option<LockClient>, Failure> {
     schemes::check(url)?;
     if let Some((dir, _)) = leasehold::file_options(url)?

@@ -10,10 +10,10 @@
 //! 64 in flight, is 3.50 µs with the plain commands and 9.30 µs with the script (3.48–3.96 against
 //! 9.25–9.44 in five interleaved rounds of raw commands). `SET NX` alone in a script, without a
 //! token, makes it 5.11 µs. With the script alone, pairs per second of 16, 64 and 256 tasks are
-//! 0.76, 0.66 and 0.69 of those with both (medians of five interleaved rounds, 0.62–0.86). The short
-//! script for the acquisitions that yield is worth less: without it they are 0.94, 0.92 and 0.89 of
-//! those with it, and 1.37 and 1.21 times those of the bare driver with 64 and 256 tasks instead of
-//! 1.64 and 1.36. It keeps a distance to the required 1.2 times.
+//! 0.76, 0.66 and 0.69 of those with both (medians of five interleaved rounds, 0.62–0.86). The
+//! short script for the acquisitions that yield is worth less: without it they are 0.94, 0.92 and
+//! 0.89 of those with it, and 1.37 and 1.21 times those of the bare driver with 64 and 256 tasks
+//! instead of 1.64 and 1.36. It keeps a distance to the required 1.2 times.
 
 use redis::{Cmd, Pipeline, RedisError, Value};
 
