@@ -38,7 +38,7 @@ Examples:
   bench --quick                                    everything, in a few minutes
   bench --on redis --scenario pair --tasks 1       one measurement, at full length
   bench --on redis --on file --json figures.json   an array of objects, one for each row of the table
-  bench plot figures.json figures.svg              draws them";
+  bench plot figures.json figures.svg --caption 'commit 1fa4ad5, 2 cores'   draws them";
 
 /// Measures Leasehold beside bare drivers and other lock libraries, on servers that it starts
 /// itself.
@@ -99,6 +99,9 @@ pub(super) enum Command {
         figures: PathBuf,
         /// The SVG file
         to: PathBuf,
+        /// A line below the chart: the date, the commit and the machine of the figures
+        #[arg(long, default_value = "")]
+        caption: String,
     },
 }
 

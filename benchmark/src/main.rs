@@ -47,7 +47,11 @@ fn main() -> Result<()> {
     process::raise_open_files();
     match &arguments.command {
         Some(Command::Worker(worker)) => return worker::run(worker),
-        Some(Command::Plot { figures, to }) => return plot::draw(figures, to),
+        Some(Command::Plot {
+            figures,
+            to,
+            caption,
+        }) => return plot::draw(figures, to, caption),
         None => {}
     }
     let plan = Plan::new(&arguments);

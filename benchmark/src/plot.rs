@@ -1,27 +1,45 @@
 //! A chart of the figures: pairs per second and hand-off time of each backend.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use leasehold_integration::{HarnessError, Result};
 use plotters::{
     coord::Shift,
     prelude::{
-        BLACK, ChartBuilder, Circle, Color, DrawingArea, IntoDrawingArea, IntoLogRange,
-        IntoSegmentedCoord, LineSeries, Palette, Palette99, PathElement, Rectangle, SVGBackend,
-        SegmentValue, SeriesLabelPosition, WHITE,
+        BLACK, ChartBuilder, Circle, Color, DrawingArea, IntoDrawingArea, IntoFont, IntoLogRange,
+        IntoSegmentedCoord, LineSeries, PathElement, RGBColor, Rectangle, SVGBackend, SegmentValue,
+        Text, TextStyle, WHITE,
     },
 };
 use serde_json::Value;
 
 use super::subject::{FLOOR, LEASEHOLD};
 
-const SIZE: (u32, u32) = (960, 420);
+const SIZE: (u32, u32) = (960, 480);
+/// The height of the legend, and of the caption below it.
+const STRIP: u32 = 30;
 const FONT: &str = "sans-serif";
+
+/// The colours of the backends: those of Okabe and Ito, which people with each kind of colour blindness can tell apart,
+/// without the yellow, which is hard to see on white.
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(0, 0, 0),
+    RGBColor(0, 114, 178),
+    RGBColor(230, 159, 0),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Draws the chart of a file written by `bench --json`.
-pub(super) fn draw(figures: &Path, to: &Path) -> Result<()> {
+/// Draws the chart of a file written by `bench --json`, with the caption below it.
+pub(super) fn draw(figures: &Path, to: &Path, caption: &str) -> Result<()> {
     let text = fs::read_to_string(figures).map_err(|error| {
         HarnessError::caused_by(format!("cannot read {}", figures.display()), error)
     })?;
@@ -43,11 +61,27 @@ pub(super) fn draw(figures: &Path, to: &Path) -> Result<()> {
         |error: String| HarnessError::new(format!("cannot draw {}: {error}", to.display()));
     root.fill(&WHITE)
         .map_err(|error| failed(error.to_string()))?;
-    let (left, right) = root.split_horizontally(SIZE.0 / 2);
-    draw_throughput(&left, &throughput).map_err(failed)?;
-    draw_handoff(&right, &handoff, &throughput).map_err(failed)?;
+    let (charts, strips) = root.split_vertically(SIZE.1 - 2 * STRIP);
+    let (legend, below) = strips.split_vertically(STRIP);
+    let (left, right) = charts.split_horizontally(SIZE.0 / 2);
+    let backends: BTreeSet<&str> = throughput
+        .keys()
+        .chain(handoff.keys())
+        .map(String::as_str)
+        .collect();
+    let colours: Colours<'_> = backends
+        .into_iter()
+        .zip(COLOURS.into_iter().cycle())
+        .collect();
+    draw_throughput(&left, &throughput, &colours).map_err(failed)?;
+    draw_handoff(&right, &handoff, &colours).map_err(failed)?;
+    draw_legend(&legend, &colours).map_err(failed)?;
+    draw_text(&below, caption, 12).map_err(failed)?;
     root.present().map_err(|error| failed(error.to_string()))
 }
+
+/// The colour of each backend.
+type Colours<'a> = BTreeMap<&'a str, RGBColor>;
 
 /// Numbers of tasks and pairs per second, by backend.
 type Throughput = BTreeMap<String, Vec<(f64, f64)>>;
@@ -89,7 +123,11 @@ fn name(row: &Value) -> String {
     row["backend"].as_str().unwrap_or_default().to_owned()
 }
 
-fn draw_throughput(area: &Area<'_>, lines: &Throughput) -> Result<(), String> {
+fn draw_throughput(
+    area: &Area<'_>,
+    lines: &Throughput,
+    colours: &Colours<'_>,
+) -> Result<(), String> {
     let rates = || lines.values().flatten().map(|(_, rate)| *rate);
     let (low, high) = (
         rates().fold(f64::MAX, f64::min) / 2.0,
@@ -110,16 +148,14 @@ fn draw_throughput(area: &Area<'_>, lines: &Throughput) -> Result<(), String> {
         .y_label_formatter(&|rate| format!("{rate:.0}"))
         .draw()
         .map_err(|error| error.to_string())?;
-    for (index, (backend, points)) in lines.iter().enumerate() {
-        let colour = Palette99::pick(index).to_rgba();
+    for (backend, points) in lines {
+        let colour = colours[backend.as_str()];
         chart
             .draw_series(LineSeries::new(
                 points.iter().copied(),
                 colour.stroke_width(2),
             ))
-            .map_err(|error| error.to_string())?
-            .label(backend)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
+            .map_err(|error| error.to_string())?;
         chart
             .draw_series(
                 points
@@ -128,20 +164,36 @@ fn draw_throughput(area: &Area<'_>, lines: &Throughput) -> Result<(), String> {
             )
             .map_err(|error| error.to_string())?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .draw()
+    Ok(())
+}
+
+/// Draws one row with the colour and the name of each backend.
+fn draw_legend(area: &Area<'_>, colours: &Colours<'_>) -> Result<(), String> {
+    let cells = area.split_evenly((1, colours.len().max(1)));
+    for (cell, (backend, colour)) in cells.iter().zip(colours) {
+        let middle = STRIP.cast_signed() / 2;
+        cell.draw(&PathElement::new(
+            [(16, middle), (36, middle)],
+            colour.stroke_width(3),
+        ))
+        .map_err(|error| error.to_string())?;
+        let style = TextStyle::from((FONT, 13).into_font());
+        cell.draw(&Text::new((*backend).to_owned(), (42, middle - 7), style))
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+fn draw_text(area: &Area<'_>, text: &str, size: u32) -> Result<(), String> {
+    let style = TextStyle::from((FONT, size).into_font());
+    area.draw(&Text::new(text.to_owned(), (16, 6), style))
         .map_err(|error| error.to_string())
 }
 
-/// Draws the hand-off times in the colours that `lines` uses for the backends.
 fn draw_handoff(
     area: &Area<'_>,
     bars: &BTreeMap<String, (f64, f64)>,
-    lines: &Throughput,
+    colours: &Colours<'_>,
 ) -> Result<(), String> {
     let names: Vec<String> = bars.keys().cloned().collect();
     let high = bars
@@ -170,13 +222,7 @@ fn draw_handoff(
         .draw()
         .map_err(|error| error.to_string())?;
     for (index, (backend, (ours, floor))) in bars.iter().enumerate() {
-        let colour = Palette99::pick(
-            lines
-                .keys()
-                .position(|line| line == backend)
-                .unwrap_or(index),
-        )
-        .to_rgba();
+        let colour = colours[backend.as_str()];
         let after = names
             .get(index + 1)
             .map_or(SegmentValue::Last, SegmentValue::Exact);
