@@ -24,7 +24,7 @@ const SIZE: (u32, u32) = (960, 480);
 const STRIP: u32 = 30;
 const FONT: &str = "sans-serif";
 
-/// The colours of the backends: those of Okabe and Ito, which people with each kind of colour blindness can tell apart,
+/// The colours of the backends: those of Okabe and Ito, which colour-blind people distinguish,
 /// without the yellow, which is hard to see on white.
 const COLOURS: [RGBColor; 7] = [
     RGBColor(213, 94, 0),
