@@ -45,7 +45,7 @@ pub enum ErrorKind {
     /// The client is used outside a tokio runtime, or on another runtime than its own.
     WrongRuntime,
     /// The name is in use in an incompatible way: with another number of permits, or by the same
-    /// session of the backend.
+    /// session of the backend, or by another program.
     Conflict,
     /// The backend sent an answer that violates its protocol.
     UnexpectedResponse,

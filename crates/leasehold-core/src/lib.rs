@@ -39,7 +39,8 @@ pub use crate::{
     backend::{
         acquisition_id::AcquisitionId,
         capability::{
-            Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification,
+            Capabilities, Expiry, Fairness, Fencing, LossDetection, Records, Restart,
+            WaiterNotification,
         },
         credentials::{Credentials, CredentialsProvider},
         inspection::{
@@ -47,6 +48,7 @@ pub use crate::{
             WaiterRef,
         },
         lease::Released,
+        record::Record,
     },
     client::{builder::LockClientBuilder, handle::LockClient},
     clock::{Clock, ClockDrift, Deadline, SystemClock, TestClock, Timestamp},

@@ -89,7 +89,8 @@ mod tests {
     use crate::{
         backend::{
             capability::{
-                Capabilities, Expiry, Fairness, Fencing, LossDetection, Restart, WaiterNotification,
+                Capabilities, Expiry, Fairness, Fencing, LossDetection, Records, Restart,
+                WaiterNotification,
             },
             inspection::{HolderConnection, HolderRef, Inspection, NodeStatus, Pong, WaiterRef},
         },
@@ -137,6 +138,9 @@ mod tests {
         is(LossDetection::Deadline, json!("deadline"));
         is(LossDetection::Renewal, json!("renewal"));
         is(LossDetection::Pushed, json!("pushed"));
+        is(Records::None, json!("none"));
+        is(Records::UntilDataLoss, json!("until_data_loss"));
+        is(Records::Durable, json!("durable"));
         is(Restart::Keeps, json!("keeps"));
         is(Restart::FailOverMayFree, json!("fail_over_may_free"));
         is(Restart::AsPersisted, json!("as_persisted"));
@@ -185,6 +189,7 @@ mod tests {
             "pipelined_release": false,
             "inspect": false,
             "revoke": false,
+            "records": "none",
             "provisional": false,
         });
         assert_eq!(to_value(Capabilities::new("sled")).unwrap(), expected);

@@ -15,7 +15,10 @@ use async_trait::async_trait;
 use leasehold_core::{
     Capabilities, Deadline, FencingToken, HolderRef, Inspection, LockKey, Pong, Released, Result,
     Revocation, RevokeOutcome,
-    backend::{Attempt, BoxFuture, KeepAlive, Lease, LockBackend, Request},
+    backend::{
+        Attempt, BoxFuture, KeepAlive, Lease, LockBackend, RecordRead, RecordReading, RecordWrite,
+        Request,
+    },
 };
 
 /// A method of a backend or a lease.
@@ -210,6 +213,10 @@ impl LockBackend for Panicking {
             .await
     }
 
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        Arc::clone(&self.inner).read_record(read).await
+    }
+
     async fn ping(&self) -> Result<Pong> {
         self.plan.call(Call::Ping, self.inner.ping()).await
     }
@@ -256,5 +263,9 @@ impl Lease for PanickingLease {
     {
         self.plan
             .call(Call::Release, Arc::clone(&self.inner).release())
+    }
+
+    async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
+        Arc::clone(&self.inner).write_record(write).await
     }
 }

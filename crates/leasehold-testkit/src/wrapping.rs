@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use leasehold_core::{
     Capabilities, Clock, HolderRef, Inspection, LockKey, Pong, Result, Revocation, RevokeOutcome,
     Ttl,
-    backend::{Attempt, Lease, LockBackend, Request},
+    backend::{Attempt, Lease, LockBackend, RecordRead, RecordReading, Request},
 };
 
 use crate::backend_fixture::BackendFixture;
@@ -89,6 +89,10 @@ impl<B: LockBackend + ?Sized> LockBackend for Forwarding<B> {
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         B::revoke(&self.0, holder, revocation).await
+    }
+
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        B::read_record(Arc::clone(&self.0), read).await
     }
 
     async fn ping(&self) -> Result<Pong> {

@@ -70,6 +70,11 @@ pub struct Capabilities {
     pub inspect: bool,
     /// Whether [`LockBackend::revoke`](crate::backend::LockBackend::revoke) is supported.
     pub revoke: bool,
+    /// The faults that the [records](crate::Record) beside locks survive.
+    pub records: Records,
+    /// The reason why records are not supported, if there is a particular one.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub why_no_records: Option<&'static str>,
     /// Whether these capabilities hold for any server of this kind, because a client that connects
     /// [lazily](crate::backend::LazyBackend) has not reached its server yet. Each promise is then
     /// the weakest, and the range of TTLs is the widest. The first connection replaces them.
@@ -100,6 +105,8 @@ impl Capabilities {
             pipelined_release: false,
             inspect: false,
             revoke: false,
+            records: Records::None,
+            why_no_records: None,
             provisional: false,
         }
     }
@@ -133,6 +140,24 @@ impl Capabilities {
             .with_backend(self.backend));
         }
         Ok(())
+    }
+
+    /// Checks that the backend keeps records beside its locks.
+    ///
+    /// # Errors
+    /// Returns [`ErrorKind::Unsupported`]. The message names the backend, the reason and the
+    /// remedy.
+    pub fn check_records(&self) -> Result<()> {
+        if self.records > Records::None {
+            return Ok(());
+        }
+        let message = match self.why_no_records {
+            Some(why) => format!("this backend keeps no records beside its locks: {why}"),
+            None => String::from(
+                "this backend keeps no records beside its locks; choose another backend",
+            ),
+        };
+        Err(Error::new(ErrorKind::Unsupported, message).with_backend(self.backend))
     }
 }
 
@@ -308,6 +333,33 @@ pub enum Restart {
     EndsHolders,
 }
 
+/// The faults that the [records](crate::Record) beside locks survive.
+///
+/// ```
+/// # use leasehold_local::MemoryBackend;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// # let client = leasehold_core::LockClient::new(MemoryBackend::new());
+/// use leasehold_core::Records;
+///
+/// if client.capabilities().records < Records::Durable {
+///     println!("records may be lost: {}", client.capabilities().records);
+/// }
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Records {
+    /// The backend keeps no records.
+    None,
+    /// Records are kept until the backend loses its data. A crash of the server or a fail-over to a
+    /// replica may lose the last writes.
+    UntilDataLoss,
+    /// A record that was written is kept over restarts and fail-overs.
+    Durable,
+}
+
 impl fmt::Display for Expiry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -327,6 +379,16 @@ impl fmt::Display for Fencing {
             Self::Clocked => {
                 "grow even if the backend loses its data, unless its wall clock is set back"
             }
+            Self::Durable => "durable",
+        })
+    }
+}
+
+impl fmt::Display for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::UntilDataLoss => "kept until the backend loses its data",
             Self::Durable => "durable",
         })
     }

@@ -13,6 +13,7 @@ use crate::{
         capability::Capabilities,
         inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
         lease::{BoxFuture, Lease},
+        record::{RecordRead, RecordReading},
         request::Request,
         retry::acquire_with_retry,
     },
@@ -204,6 +205,36 @@ pub trait LockBackend: Debug + Display + Send + Sync + 'static {
         ))
     }
 
+    /// Reads the record beside a lock. The lock itself may be held, waited for, or free.
+    ///
+    /// # What the answer promises
+    /// - **Succession**: a reader that has been granted the lock sees every write of the earlier
+    ///   holders that took effect, or a later one. A read that starts after
+    ///   [`Lease::write_record`] has returned sees that write or a later one, on every connection.
+    /// - **Independence**: the record of a key is distinct from every other record and from every
+    ///   lock, whatever the keys. Release, expiry and revocation of the lock leave it as it is.
+    /// - **A read never waits** for the lock, and changes nothing that a client can see.
+    /// - [`RecordReading::changed`] and [`RecordReading::now`] are as documented there. `changed`
+    ///   is returned if the read asks for it and the backend can notify; `now`, if the read asks
+    ///   for it and the server has a clock.
+    ///
+    /// [`StoredRecord`](crate::backend::support::StoredRecord) is the encoding that the backends of
+    /// this workspace share.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::Unsupported`] by default and where the capabilities say so.
+    /// - [`ErrorKind::Conflict`] if the place of the record has a value of another program.
+    /// - [`ErrorKind::Unavailable`] if there is no answer, since a read has no effect.
+    /// - Otherwise as the driver fails.
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        let _ = read;
+        self.capabilities().check_records()?;
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backend does not implement `read_record`, although its capabilities have records",
+        ))
+    }
+
     /// Checks that the backend answers, by one cheap round trip that changes nothing.
     ///
     /// # Errors
@@ -256,6 +287,10 @@ impl<B: LockBackend + ?Sized> LockBackend for Arc<B> {
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         B::revoke(self, holder, revocation).await
+    }
+
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        B::read_record(Arc::clone(&*self), read).await
     }
 
     async fn ping(&self) -> Result<Pong> {

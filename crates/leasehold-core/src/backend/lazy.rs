@@ -15,6 +15,7 @@ use crate::{
         contract::LockBackend,
         inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
         lease::{BoxFuture, Lease},
+        record::{RecordRead, RecordReading},
         request::Request,
         retry::{RetryBudget, cancelled, sleep_unless_cancelled},
     },
@@ -233,6 +234,12 @@ impl LockBackend for LazyBackend {
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         self.0.connected().await?.revoke(holder, revocation).await
+    }
+
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        let backend = self.0.connected().await?;
+        backend.capabilities().check_records()?;
+        backend.read_record(read).await
     }
 
     async fn ping(&self) -> Result<Pong> {

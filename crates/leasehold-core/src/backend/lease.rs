@@ -12,8 +12,9 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
+    backend::record::RecordWrite,
     clock::{Deadline, Timestamp},
-    error::Result,
+    error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     panics::{Call, catch, contain},
 };
@@ -68,6 +69,45 @@ pub trait Lease: Debug + Send + Sync + 'static {
     /// # Errors
     /// As the driver fails. The lock is then free at its deadline.
     async fn release(self: Arc<Self>) -> Result<Released>;
+
+    /// Replaces or clears the record beside the lock, if this lease still holds the lock. Returns
+    /// the version of the record after the write.
+    ///
+    /// The client calls it only for an exclusive lease, only if the capabilities have
+    /// [records](crate::Capabilities::records), and not before the previous call on the same lease
+    /// has ended. It may overlap `renew` and `release`.
+    ///
+    /// # What a write promises
+    /// - **Holder**: it takes effect only while the grant of this lease holds the lock. The server
+    ///   checks this in the same step. A write that was delayed anywhere until another holder was
+    ///   granted the lock, or until it was free, has no effect. A gracefully revoked lock is held
+    ///   until its deadline.
+    /// - **Order**: if the stored record is by the same owner and its
+    ///   [sequence](RecordWrite::sequence) is not smaller, nothing changes, and the result is the
+    ///   stored version. So a repeated write counts once, and a late one undoes nothing.
+    /// - **Version**: otherwise the version grows. It never starts again, neither after the record
+    ///   was cleared nor with another holder.
+    /// - **Succession**: when it has returned, every read that starts sees it or a later write; see
+    ///   [`LockBackend::read_record`](crate::backend::LockBackend::read_record).
+    /// - **Whole**: the value is stored unchanged and completely, up to
+    ///   [`Record::MAX_LEN`](crate::Record::MAX_LEN) arbitrary bytes. It replaces value, owner,
+    ///   sequence, token, label and time in one step.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::Lost`] if this lease no longer holds the lock. It is final: the client treats
+    ///   the lease as lost, and nothing was written.
+    /// - [`ErrorKind::Conflict`] if the place of the record has a value of another program. It is
+    ///   not overwritten.
+    /// - [`ErrorKind::Unavailable`] if the write certainly had no effect, and
+    ///   [`ErrorKind::Indeterminate`] if it may have had. The client repeats the same write.
+    /// - [`ErrorKind::Unsupported`] by default.
+    async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
+        let _ = write;
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backend keeps no records beside its locks; choose another backend",
+        ))
+    }
 }
 
 /// The way in which a lease is kept alive.

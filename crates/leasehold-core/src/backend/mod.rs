@@ -16,9 +16,11 @@ pub(crate) mod driver_thread;
 pub(crate) mod inspection;
 pub(crate) mod lazy;
 pub(crate) mod lease;
+pub(crate) mod record;
 pub(crate) mod release_tracker;
 pub(crate) mod request;
 pub(crate) mod retry;
+pub(crate) mod stored_record;
 
 pub use async_trait::async_trait;
 
@@ -26,6 +28,7 @@ pub use self::{
     attempt::{Attempt, Contention},
     contract::LockBackend,
     lease::{BoxFuture, KeepAlive, Lease, Released, SessionId},
+    record::{RecordRead, RecordReading, RecordWrite},
 };
 pub use crate::{
     backend::{
@@ -45,6 +48,7 @@ pub mod support {
             driver_thread::{DriverThread, on_driver_thread},
             release_tracker::ReleaseTracker,
             retry::RetryBudget,
+            stored_record::{StoredRecord, record_label},
         },
         panics::{contained, supervised},
         runtime::check_runtime,

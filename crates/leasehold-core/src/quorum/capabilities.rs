@@ -15,6 +15,10 @@ use crate::{
 const NO_PERMITS: &str = "a majority on each permit cannot bound their number: with two permits of five nodes, one client \
      may hold a permit on nodes 1 to 3, another on 3 to 5, and a third on 1, 4 and 5; use a single backend for semaphores";
 
+/// The reason why a quorum has no records.
+const NO_RECORDS: &str = "a node that has lost its data forgets its records, and it forms a majority with a node that missed the \
+     last write; use a single backend for records";
+
 pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Discovery) -> Capabilities {
     let each: Vec<_> = members
         .iter()
@@ -28,6 +32,7 @@ pub(super) fn of(members: &[Member], config: &QuorumConfig, found: &Discovery) -
     capabilities.shared = each.iter().all(|node| node.shared);
     capabilities.permits = false;
     capabilities.why_no_permits = Some(NO_PERMITS);
+    capabilities.why_no_records = Some(NO_RECORDS);
     capabilities.min_ttl = each
         .iter()
         .map(|node| node.min_ttl)

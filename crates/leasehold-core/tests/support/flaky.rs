@@ -13,7 +13,10 @@ use std::{
 use leasehold_core::{
     Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, LockKey, Pong,
     Released, Result, Revocation, RevokeOutcome, TestClock,
-    backend::{Attempt, KeepAlive, Lease, LockBackend, Request, async_trait},
+    backend::{
+        Attempt, KeepAlive, Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request,
+        async_trait,
+    },
     quorum::{
         EpochRecord, NodeState, QuorumMember, QuorumNode, TokenVote, VoteRequirements, Watched,
     },
@@ -117,6 +120,11 @@ impl LockBackend for Flaky {
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         self.way().await?;
         self.inner.revoke(holder, revocation).await
+    }
+
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        self.way().await?;
+        Arc::clone(&self.inner).read_record(read).await
     }
 
     async fn ping(&self) -> Result<Pong> {
@@ -231,5 +239,10 @@ impl Lease for FlakyLease {
     async fn release(self: Arc<Self>) -> Result<Released> {
         self.node.panic_if_told();
         Arc::clone(&self.inner).release().await
+    }
+
+    async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
+        self.node.way().await?;
+        Arc::clone(&self.inner).write_record(write).await
     }
 }
