@@ -1,12 +1,19 @@
 //! [`MemoryBackend`]: locks between the tasks of one process.
 
-use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use leasehold_core::{
     Capabilities, Clock, ClockDrift, Error, Expiry, Fairness, Fencing, FencingToken, HolderRef,
-    Inspection, LockKey, LossDetection, Pong, Restart, Result, Revocation, RevokeOutcome,
+    Inspection, LockKey, LossDetection, Pong, Records, Restart, Result, Revocation, RevokeOutcome,
     SystemClock, WaiterNotification,
-    backend::{Attempt, Contention, Lease, LockBackend, Request, async_trait},
+    backend::{
+        Attempt, Contention, Lease, LockBackend, RecordRead, RecordReading, Request, async_trait,
+    },
 };
 
 use super::{
@@ -15,9 +22,11 @@ use super::{
     grant::{Grant, Issuer, NO_FLOOR},
     lease::MemoryLease,
     lock_entry::LockEntry,
+    records,
     state::State,
     table::Table,
     waiters::{Progress, WaiterGuard},
+    wall_clock::WallClock,
 };
 
 /// The time that a yielding request leaves to callers that retry on their own.
@@ -35,6 +44,7 @@ const YIELD_RETRY: Duration = Duration::from_millis(5);
 ///   nothing polls.
 /// - Fencing tokens start at 1 in each backend and grow over all its keys. They are valid for
 ///   resources that live as long as the process ([`Fencing::UntilDataLoss`]).
+/// - [Records](leasehold_core::Record) live as long as the backend, and their watches are notified.
 /// - It is a [`QuorumNode`](leasehold_core::quorum::QuorumNode), so several backends form a quorum
 ///   for tests.
 ///
@@ -66,16 +76,27 @@ impl MemoryBackend {
     /// Creates a backend on the [`SystemClock`].
     #[must_use]
     pub fn new() -> Self {
-        Self::with_clock(Arc::new(SystemClock))
+        Self::on(Arc::new(SystemClock), WallClock::System)
     }
 
-    /// Creates a backend whose grants expire by `clock`. Give the client the same clock.
+    /// Creates a backend whose grants expire by `clock`. Give the client the same clock. The wall
+    /// clock of the backend, which its records show, starts at the present time and advances with
+    /// `clock`.
     #[must_use]
     pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
+        let wall_clock = WallClock::From {
+            time: SystemTime::now(),
+            at: clock.now(),
+        };
+        Self::on(clock, wall_clock)
+    }
+
+    fn on(clock: Arc<dyn Clock>, wall_clock: WallClock) -> Self {
         Self {
             state: Arc::new(State {
                 table: Table::new(),
                 issuer: Issuer::new(clock),
+                wall_clock,
             }),
         }
     }
@@ -137,6 +158,7 @@ impl LockBackend for MemoryBackend {
         capabilities.pipelined_release = true;
         capabilities.inspect = true;
         capabilities.revoke = true;
+        capabilities.records = Records::UntilDataLoss;
         capabilities
     }
 
@@ -195,6 +217,10 @@ impl LockBackend for MemoryBackend {
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         Ok(admin::revoke(&self.state, holder, revocation))
+    }
+
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        Ok(records::read(&self.state, &read))
     }
 
     /// Always succeeds.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, Released, Result,
-    backend::{KeepAlive, Lease, async_trait},
+    Deadline, ErrorKind, FencingToken, Mode, Released, Result,
+    backend::{KeepAlive, Lease, RecordWrite, async_trait},
 };
 
-use super::{error::ERRORS, grant::Grant, lock_entry::LockEntry, state::State};
+use super::{error::ERRORS, grant::Grant, lock_entry::LockEntry, records, state::State};
 
 /// A lease of the [`MemoryBackend`](super::MemoryBackend).
 ///
@@ -94,5 +94,16 @@ impl Lease for MemoryLease {
                 Released::AlreadyLost
             }
         }))
+    }
+
+    async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
+        if self.grant.request.mode() != Mode::Exclusive {
+            let message = "only the holder of an exclusive lock writes its record";
+            return Err(ERRORS.error(ErrorKind::Unsupported, "write_record", message));
+        }
+        records::write(&self.state, &self.grant, &write).ok_or_else(|| {
+            let message = "the lock expired, was revoked or released";
+            ERRORS.error(ErrorKind::Lost, "write_record", message)
+        })
     }
 }

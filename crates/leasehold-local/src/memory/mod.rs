@@ -8,8 +8,10 @@ mod holders;
 mod lease;
 mod lock_entry;
 mod quorum;
+mod records;
 mod state;
 mod table;
 mod waiters;
+mod wall_clock;
 
 pub use self::{backend::MemoryBackend, lease::MemoryLease};

@@ -7,7 +7,7 @@ use std::{
 
 use leasehold_core::{LockKey, Mode};
 
-use super::lock_entry::LockEntry;
+use super::{lock_entry::LockEntry, records::Records};
 
 /// Large enough that the threads of a large machine rarely contend for one shard.
 const SHARDS: usize = 64;
@@ -20,6 +20,7 @@ pub(super) struct Table(Box<[Mutex<Shard>]>);
 struct Shard {
     locks: HashMap<LockKey, LockEntry>,
     permits: HashMap<LockKey, LockEntry>,
+    records: Records,
 }
 
 impl Table {
@@ -34,14 +35,33 @@ impl Table {
         mode: Mode,
         work: impl FnOnce(&mut LockEntry) -> R,
     ) -> R {
+        self.with_record(key, mode, |entry, _| work(entry))
+    }
+
+    /// Runs `work` on the entry of `key` and on the records of its shard.
+    pub(super) fn with_record<R>(
+        &self,
+        key: &LockKey,
+        mode: Mode,
+        work: impl FnOnce(&mut LockEntry, &mut Records) -> R,
+    ) -> R {
         // `work` does not panic half-way, so the data of a poisoned shard is consistent.
         let mut shard = self.0[shard_of(key)]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let entries = if mode.is_permit() {
-            &mut shard.permits
-        } else {
-            &mut shard.locks
+        let Shard {
+            locks,
+            permits,
+            records,
+        } = &mut *shard;
+        let entries = if mode.is_permit() { permits } else { locks };
+        let work = |entry: &mut LockEntry| {
+            let result = work(entry, records);
+            // A permit of the same name is not the lock.
+            if !mode.is_permit() {
+                records.lock_changed(key, entry);
+            }
+            result
         };
         match entries.entry(key.clone()) {
             Entry::Occupied(mut entry) => {
@@ -62,14 +82,14 @@ impl Table {
         }
     }
 
-    /// Returns the number of entries.
+    /// Returns the number of entries, records included.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0
             .iter()
             .map(|shard| {
                 let shard = shard.lock().unwrap();
-                shard.locks.len() + shard.permits.len()
+                shard.locks.len() + shard.permits.len() + shard.records.len()
             })
             .sum()
     }

@@ -1,0 +1,274 @@
+//! Records beside the locks in memory.
+
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
+
+use leasehold_core::{
+    LockKey, Mode, Timestamp,
+    backend::{BoxFuture, RecordRead, RecordReading, RecordWrite, support::StoredRecord},
+};
+use tokio::sync::{Notify, futures::OwnedNotified};
+
+use super::{grant::Grant, lock_entry::LockEntry, state::State};
+
+/// The records of one shard.
+#[derive(Debug, Default)]
+pub(super) struct Records(HashMap<LockKey, RecordEntry>);
+
+/// The record of one key, and those who watch it.
+#[derive(Debug, Default)]
+struct RecordEntry {
+    stored: Option<StoredRecord>,
+    changed: Arc<Notify>,
+    watches: usize,
+    /// Whether the writer held the lock when this was last checked.
+    is_held: bool,
+}
+
+impl RecordEntry {
+    /// Returns whether the writer of the record holds the lock, and until when unless it is
+    /// renewed.
+    fn held_until(&self, entry: &mut LockEntry) -> Option<Timestamp> {
+        let stored = self.stored.as_ref()?;
+        let holder = entry.holders.by_owner_mut(stored.owner)?;
+        Some(holder.expires)
+    }
+}
+
+impl Records {
+    /// Notifies the watches of `key` if the writer of the record no longer holds the lock.
+    pub(super) fn lock_changed(&mut self, key: &LockKey, entry: &mut LockEntry) {
+        if self.0.is_empty() {
+            return;
+        }
+        if let Some(record) = self.0.get_mut(key) {
+            let was_held = record.is_held;
+            record.is_held = record.held_until(entry).is_some();
+            if was_held && !record.is_held {
+                record.changed.notify_waiters();
+            }
+        }
+    }
+
+    fn write(&mut self, grant: &Grant, write: &RecordWrite, now: SystemTime) -> u64 {
+        let request = &grant.request;
+        let record = self.0.entry(request.key().clone()).or_default();
+        if let Some(stored) = &record.stored
+            && stored.supersedes(request.owner(), write.sequence())
+        {
+            return stored.version;
+        }
+        let after = StoredRecord::after(record.stored.as_ref(), request, grant.token, write, now);
+        let version = after.version;
+        (record.stored, record.is_held) = (Some(after), true);
+        record.changed.notify_waiters();
+        version
+    }
+
+    /// Returns the number of records, watched keys without a record included.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn end_watch(&mut self, key: &LockKey) {
+        if let Some(record) = self.0.get_mut(key) {
+            record.watches -= 1;
+            if record.watches == 0 && record.stored.is_none() {
+                self.0.remove(key);
+            }
+        }
+    }
+}
+
+/// Writes the record of the key of `grant`. Returns `None` if the grant no longer holds the lock.
+pub(super) fn write(state: &State, grant: &Grant, write: &RecordWrite) -> Option<u64> {
+    let request = &grant.request;
+    state
+        .table
+        .with_record(request.key(), request.mode(), |entry, records| {
+            entry.update(&state.issuer);
+            entry.holders.get_mut(grant)?;
+            Some(records.write(grant, write, state.wall_clock()))
+        })
+}
+
+/// Reads the record of a key.
+pub(super) fn read(state: &Arc<State>, read: &RecordRead) -> RecordReading {
+    state
+        .table
+        .with_record(&read.key, Mode::Exclusive, |entry, records| {
+            entry.update(&state.issuer);
+            let record = records.0.get(&read.key);
+            let held_until = record.and_then(|record| record.held_until(entry));
+            let stored = record
+                .and_then(|record| record.stored.clone())
+                .filter(|_| !read.while_held || held_until.is_some());
+            let mut reading = RecordReading::new(stored.and_then(StoredRecord::into_record));
+            reading.now = read.clock.then(|| state.wall_clock());
+            if read.watch {
+                let watch = RecordWatch::begin(state, &read.key, records);
+                let until = held_until.filter(|_| read.while_held);
+                reading.changed = Some(watch.changed(until));
+            }
+            reading
+        })
+}
+
+/// A watch of one record. Dropping it ends the watch.
+struct RecordWatch {
+    state: Arc<State>,
+    key: LockKey,
+    notified: Option<OwnedNotified>,
+}
+
+impl RecordWatch {
+    fn begin(state: &Arc<State>, key: &LockKey, records: &mut Records) -> Self {
+        let record = records.0.entry(key.clone()).or_default();
+        record.watches += 1;
+        Self {
+            state: Arc::clone(state),
+            key: key.clone(),
+            notified: Some(Arc::clone(&record.changed).notified_owned()),
+        }
+    }
+
+    /// Returns a future that completes after the next write, after the end of the writer's hold,
+    /// or at `until`, when this hold ends unless it is renewed.
+    fn changed(mut self, until: Option<Timestamp>) -> BoxFuture<'static, ()> {
+        let notified = self.notified.take();
+        Box::pin(async move {
+            let expiry = async {
+                match until {
+                    Some(until) => {
+                        tokio::time::sleep(until.since(self.state.issuer.now())).await;
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            let notified = async {
+                if let Some(notified) = notified {
+                    notified.await;
+                }
+            };
+            tokio::select! {
+                () = notified => {}
+                () = expiry => {}
+            }
+        })
+    }
+}
+
+impl Drop for RecordWatch {
+    fn drop(&mut self) {
+        self.state
+            .table
+            .with_record(&self.key, Mode::Exclusive, |_, records| {
+                records.end_watch(&self.key);
+            });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        task::{Context, Waker},
+        time::Duration,
+    };
+
+    use leasehold_core::{
+        Clock, Revocation, TestClock,
+        backend::{Lease, LockBackend, Request},
+    };
+
+    use super::super::MemoryBackend;
+    use super::*;
+
+    fn key() -> LockKey {
+        LockKey::new("key").unwrap()
+    }
+
+    fn is_ready(changed: &mut BoxFuture<'static, ()>) -> bool {
+        let polled = changed
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+        polled.is_ready()
+    }
+
+    async fn acquired(backend: &Arc<MemoryBackend>) -> Arc<dyn Lease> {
+        let acquiring = Arc::clone(backend).acquire(Request::new(key()));
+        acquiring.await.unwrap()
+    }
+
+    async fn watched(backend: &Arc<MemoryBackend>, while_held: bool) -> RecordReading {
+        let mut read = RecordRead::new(key());
+        (read.watch, read.while_held) = (true, while_held);
+        Arc::clone(backend).read_record(read).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn watches_of_a_key_without_a_record_leave_nothing() {
+        let backend = Arc::new(MemoryBackend::new());
+        let first = watched(&backend, false).await;
+        let second = watched(&backend, true).await;
+        assert_eq!(backend.state.table.len(), 1);
+        drop(first);
+        assert_eq!(backend.state.table.len(), 1);
+        drop(second);
+        assert_eq!(backend.state.table.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn end_of_the_hold_notifies_those_who_want_it_held() {
+        for end in [
+            "release",
+            "revocation",
+            "expiry",
+            "expiry that another finds",
+        ] {
+            let clock = Arc::new(TestClock::new());
+            let backend = Arc::new(MemoryBackend::with_clock(clock.clone()));
+            let lease = acquired(&backend).await;
+            let write = RecordWrite::new(1, "leader").unwrap();
+            Arc::clone(&lease).write_record(write).await.unwrap();
+            let mut reading = watched(&backend, true).await;
+            assert_eq!(reading.record.unwrap().value, b"leader");
+            let mut changed = reading.changed.take().unwrap();
+            assert!(!is_ready(&mut changed), "{end}");
+            match end {
+                "release" => drop(lease.release().await.unwrap()),
+                "revocation" => {
+                    let seen = backend.inspect(&key()).await.unwrap();
+                    let revoking = backend.revoke(&seen.holders[0], Revocation::Immediate);
+                    revoking.await.unwrap();
+                }
+                "expiry" => {}
+                _ => {
+                    clock.suspend(Duration::from_secs(3600));
+                    drop(acquired(&backend).await);
+                    assert!(is_ready(&mut changed));
+                    continue;
+                }
+            }
+            let since = clock.now();
+            changed.await;
+            let waited = clock.now().since(since).as_secs();
+            assert_eq!(waited, if end == "expiry" { 30 } else { 0 }, "{end}");
+            assert_eq!(watched(&backend, true).await.record, None, "{end}");
+            assert!(watched(&backend, false).await.record.is_some(), "{end}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wall_clock_advances_with_the_clock_of_the_backend() {
+        let backend = Arc::new(MemoryBackend::with_clock(Arc::new(TestClock::new())));
+        let mut read = RecordRead::new(key());
+        read.clock = true;
+        let now = async || {
+            let reading = Arc::clone(&backend).read_record(read.clone()).await;
+            reading.unwrap().now.unwrap()
+        };
+        let before = now().await;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(now().await.duration_since(before).unwrap().as_secs(), 3600);
+    }
+}
