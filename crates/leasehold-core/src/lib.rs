@@ -50,7 +50,7 @@ pub use crate::{
         lease::Released,
         record::Record,
     },
-    client::{builder::LockClientBuilder, handle::LockClient},
+    client::{builder::LockClientBuilder, handle::LockClient, record::RecordWatch},
     clock::{Clock, ClockDrift, Deadline, SystemClock, TestClock, Timestamp},
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,

@@ -100,7 +100,7 @@ pub trait Lease: Debug + Send + Sync + 'static {
     ///   not overwritten.
     /// - [`ErrorKind::Unavailable`] if the write certainly had no effect, and
     ///   [`ErrorKind::Indeterminate`] if it may have had. The client repeats the same write.
-    /// - [`ErrorKind::Unsupported`] by default.
+    /// - [`ErrorKind::Unsupported`] by default, and for a lease that is not exclusive.
     async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
         let _ = write;
         Err(Error::new(
@@ -210,5 +210,10 @@ impl ContainedLease {
     /// Calls [`Lease::release`].
     pub(crate) fn release(&self) -> Call<Released> {
         Call::of(|| Arc::clone(&self.0).release())
+    }
+
+    /// Calls [`Lease::write_record`].
+    pub(crate) fn write_record(&self, write: RecordWrite) -> Call<u64> {
+        Call::of(|| Arc::clone(&self.0).write_record(write))
     }
 }

@@ -24,7 +24,6 @@ use crate::{
 ///
 /// let backend = Arc::new(MemoryBackend::new());
 /// let key = LockKey::new("nightly-report")?;
-/// # if backend.capabilities().check_records().is_err() { return Ok(()) }
 /// let lease = backend.clone().acquire(Request::new(key.clone())).await?;
 /// lease.clone().write_record(RecordWrite::new(1, "done")?).await?;
 /// lease.release().await?;

@@ -4,3 +4,4 @@ pub(crate) mod acquire;
 pub(crate) mod builder;
 pub(crate) mod engine;
 pub(crate) mod handle;
+pub(crate) mod record;

@@ -13,6 +13,7 @@ use crate::{
         attempt::Attempt,
         inspection::{Inspection, Pong, RevokeOutcome},
         lease::{BoxFuture, ContainedLease, KeepAlive, Lease, Released},
+        record::RecordReading,
         request::Request,
     },
     context::ClientContext,
@@ -145,7 +146,7 @@ macro_rules! without_lease {
         }
     )*};
 }
-without_lease!((), Inspection, RevokeOutcome, Pong);
+without_lease!((), u64, Inspection, RecordReading, RevokeOutcome, Pong);
 
 /// The owner of a lease until its guard exists. Dropping it releases the lease.
 pub(crate) struct Grant<'a> {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -22,7 +22,11 @@ use crate::{
     context::ClientContext,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
-    lease::grant::{CompleteOnDrop, Grant, release_detached},
+    key::LockKey,
+    lease::{
+        grant::{CompleteOnDrop, Grant, release_detached},
+        record_writes::RecordWrites,
+    },
     local_queue::Place,
     mode::Mode,
     panics::contain,
@@ -66,6 +70,8 @@ pub(crate) struct HeldLease {
     pub(crate) renewing: AtomicBool,
     /// Whether a renewal found that the lock was gracefully revoked.
     revoked: AtomicBool,
+    /// Created by the first write of the record.
+    record_writes: OnceLock<Arc<AsyncMutex<RecordWrites>>>,
     span: Span,
     since: telemetry::StartTime,
 }
@@ -144,6 +150,7 @@ impl HeldLease {
             due: AtomicU64::new(0),
             renewing: AtomicBool::new(false),
             revoked: AtomicBool::new(false),
+            record_writes: OnceLock::new(),
             context: Arc::clone(context),
             schedule: Arc::clone(schedule),
             request,
@@ -274,12 +281,7 @@ impl HeldLease {
                 }
             }
             Err(error) if error.kind() == ErrorKind::Lost => {
-                let late = self.deadline().is_past(self.request.now());
-                self.lose(if late {
-                    LossReason::Expired
-                } else {
-                    LossReason::Replaced
-                });
+                self.lose_to_backend();
             }
             Err(error) if error.kind() == ErrorKind::Revoked => {
                 if !self.revoked.swap(true, Ordering::Relaxed) {
@@ -293,12 +295,35 @@ impl HeldLease {
         renewed
     }
 
+    /// Returns an error if the lease was lost or released.
+    pub(super) fn check_held(self: &Arc<Self>) -> Result<()> {
+        match self.loss() {
+            Some(reason) => Err(self.lost_error(reason)),
+            None if self.signal().is_live() => Ok(()),
+            None => {
+                Err(released_error(self.request.key())
+                    .with_backend(self.context.capabilities.backend))
+            }
+        }
+    }
+
+    /// Returns the turn of the next write of the record.
+    pub(super) fn record_writes(&self) -> &Arc<AsyncMutex<RecordWrites>> {
+        self.record_writes.get_or_init(Arc::default)
+    }
+
+    /// Marks the lease as lost, because the backend no longer has the lock of this lease.
+    pub(super) fn lose_to_backend(self: &Arc<Self>) {
+        let late = self.deadline().is_past(self.request.now());
+        self.lose(if late {
+            LossReason::Expired
+        } else {
+            LossReason::Replaced
+        });
+    }
+
     fn lost_error(&self, reason: LossReason) -> Error {
-        Error::new(
-            ErrorKind::Lost,
-            format!("the lock `{}` was lost: {reason}", self.request.key()),
-        )
-        .with_backend(self.context.capabilities.backend)
+        lost_error(self.request.key(), reason).with_backend(self.context.capabilities.backend)
     }
 
     /// Marks the lease as lost and cleans up. Has no effect if the lease is already lost or
@@ -417,6 +442,19 @@ impl HeldLease {
     pub(crate) fn unshare(&self) -> bool {
         self.guards.fetch_sub(1, Ordering::AcqRel) == 1
     }
+}
+
+/// Returns the error of an operation on a lease that was lost.
+pub(crate) fn lost_error(key: &LockKey, reason: LossReason) -> Error {
+    Error::new(
+        ErrorKind::Lost,
+        format!("the lock `{key}` was lost: {reason}"),
+    )
+}
+
+/// Returns the error of an operation on a lease that was released.
+pub(crate) fn released_error(key: &LockKey) -> Error {
+    Error::new(ErrorKind::Lost, format!("the lock `{key}` was released"))
 }
 
 /// The way in which a lease is renewed.

@@ -15,7 +15,7 @@ use crate::{
     fencing::FencingToken,
     key::LockKey,
     lease::{
-        held_lease::{Facts, HeldLease},
+        held_lease::{Facts, HeldLease, lost_error, released_error},
         release::OwnedLease,
     },
     lock::run::guard_run_methods,
@@ -66,6 +66,67 @@ impl LockGuard {
     #[must_use]
     pub fn fencing_token(&self) -> Option<FencingToken> {
         self.0.held().token()
+    }
+
+    /// Replaces the record beside the lock, in one step with the check of the server that this
+    /// guard still holds the lock. Returns the version of the record.
+    ///
+    /// Anyone may read the record by [`LockClient::record`](crate::LockClient::record), and the
+    /// next holder sees this write or a later one. The record outlives the lock. It is kept without
+    /// a limit of time, so lock names should not be made for one use each.
+    ///
+    /// ```
+    /// # use leasehold_local::MemoryBackend;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
+    /// # use leasehold_core::LockClient;
+    /// # let client = LockClient::new(MemoryBackend::new());
+    /// let guard = client.mutex("import").lock().await?;
+    /// let page = match client.record("import").await? {
+    ///     Some(record) => record.value[0],
+    ///     None => 0,
+    /// };
+    /// // Import the page here.
+    /// guard.write_record([page + 1]).await?;
+    /// # assert_eq!(client.record("import").await?.unwrap().value, [1]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Guaranteed
+    /// - A write that takes effect does so while this guard holds the lock. A write that is delayed
+    ///   on the way until the lock was lost changes nothing.
+    /// - Writes of one holder take effect in the order of the calls. They are made one at a time,
+    ///   also those of several views and re-entrant guards.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::Lost`](crate::ErrorKind::Lost) if the lock is no longer held. This call wrote
+    ///   nothing. If the backend detects the loss, the guard is lost as well.
+    /// - [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) if the value is longer than
+    ///   [`Record::MAX_LEN`](crate::Record::MAX_LEN). Nothing was sent.
+    /// - [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if the backend keeps no records,
+    ///   or if this is the guard of a read lock. Nothing was sent.
+    /// - [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if another program has written the
+    ///   place of the record. It was not changed.
+    /// - [`ErrorKind::Indeterminate`](crate::ErrorKind::Indeterminate) if no answer came: the
+    ///   record may be written. After this error and after
+    ///   [`Unavailable`](crate::ErrorKind::Unavailable), the same call may be repeated. A
+    ///   repetition with the same value counts as one write.
+    ///
+    /// # Cancel safety
+    /// The record may or may not be written.
+    pub async fn write_record(&self, value: impl AsRef<[u8]>) -> Result<u64> {
+        self.0.held().write_record(Some(value.as_ref())).await
+    }
+
+    /// Clears the record beside the lock, as [`write_record`](Self::write_record) writes it. The
+    /// version continues to grow. Returns the version.
+    ///
+    /// # Errors
+    /// As [`write_record`](Self::write_record).
+    ///
+    /// # Cancel safety
+    /// The record may or may not be cleared.
+    pub async fn clear_record(&self) -> Result<u64> {
+        self.0.held().write_record(None).await
     }
 }
 
@@ -328,6 +389,39 @@ impl LeaseInfo {
             token.cancel();
         }
         token
+    }
+
+    /// Replaces the record beside the lock, as
+    /// [`LockGuard::write_record`](crate::LockGuard::write_record) does. Returns its version.
+    ///
+    /// # Errors
+    /// As [`LockGuard::write_record`](crate::LockGuard::write_record), and
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a permit.
+    ///
+    /// # Cancel safety
+    /// The record may or may not be written.
+    pub async fn write_record(&self, value: impl AsRef<[u8]>) -> Result<u64> {
+        self.holder()?.write_record(Some(value.as_ref())).await
+    }
+
+    /// Clears the record beside the lock, as
+    /// [`LockGuard::clear_record`](crate::LockGuard::clear_record) does. Returns its version.
+    ///
+    /// # Errors
+    /// As [`write_record`](Self::write_record).
+    ///
+    /// # Cancel safety
+    /// The record may or may not be cleared.
+    pub async fn clear_record(&self) -> Result<u64> {
+        self.holder()?.write_record(None).await
+    }
+
+    /// Returns the lease, or the error of an operation after its end.
+    fn holder(&self) -> Result<Arc<HeldLease>> {
+        self.held.upgrade().ok_or_else(|| match self.loss() {
+            Some(reason) => lost_error(self.key(), reason),
+            None => released_error(self.key()),
+        })
     }
 }
 
