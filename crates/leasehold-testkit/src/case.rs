@@ -3,7 +3,7 @@
 use std::fmt;
 
 use leasehold_core::{
-    Capabilities, Expiry, Fencing, LossDetection, WaiterNotification, backend::BoxFuture,
+    Capabilities, Expiry, Fencing, LossDetection, Records, WaiterNotification, backend::BoxFuture,
 };
 
 use crate::backend_fixture::BackendFixture;
@@ -111,6 +111,39 @@ pub(crate) fn revocation_is_reported(c: &Capabilities) -> Result<(), &'static st
         c.loss_detection != LossDetection::Deadline,
         "a loss is only detected at the deadline",
     )
+}
+
+pub(crate) fn records(c: &Capabilities) -> Result<(), &'static str> {
+    exclusive(c)?;
+    when(
+        c.records > Records::None,
+        "there are no records beside locks",
+    )
+}
+
+pub(crate) fn records_and_expiry(c: &Capabilities) -> Result<(), &'static str> {
+    records(c)?;
+    expiry(c)
+}
+
+pub(crate) fn records_and_another_mode(c: &Capabilities) -> Result<(), &'static str> {
+    records(c)?;
+    when(c.shared || c.permits, "every lock is exclusive")
+}
+
+pub(crate) fn records_and_revocation(c: &Capabilities) -> Result<(), &'static str> {
+    records(c)?;
+    revocation(c)
+}
+
+pub(crate) fn records_and_notification(c: &Capabilities) -> Result<(), &'static str> {
+    records(c)?;
+    pushed_notification(c)
+}
+
+pub(crate) fn no_records(c: &Capabilities) -> Result<(), &'static str> {
+    exclusive(c)?;
+    when(c.records == Records::None, "there are records beside locks")
 }
 
 pub(crate) fn bounded_ttl(c: &Capabilities) -> Result<(), &'static str> {

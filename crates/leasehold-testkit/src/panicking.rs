@@ -28,12 +28,14 @@ pub(crate) enum Call {
     Acquire,
     Inspect,
     Revoke,
+    ReadRecord,
     Ping,
     FencingToken,
     ValidUntil,
     KeepAlive,
     Renew,
     Release,
+    WriteRecord,
 }
 
 /// A point in the course of a call.
@@ -213,8 +215,12 @@ impl LockBackend for Panicking {
             .await
     }
 
-    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
-        Arc::clone(&self.inner).read_record(read).await
+    fn read_record<'a>(self: Arc<Self>, read: RecordRead) -> BoxFuture<'a, Result<RecordReading>>
+    where
+        Self: 'a,
+    {
+        self.plan
+            .call(Call::ReadRecord, Arc::clone(&self.inner).read_record(read))
     }
 
     async fn ping(&self) -> Result<Pong> {
@@ -265,7 +271,13 @@ impl Lease for PanickingLease {
             .call(Call::Release, Arc::clone(&self.inner).release())
     }
 
-    async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
-        Arc::clone(&self.inner).write_record(write).await
+    fn write_record<'a>(self: Arc<Self>, write: RecordWrite) -> BoxFuture<'a, Result<u64>>
+    where
+        Self: 'a,
+    {
+        self.plan.call(
+            Call::WriteRecord,
+            Arc::clone(&self.inner).write_record(write),
+        )
     }
 }

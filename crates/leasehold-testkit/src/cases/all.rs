@@ -89,6 +89,25 @@ macro_rules! __with_cases {
                 close_releases_all_and_refuses_later_calls: exclusive,
                 drain_refuses_new_locks_and_waits_for_holders: exclusive,
             }
+            records {
+                record_is_read_by_anyone_and_outlives_the_release: records,
+                record_outlives_the_expiry_of_its_writer: records_and_expiry,
+                only_the_holder_writes_the_record: records,
+                delayed_write_is_refused_once_another_holds: records_and_expiry,
+                write_racing_release_is_over_for_the_next_holder: records,
+                late_write_of_the_same_grant_changes_nothing: records,
+                repeated_write_counts_once: records,
+                later_read_sees_the_later_write: records,
+                versions_grow_over_holders_and_clearing: records,
+                records_of_awkward_names_are_distinct: records,
+                largest_record_is_kept_whole: records,
+                readers_and_permits_write_no_record: records_and_another_mode,
+                revoked_holder_writes_until_its_lock_ends: records_and_revocation,
+                watcher_is_notified_of_each_write: records_and_notification,
+                record_wanted_while_held_ends_with_the_hold: records,
+                watcher_is_notified_of_the_end_of_the_hold: records_and_notification,
+                missing_records_are_refused_typed: no_records,
+            }
             liveness {
                 ping_is_answered_beside_a_held_lock: exclusive,
             }

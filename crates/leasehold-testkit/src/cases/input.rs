@@ -14,26 +14,7 @@ use crate::{
 pub async fn awkward_names_are_distinct(fixture: &dyn BackendFixture) {
     let backend = fixture.open().await;
     let stem = fixture.name("awkward");
-    let long = |last: char| {
-        let mut name = stem.clone();
-        name.extend(std::iter::repeat_n(
-            'x',
-            LockKey::MAX_LEN.saturating_sub(stem.len() + 1),
-        ));
-        name.push(last);
-        name
-    };
-    let ends = [
-        "", "a", "A", "a/b", "a/", "/a", "a//b", "a:b", "a_b", "a b", ".", "..", "a/../b", "{}",
-        "{a}", "a}b", "a{b", "\0", "a\0b", "\n", "a\nb", "%00", "%2F", "*", "?", "\\", "'", "\"",
-        "ä", "a\u{308}", "🔒",
-    ];
-    let mut names: Vec<Vec<u8>> = ends
-        .iter()
-        .map(|end| format!("{stem}{end}").into_bytes())
-        .collect();
-    names.extend([long('y').into_bytes(), long('z').into_bytes()]);
-    names.push([stem.as_bytes(), b"\xff\xfe"].concat());
+    let names = awkward_names(&stem);
     let mut held = Vec::new();
     for name in names {
         let shown = String::from_utf8_lossy(&name).into_owned();
@@ -108,4 +89,29 @@ pub async fn ttl_outside_capabilities_is_refused_typed(fixture: &dyn BackendFixt
             .await,
         "a release is answered",
     );
+}
+
+/// Returns names that begin with `stem` and are easily confused.
+pub(super) fn awkward_names(stem: &str) -> Vec<Vec<u8>> {
+    let long = |last: char| {
+        let mut name = stem.to_owned();
+        name.extend(std::iter::repeat_n(
+            'x',
+            LockKey::MAX_LEN.saturating_sub(stem.len() + 1),
+        ));
+        name.push(last);
+        name
+    };
+    let ends = [
+        "", "a", "A", "a/b", "a/", "/a", "a//b", "a:b", "a_b", "a b", ".", "..", "a/../b", "{}",
+        "{a}", "a}b", "a{b", "\0", "a\0b", "\n", "a\nb", "%00", "%2F", "*", "?", "\\", "'", "\"",
+        "ä", "a\u{308}", "🔒",
+    ];
+    let mut names: Vec<Vec<u8>> = ends
+        .iter()
+        .map(|end| format!("{stem}{end}").into_bytes())
+        .collect();
+    names.extend([long('y').into_bytes(), long('z').into_bytes()]);
+    names.push([stem.as_bytes(), b"\xff\xfe"].concat());
+    names
 }

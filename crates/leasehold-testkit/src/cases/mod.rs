@@ -17,6 +17,7 @@ pub mod liveness;
 pub mod local_queue;
 pub mod modes;
 pub mod panics;
+pub mod records;
 pub mod reentrancy;
 pub mod release;
 pub mod renewal;

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering::SeqCst};
 
-use leasehold_core::{ErrorKind, LockClient, LockKey, Renewal, Result, Revocation};
+use leasehold_core::{ErrorKind, LockClient, LockKey, Records, Renewal, Result, Revocation};
 use tracing::instrument::WithSubscriber;
 
 use crate::{
@@ -35,6 +35,7 @@ async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey
         Call::TryAcquire => mutex.try_lock().await.map(drop),
         Call::Inspect => client.inspect(key).await.map(drop),
         Call::Ping => client.ping().await.map(drop),
+        Call::ReadRecord => client.record(key).await.map(drop),
         Call::Revoke => {
             let _guard = must(other.mutex(key).lock().await, "a free lock is granted");
             let seen = must(other.inspect(key).await, "an inspection is answered");
@@ -49,6 +50,12 @@ async fn make(call: Call, client: &LockClient, other: &LockClient, key: &LockKey
             // Not in the background, where it could meet the panic that is armed next.
             must(guard.release().await, "a held lock is released");
             renewed
+        }
+        Call::WriteRecord => {
+            let guard = must(mutex.lock().await, "a free lock is granted");
+            let written = guard.write_record("value").await;
+            must(guard.release().await, "a held lock is released");
+            written.map(drop)
         }
         Call::Release => must(mutex.lock().await, "a free lock is granted")
             .release()
@@ -74,6 +81,9 @@ pub async fn panic_in_any_call_is_an_error_of_that_call(fixture: &dyn BackendFix
                 .map(|call| (call, point, 1)),
         );
         calls.push((Call::Ping, point, 1));
+        if client.capabilities().records > Records::None {
+            calls.extend([Call::ReadRecord, Call::WriteRecord].map(|call| (call, point, 1)));
+        }
         if client.capabilities().inspect {
             calls.push((Call::Inspect, point, 1));
         }

@@ -103,4 +103,34 @@ bugs! {
     GracefulRevocationEndsTheHold => graceful_revocation_leaves_the_holder_its_time,
     /// The holder is not notified that its lock was revoked.
     LossUnreported => loss_is_reported,
+    /// The record is part of the lock, and the release deletes it.
+    RecordDiesWithLock => record_is_read_by_anyone_and_outlives_the_release,
+    /// The record has the TTL of the lock.
+    RecordExpires => record_outlives_the_expiry_of_its_writer,
+    /// A write is refused only if another client holds the lock, and not if nobody holds it.
+    RecordUnchecked => only_the_holder_writes_the_record,
+    /// A write checks that the lock is held, and is made in a second step.
+    RecordCheckThenWrite => delayed_write_is_refused_once_another_holds,
+    /// A write that arrives late replaces a later write of the same lease.
+    RecordOrderIgnored => late_write_of_the_same_grant_changes_nothing,
+    /// A write that is repeated after a lost answer is a second write.
+    RecordRetryCounts => repeated_write_counts_once,
+    /// A client answers reads from what it has read before.
+    RecordReadIsCached => later_read_sees_the_later_write,
+    /// A record that is cleared is deleted together with its version, which starts again.
+    RecordVersionRestarts => versions_grow_over_holders_and_clearing,
+    /// Special characters in the names of records are replaced, so several names share a record.
+    RecordNamesCollide => records_of_awkward_names_are_distinct,
+    /// A long value is truncated.
+    RecordTruncated => largest_record_is_kept_whole,
+    /// A shared lease writes the record, although others hold the lock at the same time.
+    RecordByReader => readers_and_permits_write_no_record,
+    /// A gracefully revoked holder may not write its record, although it still holds the lock.
+    RecordRefusedAfterRevocation => revoked_holder_writes_until_its_lock_ends,
+    /// A watch is armed after the read was answered. A write in between is missed.
+    RecordWatchArmedLate => watcher_is_notified_of_each_write,
+    /// A record that is wanted only while its writer holds the lock is shown for ever.
+    RecordOutlivesHold => record_wanted_while_held_ends_with_the_hold,
+    /// A watch is notified of writes, but not of the end of the writer's hold.
+    RecordHoldEndUnreported => watcher_is_notified_of_the_end_of_the_hold,
 }

@@ -8,5 +8,6 @@
 mod bug;
 mod model;
 mod model_fixture;
+mod model_records;
 
 pub use self::{bug::Bug, model_fixture::ModelFixture};

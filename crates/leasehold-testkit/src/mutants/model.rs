@@ -13,16 +13,19 @@ use std::{
 use async_trait::async_trait;
 use leasehold_core::{
     AcquisitionId, Capabilities, Clock, ClockDrift, Deadline, Error, ErrorKind, Fairness, Fencing,
-    FencingToken, HolderRef, Inspection, LockKey, LossDetection, LossReason, Mode, Released,
-    Result, Revocation, RevokeOutcome, Timestamp, WaiterNotification, WaiterRef,
+    FencingToken, HolderRef, Inspection, LockKey, LossDetection, LossReason, Mode, Records,
+    Released, Result, Revocation, RevokeOutcome, Timestamp, WaiterNotification, WaiterRef,
     backend::{
-        AtomicDeadline, Attempt, Contention, KeepAlive, Lease, LockBackend, LossNotifier, Request,
-        acquire_with_retry,
+        AtomicDeadline, Attempt, Contention, KeepAlive, Lease, LockBackend, LossNotifier,
+        RecordRead, RecordReading, RecordWrite, Request, acquire_with_retry,
     },
 };
 use tokio::sync::watch;
 
-use super::bug::Bug;
+use super::{
+    bug::Bug,
+    model_records::{ModelRecords, check_mode, not_held},
+};
 
 /// The delay of a reply. A request takes effect at the first poll of its future, as if it had been
 /// sent then.
@@ -44,6 +47,8 @@ pub(crate) struct Store {
     instant: bool,
     next_handle: AtomicU64,
     keys: Mutex<HashMap<(Vec<u8>, bool), Key>>,
+    /// Locked while `keys` is locked, so that both change in one step.
+    records: Mutex<ModelRecords>,
 }
 
 #[derive(Debug)]
@@ -61,6 +66,8 @@ struct Key {
 struct Holder {
     handle: u64,
     owner: AcquisitionId,
+    /// The acquisition, also if a bug gives it another owner.
+    acquisition: AcquisitionId,
     mode: Mode,
     until: Timestamp,
     /// Cleared by a graceful revocation.
@@ -87,6 +94,7 @@ impl Store {
             instant,
             next_handle: AtomicU64::new(0),
             keys: Mutex::default(),
+            records: Mutex::default(),
         })
     }
 
@@ -113,6 +121,10 @@ impl Store {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn records(&self) -> MutexGuard<'_, ModelRecords> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Removes the holders and waiters that have expired by `now`, and then applies `change`.
     fn change<T>(
         &self,
@@ -121,6 +133,7 @@ impl Store {
         now: Timestamp,
         change: impl FnOnce(&mut Key) -> T,
     ) -> T {
+        let lock = key;
         let mut name = key.as_bytes().to_vec();
         if self.has(Bug::NamesCollide) {
             name.iter_mut()
@@ -134,8 +147,15 @@ impl Store {
         if key.holders.len() < held && self.has(Bug::TokenResets) {
             key.last_token = 0;
         }
+        if key.holders.len() < held && self.has(Bug::RecordExpires) {
+            self.records().forget(lock, self.bug);
+        }
         key.waiters.retain(|waiter| waiter.until > now);
-        change(key)
+        let changed = change(key);
+        if key.holders.len() < held {
+            self.records().hold_ended(lock, self.bug);
+        }
+        changed
     }
 }
 
@@ -243,6 +263,7 @@ impl Model {
                 key.holders.push(Holder {
                     handle: self.id,
                     owner,
+                    acquisition: request.owner(),
                     mode,
                     until: now + ttl,
                     renewable: true,
@@ -357,6 +378,7 @@ impl LockBackend for Model {
         capabilities.pipelined_release = true;
         capabilities.inspect = true;
         capabilities.revoke = true;
+        capabilities.records = Records::UntilDataLoss;
         capabilities
     }
 
@@ -468,6 +490,19 @@ impl LockBackend for Model {
         Ok(broken)
     }
 
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        let store = &self.store;
+        let mut reading = store.change(&read.key, false, store.clock.now(), |key| {
+            let holds = |owner| key.holders.iter().any(|held| held.acquisition == owner);
+            store.records().read(self.id, &read, holds, store.bug)
+        });
+        store.delay_reply().await;
+        if read.watch && store.has(Bug::RecordWatchArmedLate) {
+            reading.changed = Some(store.records().watch(&read.key, store.bug));
+        }
+        Ok(reading)
+    }
+
     async fn close(&self) -> Result<()> {
         Ok(())
     }
@@ -525,6 +560,7 @@ impl ModelLease {
                     key.holders.push(Holder {
                         handle: u64::MAX,
                         owner: self.owner,
+                        acquisition: self.request.owner(),
                         mode: self.request.mode(),
                         until: now + self.request.ttl().as_duration(),
                         renewable: true,
@@ -535,6 +571,16 @@ impl ModelLease {
                 }
                 free
             })
+    }
+
+    /// Returns whether this lease may write the record. A gracefully revoked lease holds the lock.
+    fn may_write(&self, key: &Key) -> bool {
+        let holder = key.holders.iter().find(|held| held.owner == self.owner);
+        match self.store.bug {
+            Some(Bug::RecordUnchecked) => holder.is_some() || key.holders.is_empty(),
+            Some(Bug::RecordRefusedAfterRevocation) => holder.is_some_and(|held| held.renewable),
+            _ => holder.is_some(),
+        }
     }
 
     fn renewed(&self, now: Timestamp) -> bool {
@@ -611,6 +657,9 @@ impl Lease for ModelLease {
         self.released.store(true, Ordering::Release);
         let freed = self.change(store.clock.now(), |key| {
             let freed = key.remove(self.owner);
+            if freed && store.has(Bug::RecordDiesWithLock) {
+                store.records().forget(self.request.key(), store.bug);
+            }
             if !freed && store.has(Bug::NoOwnerValue) && self.request.mode() == Mode::Exclusive {
                 key.holders.clear();
                 key.freed();
@@ -626,5 +675,32 @@ impl Lease for ModelLease {
         } else {
             Released::AlreadyLost
         })
+    }
+
+    async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
+        let store = &self.store;
+        check_mode(&self.request, store.bug)?;
+        let written = |key: &mut Key| {
+            let written = || {
+                store
+                    .records()
+                    .write(&self.request, self.token, &write, store.bug)
+            };
+            self.may_write(key).then(written)
+        };
+        let version = if store.has(Bug::RecordCheckThenWrite) {
+            let is_held = self.change(store.clock.now(), |key| self.may_write(key));
+            store.delay_reply().await;
+            let write = || {
+                store
+                    .records()
+                    .write(&self.request, self.token, &write, store.bug)
+            };
+            is_held.then(write)
+        } else {
+            self.change(store.clock.now(), written)
+        };
+        store.delay_reply().await;
+        version.ok_or_else(not_held)
     }
 }
