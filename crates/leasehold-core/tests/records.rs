@@ -27,7 +27,7 @@ use leasehold_local::MemoryBackend;
 use support::{secs, settle};
 use tokio::sync::Semaphore;
 
-/// What the backend of these tests is told to do, and what it was asked.
+/// The behaviour of the backend of these tests, and the calls that it has received.
 #[derive(Debug)]
 struct Script {
     records: Records,

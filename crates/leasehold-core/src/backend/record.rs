@@ -2,8 +2,10 @@
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
+use futures_util::future::BoxFuture;
+
 use crate::{
-    backend::{acquisition_id::AcquisitionId, lease::BoxFuture},
+    backend::acquisition_id::AcquisitionId,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     key::LockKey,

@@ -134,7 +134,7 @@ pub struct RecordWatch {
     next_read: NextRead,
 }
 
-/// What distinguishes one state of a record from the next: the write that led to it.
+/// The identity of one state of a record: the write that led to it.
 type State = Option<(AcquisitionId, u64, u64)>;
 
 /// When a watch reads again.

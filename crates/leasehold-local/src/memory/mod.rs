@@ -8,6 +8,7 @@ mod holders;
 mod lease;
 mod lock_entry;
 mod quorum;
+mod record_entry;
 mod records;
 mod state;
 mod table;

@@ -1,84 +1,14 @@
-//! Records beside the locks in memory.
+//! Writing, reading and watching the records in memory.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use leasehold_core::{
     LockKey, Mode, Timestamp,
     backend::{BoxFuture, RecordRead, RecordReading, RecordWrite, support::StoredRecord},
 };
-use tokio::sync::{Notify, futures::OwnedNotified};
+use tokio::sync::futures::OwnedNotified;
 
-use super::{grant::Grant, lock_entry::LockEntry, state::State};
-
-/// The records of one shard.
-#[derive(Debug, Default)]
-pub(super) struct Records(HashMap<LockKey, RecordEntry>);
-
-/// The record of one key, and those who watch it.
-#[derive(Debug, Default)]
-struct RecordEntry {
-    stored: Option<StoredRecord>,
-    changed: Arc<Notify>,
-    watches: usize,
-    /// Whether the writer held the lock when this was last checked.
-    is_held: bool,
-}
-
-impl RecordEntry {
-    /// Returns whether the writer of the record holds the lock, and until when unless it is
-    /// renewed.
-    fn held_until(&self, entry: &mut LockEntry) -> Option<Timestamp> {
-        let stored = self.stored.as_ref()?;
-        let holder = entry.holders.by_owner_mut(stored.owner)?;
-        Some(holder.expires)
-    }
-}
-
-impl Records {
-    /// Notifies the watches of `key` if the writer of the record no longer holds the lock.
-    pub(super) fn lock_changed(&mut self, key: &LockKey, entry: &mut LockEntry) {
-        if self.0.is_empty() {
-            return;
-        }
-        if let Some(record) = self.0.get_mut(key) {
-            let was_held = record.is_held;
-            record.is_held = record.held_until(entry).is_some();
-            if was_held && !record.is_held {
-                record.changed.notify_waiters();
-            }
-        }
-    }
-
-    fn write(&mut self, grant: &Grant, write: &RecordWrite, now: SystemTime) -> u64 {
-        let request = &grant.request;
-        let record = self.0.entry(request.key().clone()).or_default();
-        if let Some(stored) = &record.stored
-            && stored.supersedes(request.owner(), write.sequence())
-        {
-            return stored.version;
-        }
-        let after = StoredRecord::after(record.stored.as_ref(), request, grant.token, write, now);
-        let version = after.version;
-        (record.stored, record.is_held) = (Some(after), true);
-        record.changed.notify_waiters();
-        version
-    }
-
-    /// Returns the number of records, watched keys without a record included.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn end_watch(&mut self, key: &LockKey) {
-        if let Some(record) = self.0.get_mut(key) {
-            record.watches -= 1;
-            if record.watches == 0 && record.stored.is_none() {
-                self.0.remove(key);
-            }
-        }
-    }
-}
+use super::{grant::Grant, record_entry::Records, state::State};
 
 /// Writes the record of the key of `grant`. Returns `None` if the grant no longer holds the lock.
 pub(super) fn write(state: &State, grant: &Grant, write: &RecordWrite) -> Option<u64> {
@@ -98,11 +28,8 @@ pub(super) fn read(state: &Arc<State>, read: &RecordRead) -> RecordReading {
         .table
         .with_record(&read.key, Mode::Exclusive, |entry, records| {
             entry.update(&state.issuer);
-            let record = records.0.get(&read.key);
-            let held_until = record.and_then(|record| record.held_until(entry));
-            let stored = record
-                .and_then(|record| record.stored.clone())
-                .filter(|_| !read.while_held || held_until.is_some());
+            let (stored, held_until) = records.read(&read.key, entry);
+            let stored = stored.filter(|_| !read.while_held || held_until.is_some());
             let mut reading = RecordReading::new(stored.and_then(StoredRecord::into_record));
             reading.now = read.clock.then(|| state.wall_clock());
             if read.watch {
@@ -123,12 +50,10 @@ struct RecordWatch {
 
 impl RecordWatch {
     fn begin(state: &Arc<State>, key: &LockKey, records: &mut Records) -> Self {
-        let record = records.0.entry(key.clone()).or_default();
-        record.watches += 1;
         Self {
             state: Arc::clone(state),
             key: key.clone(),
-            notified: Some(Arc::clone(&record.changed).notified_owned()),
+            notified: Some(records.begin_watch(key)),
         }
     }
 

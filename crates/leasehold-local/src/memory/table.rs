@@ -7,7 +7,7 @@ use std::{
 
 use leasehold_core::{LockKey, Mode};
 
-use super::{lock_entry::LockEntry, records::Records};
+use super::{lock_entry::LockEntry, record_entry::Records};
 
 /// Large enough that the threads of a large machine rarely contend for one shard.
 const SHARDS: usize = 64;
