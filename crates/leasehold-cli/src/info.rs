@@ -56,6 +56,7 @@ fn table(capabilities: &Capabilities) -> String {
             capabilities.loss_detection.to_string(),
         ),
         ("restart of the backend", capabilities.restart.to_string()),
+        ("records beside locks", capabilities.records.to_string()),
         ("status", yes(capabilities.inspect)),
         ("revoke", yes(capabilities.revoke)),
     ] {

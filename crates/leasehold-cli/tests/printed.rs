@@ -24,6 +24,21 @@ fn info_shows_the_guarantees_and_the_endpoint() {
 }
 
 #[test]
+fn info_shows_which_faults_records_survive() {
+    let table = ended(leasehold().args(["info", "--url", "memory:"]));
+    let row = "records beside locks";
+    let shown = stdout(&table);
+    let line = shown.lines().find(|line| line.contains(row));
+    assert!(
+        line.is_some_and(|line| line.contains("until the backend loses its data")),
+        "{shown}"
+    );
+    let json = ended(leasehold().args(["info", "--json", "--url", "memory:"]));
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["records"], "until_data_loss");
+}
+
+#[test]
 fn no_directory_is_created_to_look_at_locks() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("a/b");

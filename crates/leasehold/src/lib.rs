@@ -100,6 +100,41 @@
 //! assert!(stock.write(1, FencingToken::new(7)).is_err());
 //! ```
 //!
+//! # Records
+//!
+//! A record is a value of up to 16 KiB beside a lock. Only the exclusive holder writes it, in one
+//! step with the check of the server that it still holds the lock. Anyone reads it, and it outlives
+//! the lock. The next holder learns from it how far the last one came, for example:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+//! # #[cfg(feature = "local")] {
+//! let client = leasehold::connect("memory:").await?;
+//! let import = client.mutex("import");
+//!
+//! let guard = import.lock().await?;
+//! let next_page = match client.record("import").await? {
+//!     Some(record) => String::from_utf8_lossy(&record.value).parse().unwrap_or(0),
+//!     None => 0_u32, // the first import
+//! };
+//! // Import the page here, under the token of the guard.
+//! guard.write_record((next_page + 1).to_string()).await?;
+//! guard.release().await?;
+//!
+//! let mut watch = client.watch("import"); // for others: the present record, then each change
+//! let record = watch.next().await?.expect("it was written");
+//! assert_eq!((record.value.as_slice(), record.version), (b"1".as_slice(), 1));
+//! # }
+//! # Ok(()) }
+//! ```
+//!
+//! - [`Capabilities::records`] says whether the backend keeps records, and which faults they
+//!   survive. Without records, all of these calls fail with [`ErrorKind::Unsupported`].
+//! - A write whose answer was lost may be repeated: the same value counts once.
+//! - A record is kept without a limit of time. Do not make a new lock name for each run.
+//! - A record is written with the speed of the server's commits. It is meant for results and
+//!   positions, not for each step of a busy loop.
+//!
 //! # Backends, features and URLs
 //!
 //! | feature | module | URLs | |
@@ -279,9 +314,10 @@ pub use leasehold_core::{
     AcquisitionId, Capabilities, Clock, ClockDrift, Credentials, CredentialsProvider, Deadline,
     Error, ErrorKind, Expiry, Fairness, Fencing, FencingToken, HolderConnection, HolderRef,
     Inspection, LeaseInfo, LockClient, LockClientBuilder, LockGuard, LockKey, LossDetection,
-    LossReason, Mode, Mutex, NodeStatus, Pong, ReentrantOwner, Released, Renewal, Restart, Result,
-    Revocation, RevokeOutcome, RwLock, Semaphore, SemaphorePermit, SystemClock, TestClock,
-    Timestamp, Ttl, WaiterNotification, WaiterRef, default_label,
+    LossReason, Mode, Mutex, NodeStatus, Pong, Record, RecordWatch, Records, ReentrantOwner,
+    Released, Renewal, Restart, Result, Revocation, RevokeOutcome, RwLock, Semaphore,
+    SemaphorePermit, SystemClock, TestClock, Timestamp, Ttl, WaiterNotification, WaiterRef,
+    default_label,
 };
 /// The etcd backend. Its driver is `leasehold::etcd::etcd_client`.
 #[cfg(feature = "etcd")]
