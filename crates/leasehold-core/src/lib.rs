@@ -2,7 +2,7 @@
 //!
 //! ## Where to start
 //! - **Users**: [`LockClient`] makes [`Mutex`], [`RwLock`] and [`Semaphore`], whose [`LockGuard`]s
-//!   carry a deadline and a [`FencingToken`].
+//!   carry a deadline and a [`FencingToken`]. [`LockClient::all`] locks several keys together.
 //! - **Implementors**: [`backend`] has the contract. [`session`] helps where many locks belong to
 //!   one session, and [`url`] with URLs.
 //! - **Quorums**: [`quorum`] makes one lock of an odd number of backends.
@@ -58,6 +58,7 @@ pub use crate::{
     label::default_label,
     lease::held_lease::Renewal,
     lock::{
+        all::{All, AllGuard, AllInfo},
         guard::{LeaseInfo, LockGuard, SemaphorePermit},
         mutex::Mutex,
         reentrant::ReentrantOwner,

@@ -58,7 +58,7 @@ pub(crate) fn has_timer() -> bool {
 
 /// The task that requests a lock, or the thread outside of a task, as in the body of
 /// `#[tokio::main]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Asker {
     Task(task::Id),
     Thread(ThreadId),

@@ -9,7 +9,8 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use leasehold_core::{LossReason, Renewal, Revocation, backend::SessionId};
+use leasehold_core::{LockClient, LossReason, Renewal, Revocation, backend::SessionId};
+use leasehold_local::MemoryBackend;
 use support::{secs, settle, simulated, spied, two_processes};
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 
@@ -379,4 +380,105 @@ async fn reader_that_requests_the_write_lock_is_warned() {
         "{}",
         log.text()
     );
+}
+
+/// Locks two keys one under the other, in tasks of their own that never meet.
+async fn lock_in_turn(client: &LockClient, pairs: &[(&'static str, &'static str)]) {
+    for (first, then) in pairs.iter().copied() {
+        let client = client.clone();
+        let task = tokio::spawn(async move {
+            let _outer = client.mutex(first).lock().await.unwrap();
+            let _inner = client.mutex(then).lock().await.unwrap();
+        });
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn locks_in_different_orders_are_warned_of_once_per_pair() {
+    let log = Log::default();
+    let _recording = log.record();
+    let (client, _) = simulated();
+    lock_in_turn(&client, &[("a", "b"), ("b", "c"), ("a", "c")]).await;
+    assert!(!log.text().contains("WARN"), "{}", log.text());
+    // Twice, and once through `b`.
+    lock_in_turn(&client, &[("b", "a"), ("b", "a"), ("c", "a"), ("c", "a")]).await;
+    let text = log.text();
+    for pair in ["`a` is locked while `b`", "`a` is locked while `c`"] {
+        assert_eq!(text.matches(pair).count(), 1, "{text}");
+    }
+    assert_eq!(text.matches("LockClient::all").count(), 2, "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn single_locks_against_the_order_of_all_are_warned_of() {
+    let log = Log::default();
+    let _recording = log.record();
+    let (client, _) = simulated();
+    for names in [["a", "b"], ["b", "a"]] {
+        client
+            .all(names)
+            .lock()
+            .await
+            .unwrap()
+            .release()
+            .await
+            .unwrap();
+    }
+    assert!(!log.text().contains("WARN"), "{}", log.text());
+    lock_in_turn(&client, &[("b", "a")]).await;
+    let warnings = log.text().matches("`a` is locked while `b`").count();
+    assert_eq!(warnings, 1, "{}", log.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn locks_that_cannot_deadlock_are_not_warned_of() {
+    let log = Log::default();
+    let _recording = log.record();
+    let (client, _) = simulated();
+    // One after the other, attempts that do not wait, and permits.
+    for (first, then) in [("a", "b"), ("b", "a")] {
+        drop(client.mutex(first).lock().await.unwrap());
+        drop(client.mutex(then).lock().await.unwrap());
+        let _outer = client.mutex(first).lock().await.unwrap();
+        assert!(client.mutex(then).try_lock().await.unwrap().is_some());
+        let _permit = client.semaphore(then, 1).acquire().await.unwrap();
+    }
+    assert!(!log.text().contains("WARN"), "{}", log.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn warnings_of_the_order_can_be_switched_off() {
+    let log = Log::default();
+    let _recording = log.record();
+    let client = LockClient::builder(MemoryBackend::new())
+        .with_order_warnings(false)
+        .build();
+    lock_in_turn(&client, &[("a", "b"), ("b", "a")]).await;
+    assert!(!log.text().contains("WARN"), "{}", log.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquisition_of_several_keys_is_one_span() {
+    let log = Log::default();
+    {
+        let _recording = log.record();
+        let (client, other) = two_processes();
+        let all = client.all(["a", "b"]);
+        drop(all.lock().await.unwrap());
+        let held = other.mutex("b").lock().await.unwrap();
+        assert!(all.try_lock().await.unwrap().is_none());
+        let limited = all.lock_timeout(Duration::from_secs(1)).await.unwrap();
+        assert!(limited.is_none());
+        drop(held);
+    }
+    let spans = log.spans();
+    let of_all: Vec<_> = spans
+        .iter()
+        .filter(|span| span.contains("wait_all"))
+        .collect();
+    assert_eq!(of_all.len(), 3, "{spans:#?}");
+    for (span, outcome) in of_all.iter().zip(["granted", "contended", "timed_out"]) {
+        assert!(span.contains("keys=2") && span.contains(outcome), "{span}");
+    }
 }

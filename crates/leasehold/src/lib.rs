@@ -74,6 +74,31 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # Several locks at once
+//!
+//! [`LockClient::all`] acquires several locks under one guard, all or none. Its callers never wait
+//! for each other in a cycle, whatever the order in which they name the keys. Each lock has its own
+//! fencing token. A program that moves money between two accounts:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+//! # #[cfg(feature = "local")] {
+//! let client = leasehold::connect("memory:").await?;
+//! let transfer = client.all(["account/7", "account/4"]).with_shared(["exchange rates"]);
+//!
+//! let guard = transfer.lock().await?; // also try_lock, lock_timeout and run
+//! for lease in guard.leases() {
+//!     println!("{} is locked with the token {:?}", lease.key(), lease.fencing_token());
+//! }
+//! guard.release().await?; // for each key, whether it was still held
+//! # }
+//! # Ok(()) }
+//! ```
+//!
+//! Locks that are acquired one after the other need an order that all programs share. In debug
+//! builds the client warns of tasks whose orders differ;
+//! [`with_order_warnings`](LockClientBuilder::with_order_warnings) switches this on or off.
+//!
 //! # Fencing tokens
 //!
 //! No lock can guarantee that a write which *starts* while the lock is held *arrives* while it is
@@ -311,13 +336,13 @@ mod redact;
 mod scheme;
 
 pub use leasehold_core::{
-    AcquisitionId, Capabilities, Clock, ClockDrift, Credentials, CredentialsProvider, Deadline,
-    Error, ErrorKind, Expiry, Fairness, Fencing, FencingToken, HolderConnection, HolderRef,
-    Inspection, LeaseInfo, LockClient, LockClientBuilder, LockGuard, LockKey, LossDetection,
-    LossReason, Mode, Mutex, NodeStatus, Pong, Record, RecordWatch, Records, ReentrantOwner,
-    Released, Renewal, Restart, Result, Revocation, RevokeOutcome, RwLock, Semaphore,
-    SemaphorePermit, SystemClock, TestClock, Timestamp, Ttl, WaiterNotification, WaiterRef,
-    default_label,
+    AcquisitionId, All, AllGuard, AllInfo, Capabilities, Clock, ClockDrift, Credentials,
+    CredentialsProvider, Deadline, Error, ErrorKind, Expiry, Fairness, Fencing, FencingToken,
+    HolderConnection, HolderRef, Inspection, LeaseInfo, LockClient, LockClientBuilder, LockGuard,
+    LockKey, LossDetection, LossReason, Mode, Mutex, NodeStatus, Pong, Record, RecordWatch,
+    Records, ReentrantOwner, Released, Renewal, Restart, Result, Revocation, RevokeOutcome, RwLock,
+    Semaphore, SemaphorePermit, SystemClock, TestClock, Timestamp, Ttl, WaiterNotification,
+    WaiterRef, default_label,
 };
 /// The etcd backend. Its driver is `leasehold::etcd::etcd_client`.
 #[cfg(feature = "etcd")]

@@ -11,9 +11,9 @@ use crate::{
     key::LockKey,
     lease::{
         grant::{CompleteOnDrop, Grant},
-        held_lease::HeldLease,
+        held_lease::{HeldLease, Renewal},
         release::OwnedLease,
-        renewal,
+        renewal::keep,
     },
     local_queue::Place,
     mode::Mode,
@@ -27,7 +27,7 @@ const LONGEST_TRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long an acquisition waits while the lock is held.
 #[derive(Clone, Copy)]
-enum Wait {
+pub(super) enum Wait {
     Not,
     AtMost(Duration),
     Forever,
@@ -35,10 +35,18 @@ enum Wait {
 
 impl Wait {
     /// Returns the outcome of a refused acquisition, for spans and metrics.
-    fn refusal(self) -> &'static str {
+    pub(super) fn refusal(self) -> &'static str {
         match self {
             Self::Not => telemetry::CONTENDED,
             Self::AtMost(_) | Self::Forever => telemetry::TIMED_OUT,
+        }
+    }
+
+    /// Returns the wait that is left after `elapsed`.
+    pub(super) fn less(self, elapsed: Duration) -> Self {
+        match self {
+            Self::AtMost(timeout) => Self::AtMost(timeout.saturating_sub(elapsed)),
+            wait => wait,
         }
     }
 }
@@ -70,8 +78,11 @@ async fn acquire_with(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<O
     let _under_way = client.context.under_way();
     let waiting = AcquireTimer::begin(&client.context);
     let granted = granted(client, spec, wait).await;
-    let acquired =
-        granted.and_then(|grant| grant.map(|grant| finish(client, spec, grant)).transpose());
+    let acquired = granted.and_then(|grant| {
+        grant
+            .map(|grant| finish(client, spec.renewal, grant))
+            .transpose()
+    });
     // There is no `.await` after the grant, so it cannot be dropped here.
     waiting.end(&acquired, wait.refusal());
     acquired
@@ -128,12 +139,14 @@ async fn with_adapted_ttl<'a>(
         (Err(error), Some(begun))
             if error.kind() == ErrorKind::InvalidInput && !client.capabilities().provisional =>
         {
-            let rest = match wait {
-                Wait::AtMost(timeout) => Wait::AtMost(timeout.saturating_sub(begun.elapsed())),
-                wait => wait,
-            };
             // Boxed, so that the future of a usual acquisition is not larger.
-            Box::pin(acquire_within(client, spec, key, rest)).await
+            Box::pin(acquire_within(
+                client,
+                spec,
+                key,
+                wait.less(begun.elapsed()),
+            ))
+            .await
         }
         (granted, _) => granted,
     }
@@ -167,8 +180,22 @@ async fn acquire_within<'a>(
 
 /// Waits in the local queue, then at the backend.
 async fn wait_for_grant(client: &Arc<Client>, request: Request) -> Result<Grant<'_>> {
+    if let Some(order) = &client.order
+        && !request.mode().is_permit()
+    {
+        order.waits_for(client.context.capabilities.backend, &[request.key()]);
+    }
     client.context.room_in_background(None).await;
     let place = enter_queue(client, &request).await?;
+    wait_at_backend(client, request, place).await
+}
+
+/// Waits at the backend with this place in the local queue.
+pub(super) async fn wait_at_backend(
+    client: &Arc<Client>,
+    request: Request,
+    place: Place,
+) -> Result<Grant<'_>> {
     let request = request.with_waiting(|waiting| {
         (waiting.keeps_waiting, waiting.yields) = (true, place.yields_to_waiters());
     });
@@ -192,7 +219,7 @@ async fn wait_for_grant(client: &Arc<Client>, request: Request) -> Result<Grant<
 
 /// Waits for a place at the head of the local queue. If a task waits for itself, a warning is
 /// logged after a TTL.
-async fn enter_queue(client: &Arc<Client>, request: &Request) -> Result<Place> {
+pub(super) async fn enter_queue(client: &Arc<Client>, request: &Request) -> Result<Place> {
     client
         .queues
         .enter(request, || warn_of_self(client, request, request.mode()))
@@ -246,7 +273,7 @@ fn warn_of_self(client: &Client, request: &Request, held: Mode) {
 
 /// Makes one attempt. If no task is ahead, the attempt has a place in the local queue, so that
 /// later waiters of this process queue behind it. Otherwise it is made outside of the queue.
-async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant<'_>>> {
+pub(super) async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant<'_>>> {
     // A single attempt must not wait for long. The limit is enough to slow down a loop of attempts.
     client
         .context
@@ -279,10 +306,14 @@ async fn try_once(client: &Arc<Client>, request: Request) -> Result<Option<Grant
     Ok(None)
 }
 
-fn finish(client: &Client, spec: &Spec, grant: Grant<'_>) -> Result<OwnedLease> {
+/// Turns a grant into a lease that is renewed from now on.
+pub(super) fn finish(client: &Client, renewal: Renewal, grant: Grant<'_>) -> Result<OwnedLease> {
     // Nothing between the grant and its owner can panic.
-    let lease = OwnedLease::new(HeldLease::begin(grant, &client.schedule, spec.renewal));
-    renewal::keep(lease.held());
+    let lease = OwnedLease::new(HeldLease::begin(grant, &client.schedule, renewal));
+    keep(lease.held());
+    if let Some(order) = &client.order {
+        order.granted(lease.held());
+    }
     // The lease is registered first: a client that closes or drains sets its mark before it
     // collects the leases that are held.
     let is_held = lease.held().is_held();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     backend::{contract::LockBackend, request::RequestContext},
-    client::{engine::Client, handle::LockClient},
+    client::{engine::Client, handle::LockClient, lock_order::LockOrder},
     clock::{Clock, SystemClock},
     context::ClientContext,
     error::{Error, Result},
@@ -27,6 +27,7 @@ impl LockClient {
             ttl: None,
             label: None,
             clock: Arc::new(SystemClock),
+            order_warnings: cfg!(debug_assertions),
         }
     }
 }
@@ -55,6 +56,7 @@ pub struct LockClientBuilder {
     ttl: Option<Result<Ttl>>,
     label: Option<Arc<str>>,
     clock: Arc<dyn Clock>,
+    order_warnings: bool,
 }
 
 impl LockClientBuilder {
@@ -86,6 +88,30 @@ impl LockClientBuilder {
         self
     }
 
+    /// Sets whether the client warns of tasks that lock the same keys in different orders, so that
+    /// they can wait for each other forever. Defaults to `true` in debug builds and to `false` in
+    /// release builds.
+    ///
+    /// When a task waits for a key while it holds another, the client remembers the pair. The
+    /// warning is an event of `tracing`, once for each pair of keys, also if the tasks have not
+    /// met. No outcome changes. [`LockClient::all`] locks several keys without this danger.
+    ///
+    /// Only the locks of this client are seen, and only as those of the task that acquired them.
+    /// Futures that run concurrently within one task count as that task. Permits of semaphores, and
+    /// attempts that do not wait, are not considered. At most 10 000 pairs are remembered.
+    ///
+    /// ```
+    /// # use leasehold_local::MemoryBackend;
+    /// # use leasehold_core::LockClient;
+    /// let client = LockClient::builder(MemoryBackend::new())
+    ///     .with_order_warnings(true)
+    ///     .build();
+    /// ```
+    pub fn with_order_warnings(mut self, warn: bool) -> Self {
+        self.order_warnings = warn;
+        self
+    }
+
     /// Creates the client. Nothing is sent yet.
     #[must_use]
     pub fn build(self) -> LockClient {
@@ -94,6 +120,7 @@ impl LockClientBuilder {
             ttl,
             label,
             clock,
+            order_warnings,
         } = self;
         telemetry::describe();
         let capabilities = backend.capabilities();
@@ -107,6 +134,7 @@ impl LockClientBuilder {
             draining: Arc::default(),
         };
         let context = ClientContext::new(backend, capabilities, requests);
-        LockClient(Arc::new(Client::new(Arc::new(context), ttl)))
+        let order = order_warnings.then(LockOrder::default);
+        LockClient(Arc::new(Client::new(Arc::new(context), ttl, order)))
     }
 }

@@ -9,6 +9,7 @@ use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
     backend::{capability::Capabilities, request::RequestContext},
+    client::lock_order::LockOrder,
     context::ClientContext,
     error::Result,
     key::LockKey,
@@ -31,6 +32,8 @@ pub(crate) struct Client {
     final_capabilities: OnceLock<Capabilities>,
     pub(crate) queues: Arc<LocalQueues>,
     pub(crate) schedule: Arc<Schedule>,
+    /// `None` if the client does not warn of locks in different orders.
+    pub(crate) order: Option<LockOrder>,
     /// `None` for the default TTL.
     pub(super) ttl: Option<Result<Ttl>>,
     /// Completed when the log has an event that the default TTL was adapted.
@@ -53,12 +56,17 @@ pub(crate) struct Spec {
 }
 
 impl Client {
-    pub(super) fn new(context: Arc<ClientContext>, ttl: Option<Result<Ttl>>) -> Self {
+    pub(super) fn new(
+        context: Arc<ClientContext>,
+        ttl: Option<Result<Ttl>>,
+        order: Option<LockOrder>,
+    ) -> Self {
         let (requests, stopped) = (&context.requests, context.renewals_stopped.clone());
         Self {
             final_capabilities: OnceLock::new(),
             queues: Arc::new(LocalQueues::new(Arc::clone(&requests.clock))),
             schedule: Arc::new(Schedule::new(requests, stopped)),
+            order,
             ttl,
             ttl_is_adapted: Once::new(),
             closed: OnceCell::new(),

@@ -7,6 +7,7 @@ use crate::{
         capability::Capabilities,
         contract::LockBackend,
         inspection::{HolderRef, Inspection, Pong, Revocation, RevokeOutcome},
+        request::RequestContext,
     },
     client::{
         acquire::unanswered,
@@ -17,6 +18,7 @@ use crate::{
     lease::{grant::CompleteOnDrop, held_lease::Renewal},
     mode::Mode,
     panics::Call,
+    ttl::Ttl,
 };
 
 /// A handle for creating locks on one backend.
@@ -75,13 +77,19 @@ impl LockClient {
         K: TryInto<LockKey>,
         Error: From<K::Error>,
     {
+        let (ttl, context) = self.options();
         Spec {
             key: key.try_into().map_err(Error::from),
             mode,
-            ttl: self.0.ttl.clone(),
+            ttl,
             renewal: Renewal::Automatic,
-            context: Arc::clone(&self.0.context.requests),
+            context,
         }
+    }
+
+    /// Returns the default TTL and the request context of new locks.
+    pub(crate) fn options(&self) -> (Option<Result<Ttl>>, Arc<RequestContext>) {
+        (self.0.ttl.clone(), Arc::clone(&self.0.context.requests))
     }
 
     /// Returns the promises of the backend. They are [provisional](Capabilities::provisional) until

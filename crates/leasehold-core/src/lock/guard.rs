@@ -157,8 +157,8 @@ macro_rules! guard_methods {
                 Self(lease)
             }
 
-            pub(crate) fn into_lease(self) -> OwnedLease {
-                self.0
+            fn into_leases(self) -> [OwnedLease; 1] {
+                [self.0]
             }
 
             /// Returns the key.
@@ -240,7 +240,7 @@ macro_rules! guard_methods {
                 self.0.held().renew().await
             }
 
-            guard_run_methods!();
+            guard_run_methods!(LeaseInfo);
 
             /// Releases the lease and returns whether it was still held. [`Released::AlreadyLost`]
             /// means that another holder may have acquired the lock before the work was done.

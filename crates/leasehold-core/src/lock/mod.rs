@@ -1,5 +1,6 @@
 //! The locks that users acquire, and their guards.
 
+pub(crate) mod all;
 pub(crate) mod guard;
 pub(crate) mod mutex;
 pub(crate) mod options;

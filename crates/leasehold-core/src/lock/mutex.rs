@@ -121,5 +121,5 @@ impl Mutex {
             .map(LockGuard::new))
     }
 
-    run_methods!(lock, run, run_with, try_run);
+    run_methods!(lock, run, run_with, try_run; LockGuard, LeaseInfo, "mutex(\"sum\")");
 }

@@ -2,6 +2,8 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use futures_util::future::{join_all, select_all};
+
 use crate::{
     error::{Error, ErrorKind, Result},
     lease::release::OwnedLease,
@@ -11,43 +13,56 @@ use crate::{
 /// Work is cancelled a tenth of the TTL before the deadline, but at most this long before.
 const LONGEST_MARGIN: Duration = Duration::from_secs(1);
 
-/// Runs `work` under a lease, then releases it. The work is boxed, because a future that is moved
-/// into another future takes its size twice, which nested calls would double each time.
+/// Runs `work` under one or more leases, then releases them. The work is boxed, because a future
+/// that is moved into another future takes its size twice, which nested calls would double each
+/// time.
 pub(crate) async fn run<T>(
-    lease: OwnedLease,
+    leases: impl AsRef<[OwnedLease]> + IntoIterator<Item = OwnedLease>,
     work: Pin<Box<impl Future<Output = T>>>,
 ) -> Result<T> {
-    let held = Arc::clone(lease.held());
-    let (key, ttl) = (held.request.key(), held.request.ttl());
-    let margin = (ttl.as_duration() / 10).min(LONGEST_MARGIN);
+    let ends = leases.as_ref().iter().map(|lease| {
+        let held = Arc::clone(lease.held());
+        let margin = (held.request.ttl().as_duration() / 10).min(LONGEST_MARGIN);
+        Box::pin(async move {
+            let reason = held.ended_before(margin).await;
+            (held, reason.unwrap_or(LossReason::Expired))
+        })
+    });
     let value = tokio::select! {
         biased;
-        end = held.ended_before(margin) => {
-            let reason = end.unwrap_or(LossReason::Expired);
+        ((held, reason), ..) = select_all(ends) => {
             return Err(Error::new(
                 ErrorKind::Lost,
-                format!("the lock `{key}` was lost, and the work under it was cancelled: {reason}"),
+                format!(
+                    "the lock `{}` was lost, and the work under it was cancelled: {reason}",
+                    held.request.key()
+                ),
             ));
         }
         value = work => value,
     };
-    if let Some(reason) = held.loss() {
-        return Err(Error::new(
-            ErrorKind::Lost,
-            format!("the lock `{key}` was lost before the work under it ended: {reason}"),
-        ));
+    for held in leases.as_ref().iter().map(OwnedLease::held) {
+        if let Some(reason) = held.loss() {
+            return Err(Error::new(
+                ErrorKind::Lost,
+                format!(
+                    "the lock `{}` was lost before the work under it ended: {reason}",
+                    held.request.key()
+                ),
+            ));
+        }
     }
-    // The work was completed under the lease, whatever the outcome of the release. A failed release
-    // is retried in the background.
-    drop(lease.release().await);
+    // The work was completed under the leases, whatever the outcome of their release. A failed
+    // release is retried in the background.
+    drop(join_all(leases.into_iter().map(OwnedLease::release)).await);
     Ok(value)
 }
 
 /// Defines the `run` methods of a guard.
 macro_rules! guard_run_methods {
-    () => {
-        /// Runs `work` under the lease, then releases it. `Ok` means that the work was *completed
-        /// under the lease*.
+    ($info:ident) => {
+        /// Runs `work` under the guard, then releases it. `Ok` means that the work was *completed
+        /// under the guard*.
         ///
         /// The work is cancelled before the lock can be granted to another holder: it is dropped at
         /// its next `.await`, a tenth of the TTL but at most a second before the deadline. Code
@@ -60,12 +75,9 @@ macro_rules! guard_run_methods {
         ///
         /// # Cancel safety
         /// Safe for the lock: the work is dropped and the lock released in the background.
-        pub async fn run<T>(
-            self,
-            work: impl AsyncFnOnce(crate::LeaseInfo) -> T,
-        ) -> crate::Result<T> {
+        pub async fn run<T>(self, work: impl AsyncFnOnce(crate::$info) -> T) -> crate::Result<T> {
             let work = Box::pin(work(self.info()));
-            crate::lock::run::run(self.into_lease(), work).await
+            crate::lock::run::run(self.into_leases(), work).await
         }
 
         /// Runs `work` as [`run`](Self::run) does. The type of its future can be named, so that a
@@ -78,11 +90,11 @@ macro_rules! guard_run_methods {
         /// As [`run`](Self::run).
         pub async fn run_with<F, Fut, T>(self, work: F) -> crate::Result<T>
         where
-            F: FnOnce(crate::LeaseInfo) -> Fut,
+            F: FnOnce(crate::$info) -> Fut,
             Fut: Future<Output = T>,
         {
             let work = Box::pin(work(self.info()));
-            crate::lock::run::run(self.into_lease(), work).await
+            crate::lock::run::run(self.into_leases(), work).await
         }
 
         /// Runs `work`, which may fail, as [`run`](Self::run) does.
@@ -94,7 +106,7 @@ macro_rules! guard_run_methods {
         /// As [`run`](Self::run).
         pub async fn try_run<T, E>(
             self,
-            work: impl AsyncFnOnce(crate::LeaseInfo) -> Result<T, E>,
+            work: impl AsyncFnOnce(crate::$info) -> Result<T, E>,
         ) -> Result<T, E>
         where
             E: From<crate::Error>,
@@ -107,9 +119,9 @@ pub(crate) use guard_run_methods;
 
 /// Defines the `run` methods of a lock, which wait for it and then run work under it.
 macro_rules! run_methods {
-    ($lock:ident, $run:ident, $run_with:ident, $try_run:ident) => {
+    ($lock:ident, $run:ident, $run_with:ident, $try_run:ident; $guard:ident, $info:ident, $example:literal) => {
         /// Waits for the lock, runs `work` under it, and releases it.
-        #[doc = concat!("As [`", stringify!($lock), "`](Self::", stringify!($lock), "), then [`LockGuard::run`](crate::LockGuard::run).")]
+        #[doc = concat!("As [`", stringify!($lock), "`](Self::", stringify!($lock), "), then [`", stringify!($guard), "::run`](crate::", stringify!($guard), "::run).")]
         ///
         /// ```
         /// # use leasehold_local::MemoryBackend;
@@ -117,7 +129,7 @@ macro_rules! run_methods {
         /// # async fn main() -> leasehold_core::Result<()> {
         /// # use leasehold_core::LockClient;
         /// # let client = LockClient::new(MemoryBackend::new());
-        /// let sum = client.mutex("sum").run(async |lease| if lease.is_held() { 40 + 2 } else { 0 }).await?;
+        #[doc = concat!("let sum = client.", $example, ".run(async |lease| if lease.is_held() { 40 + 2 } else { 0 }).await?;")]
         /// assert_eq!(sum, 42);
         /// # Ok(()) }
         /// ```
@@ -129,7 +141,7 @@ macro_rules! run_methods {
         ///
         /// # Cancel safety
         /// Safe for the lock: the work is dropped and the lock released in the background.
-        pub async fn $run<T>(&self, work: impl AsyncFnOnce(crate::LeaseInfo) -> T) -> crate::Result<T> {
+        pub async fn $run<T>(&self, work: impl AsyncFnOnce(crate::$info) -> T) -> crate::Result<T> {
             self.$lock().await?.run(work).await
         }
 
@@ -143,7 +155,7 @@ macro_rules! run_methods {
         #[doc = concat!("As [`", stringify!($run), "`](Self::", stringify!($run), ").")]
         pub async fn $run_with<F, Fut, T>(&self, work: F) -> crate::Result<T>
         where
-            F: FnOnce(crate::LeaseInfo) -> Fut,
+            F: FnOnce(crate::$info) -> Fut,
             Fut: Future<Output = T>,
         {
             self.$lock().await?.run_with(work).await
@@ -158,7 +170,7 @@ macro_rules! run_methods {
         #[doc = concat!("As [`", stringify!($run), "`](Self::", stringify!($run), ").")]
         pub async fn $try_run<T, E>(
             &self,
-            work: impl AsyncFnOnce(crate::LeaseInfo) -> Result<T, E>,
+            work: impl AsyncFnOnce(crate::$info) -> Result<T, E>,
         ) -> Result<T, E>
         where
             E: From<crate::Error>,

@@ -142,8 +142,8 @@ impl RwLock {
             .map(LockGuard::new))
     }
 
-    run_methods!(read, run_read, run_read_with, try_run_read);
-    run_methods!(write, run_write, run_write_with, try_run_write);
+    run_methods!(read, run_read, run_read_with, try_run_read; LockGuard, LeaseInfo, "mutex(\"sum\")");
+    run_methods!(write, run_write, run_write_with, try_run_write; LockGuard, LeaseInfo, "mutex(\"sum\")");
 
     fn spec_of(&self, mode: Mode) -> Spec {
         Spec {

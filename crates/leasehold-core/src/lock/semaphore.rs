@@ -118,7 +118,7 @@ impl Semaphore {
             .map(SemaphorePermit::new))
     }
 
-    run_methods!(acquire, run, run_with, try_run);
+    run_methods!(acquire, run, run_with, try_run; SemaphorePermit, LeaseInfo, "mutex(\"sum\")");
 
     fn check_permits(&self) -> Result<()> {
         if self.permits == 0 {

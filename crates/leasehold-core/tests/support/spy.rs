@@ -50,10 +50,22 @@ pub(crate) struct Watched {
     /// The number of times that a release yields before it takes effect.
     pub(crate) releases_yield: AtomicUsize,
     pub(crate) unordered: AtomicBool,
+    /// If set, acquisitions get no answer.
+    pub(crate) acquisitions_hang: AtomicBool,
     /// The session to which all leases belong.
     pub(crate) session: Mutex<Option<SessionId>>,
     /// The longest TTL, if it is not memory's.
     pub(crate) max_ttl: Mutex<Option<Ttl>>,
+}
+
+impl Watched {
+    async fn hang_if_told(&self, request: &Request) -> Result<()> {
+        if self.acquisitions_hang.load(SeqCst) {
+            request.cancelled().await;
+            return Err(Error::new(ErrorKind::Cancelled, "no answer"));
+        }
+        Ok(())
+    }
 }
 
 impl Spy {
@@ -94,6 +106,7 @@ impl LockBackend for Spy {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         self.watched.tries.fetch_add(1, SeqCst);
+        self.watched.hang_if_told(&request).await?;
         self.watched
             .yielding
             .lock()
@@ -109,6 +122,7 @@ impl LockBackend for Spy {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         self.watched.acquires.fetch_add(1, SeqCst);
+        self.watched.hang_if_told(&request).await?;
         self.watched
             .yielding
             .lock()
