@@ -59,6 +59,7 @@ each_fails_exactly_its_case! {
     reader_overtakes_writer: ReaderOvertakesWriter,
     one_permit_too_many: OnePermitTooMany,
     permit_counts_may_differ: PermitCountsMayDiffer,
+    batch_shares_one_answer: BatchSharesOneAnswer,
     traces_before_ownership: TracesBeforeOwnership,
     cancelled_waiter_stays: CancelledWaiterStays,
     names_collide: NamesCollide,

@@ -67,6 +67,10 @@ macro_rules! __with_cases {
                 permit_counts_must_match: permits,
                 unsupported_modes_are_refused_typed: a_mode_is_missing,
             }
+            together {
+                all_takes_all_or_nothing_and_never_deadlocks: exclusive,
+                all_shares_what_it_only_reads: shared,
+            }
             reentrancy {
                 owner_reenters_and_last_release_frees: exclusive,
                 other_owner_waits: exclusive,

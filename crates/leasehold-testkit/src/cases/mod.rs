@@ -21,6 +21,7 @@ pub mod records;
 pub mod reentrancy;
 pub mod release;
 pub mod renewal;
+pub mod together;
 pub mod waiting;
 
 pub use self::all::all;

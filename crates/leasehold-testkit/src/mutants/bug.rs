@@ -87,6 +87,9 @@ bugs! {
     OnePermitTooMany => permits_bound_holders,
     /// Each request is checked against its own number of permits.
     PermitCountsMayDiffer => permit_counts_must_match,
+    /// Requests of one connection that are sent together get the answer of the first one. A lock
+    /// that another client holds is granted with one that is free.
+    BatchSharesOneAnswer => all_takes_all_or_nothing_and_never_deadlocks,
     /// A grant is traced before a lease owns it. A subscriber that panics leaks the lock.
     TracesBeforeOwnership => panicking_subscriber_leaks_no_lock,
     /// A cancelled waiter stays in the queue.

@@ -104,6 +104,7 @@ impl Store {
             store: Arc::clone(self),
             id,
             owner: AcquisitionId::random(),
+            last_grant: Mutex::default(),
         })
     }
 
@@ -193,6 +194,8 @@ pub(crate) struct Model {
     id: u64,
     /// The owner of all locks of this handle, for a bug.
     owner: AcquisitionId,
+    /// The key of the last grant and its time, for a bug.
+    last_grant: Mutex<Option<(LockKey, Timestamp)>>,
 }
 
 impl fmt::Display for Model {
@@ -213,6 +216,16 @@ impl Model {
         } else {
             request.owner()
         }
+    }
+
+    /// Returns whether another key was granted in the same request.
+    fn was_granted_another(&self, key: &LockKey, now: Timestamp) -> bool {
+        let last = self
+            .last_grant
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        last.as_ref()
+            .is_some_and(|(granted, at)| granted != key && *at == now)
     }
 
     fn attempt(&self, request: &Request, ttl: Duration) -> Result<AcquireReply> {
@@ -257,7 +270,13 @@ impl Model {
                     .any(|waiter| waiter.mode == Mode::Exclusive && waiter.owner != owner);
             let yielding = request.waiting().yields && !store.has(Bug::LocalQueueNeverYields);
             let must_yield = yielding && key.waiters.iter().any(|waiter| waiter.handle != self.id);
-            if (free || again) && !behind_writer && !must_yield {
+            let with_another = store.has(Bug::BatchSharesOneAnswer)
+                && self.was_granted_another(request.key(), now);
+            if (free || again || with_another) && !behind_writer && !must_yield {
+                *self
+                    .last_grant
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = Some((request.key().clone(), now));
                 key.waiters.retain(|waiter| waiter.owner != owner);
                 let token = key.next_token(mode, store, self.id);
                 key.holders.push(Holder {
