@@ -1,9 +1,6 @@
 //! The command line.
 
-use std::{
-    ffi::{OsStr, OsString},
-    time::Duration,
-};
+use std::{ffi::OsString, time::Duration};
 
 use clap::{
     ArgAction, Args as ClapArgs, Parser, Subcommand,
@@ -30,12 +27,23 @@ Examples:
   leasehold run nightly-report -- ./report.sh
   leasehold run -n --url redis://cache/ nightly-report -- ./report.sh
   leasehold run --wait 30s deploy -- sh -c 'echo \"token $LEASEHOLD_TOKEN\"; exec ./deploy'
+  leasehold run account/4 account/7 -- ./transfer.sh  # both locks, or neither
   leasehold run -- -n -- ./report.sh                  # a name that begins with `-`
+
+Several names:
+  The program runs when all of the locks are held, and the options apply to all of them together.
+  Commands with several names never wait for each other in a cycle, in whatever order they name
+  them. While the command waits for one lock, it keeps those whose names are smaller. If one of the
+  locks is lost, the program is terminated as for a single one.
 
 Environment of the program:
   LEASEHOLD_KEY    the name of the lock
   LEASEHOLD_TOKEN  the fencing token, which grows with every grant. A resource that refuses
                    smaller tokens is safe from a program that has lost the lock
+  LEASEHOLD_KEY_1, LEASEHOLD_TOKEN_1, LEASEHOLD_KEY_2, ...
+                   the same for each name, in the order of the command line. With several names,
+                   LEASEHOLD_KEY and LEASEHOLD_TOKEN are removed
+  LEASEHOLD_KEYS   the number of names
   LEASEHOLD_URL    is removed, because it may contain a password. With --keep-url it is the URL of
                    this lock
 
@@ -73,8 +81,8 @@ Exit codes:
    64  the name, an option or the URL is wrong, or the backend does not support the request
    69  the backend cannot be reached
    70  an internal error
-   75  another process holds the lock (--no-wait, --wait)
-   76  the lock was lost or about to be lost, and the program was terminated
+   75  another process holds the lock, or one of several (--no-wait, --wait)
+   76  a lock was lost or about to be lost, and the program was terminated
    77  the backend refused the user, the password or the access
   126  the program cannot be executed
   127  the program was not found
@@ -93,8 +101,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a program under a lock
-    #[command(after_help = RUN_AFTER, override_usage = "leasehold run [OPTIONS] NAME -- COMMAND [ARGUMENT]...")]
+    /// Run a program under a lock, or under several
+    #[command(after_help = RUN_AFTER, override_usage = "leasehold run [OPTIONS] NAME... -- COMMAND [ARGUMENT]...")]
     Run(Run),
     /// Show the holders of a lock and its waiters; exit code 1 if it is not held
     ///
@@ -158,31 +166,38 @@ pub(crate) struct Run {
     /// Pass the URL, and the password in it, to the program, as its variable LEASEHOLD_URL
     #[arg(long)]
     pub(crate) keep_url: bool,
-    /// The name of the lock: any bytes, up to 1024
-    name: Option<OsString>,
+    /// The name of the lock: any bytes, up to 1024. Up to 64 names are locked together
+    #[arg(value_name = "NAME")]
+    names: Vec<OsString>,
     /// The program and its arguments, after `--`
     #[arg(last = true, value_name = "COMMAND")]
     words: Vec<OsString>,
 }
 
 impl Run {
-    /// Returns the name of the lock, and the program with its arguments. The name may follow a
-    /// `--` of its own, so that it can begin with `-`.
-    pub(crate) fn name_and_command(&self) -> Result<(&OsStr, &[OsString]), Failure> {
+    /// Returns the names of the locks, and the program with its arguments. The names may follow a
+    /// `--` of their own, so that the first can begin with `-`.
+    pub(crate) fn names_and_command(&self) -> Result<(&[OsString], &[OsString]), Failure> {
         let wrong = |what| {
             Failure::new(
                 exit::USAGE,
                 format!("{what}: leasehold run NAME -- COMMAND [ARGUMENT]..."),
             )
         };
-        match (&self.name, self.words.as_slice()) {
-            (Some(name), command @ [_, ..]) => Ok((name, command)),
-            (None, [name, separator, command @ ..]) if separator == "--" && !command.is_empty() => {
-                Ok((name, command))
+        let words = self.words.as_slice();
+        if !self.names.is_empty() {
+            return match words {
+                [] => Err(wrong("the program is missing; it comes after `--`")),
+                command => Ok((&self.names, command)),
+            };
+        }
+        let separator = words.iter().skip(1).position(|word| word == "--");
+        match separator.map(|at| words.split_at(at + 1)) {
+            Some((names, [_, command @ ..])) if !command.is_empty() => Ok((names, command)),
+            None if words.len() > 1 => {
+                Err(wrong("there is no `--` between a name and the program"))
             }
-            (Some(_), []) => Err(wrong("the program is missing; it comes after `--`")),
-            (None, [_, _, ..]) => Err(wrong("there is no `--` between a name and the program")),
-            (None, _) => Err(wrong("the name of the lock or the program is missing")),
+            _ => Err(wrong("the name of the lock or the program is missing")),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use leasehold::{Expiry, LockClient, LockGuard, LockKey, Released, Ttl};
+use leasehold::{AllGuard, AllInfo, Expiry, LockClient, LockKey, Released, Result, Ttl};
 
 use crate::{
     args::Run,
@@ -26,10 +26,13 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
             format!("cannot listen for signals: {error}"),
         )
     })?;
-    let (name, command) = args.name_and_command()?;
-    let key = key_of(name)?;
+    let (names, command) = args.names_and_command()?;
+    let keys = names
+        .iter()
+        .map(|name| key_of(name))
+        .collect::<Result<Vec<_>>>()?;
     schemes::check_excludes(&args.backend.url)?;
-    schemes::warn_of_url(name);
+    schemes::check_names(names)?;
     let client = tokio::select! {
         code = signals.end() => return Ok(code),
         backend = backend::open(&args.backend.url) => client(args, command, backend?),
@@ -41,15 +44,15 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
     } else {
         args.ttl
     };
-    let mut mutex = client.mutex(key.clone());
+    let mut locks = client.all(&keys);
     if let Some(ttl) = ttl {
-        mutex = mutex.with_ttl(ttl);
+        locks = locks.with_ttl(ttl);
     }
     let lock = async {
         match args.wait {
-            _ if args.no_wait => mutex.try_lock().await,
-            Some(limit) => mutex.lock_timeout(limit).await,
-            None => mutex.lock().await.map(Some),
+            _ if args.no_wait => locks.try_lock().await,
+            Some(limit) => locks.lock_timeout(limit).await,
+            None => locks.lock().await.map(Some),
         }
     };
     let locked = tokio::select! {
@@ -58,7 +61,7 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
         locked = lock => Ok(locked),
     };
     let done = match locked {
-        Ok(Ok(None)) => Err(contended(args, &key)),
+        Ok(Ok(None)) => Err(contended(args, &keys)),
         Ok(Ok(Some(guard))) => run_under(args, &client, guard, &mut signals).await,
         Ok(Err(error)) => Err(error.into()),
         Err(code) => Ok(code),
@@ -67,15 +70,25 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
     done
 }
 
-/// The failure of an attempt or a wait during which another held the lock.
-fn contended(args: &Run, key: &LockKey) -> Failure {
+/// The failure of an attempt or a wait during which another held one of the locks.
+fn contended(args: &Run, keys: &[LockKey]) -> Failure {
+    let held = match keys {
+        [key] => format!("another holds `{key}`"),
+        keys => format!("another holds one of {}", listed(keys)),
+    };
     let message = match args.wait {
-        Some(limit) if !args.no_wait && !limit.is_zero() => {
-            format!("`{key}` was not granted within {limit:?}: another holds it")
-        }
-        _ => format!("another holds `{key}`; wait for it, or try again later"),
+        Some(limit) if !args.no_wait && !limit.is_zero() => match keys {
+            [key] => format!("`{key}` was not granted within {limit:?}: another holds it"),
+            _ => format!("the locks were not granted within {limit:?}: {held}"),
+        },
+        _ => format!("{held}; wait for it, or try again later"),
     };
     Failure::new(exit::CONTENDED, message)
+}
+
+fn listed(keys: &[LockKey]) -> String {
+    let keys: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
+    keys.join(", ")
 }
 
 fn client(
@@ -106,19 +119,19 @@ fn label_of(program: &OsStr) -> String {
     format!("{host}/{}/{program}", std::process::id())
 }
 
-/// Runs the program until it has ended, or until its lock is lost.
+/// Runs the program until it has ended, or until one of its locks is lost.
 async fn run_under(
     args: &Run,
     client: &LockClient,
-    guard: LockGuard,
+    guard: AllGuard,
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
     // The death of a process frees a file lock, but not before all processes have ended that
     // inherited the descriptor.
     let dies_with_us = !is_freed_by_death(client);
-    let (name, command) = args.name_and_command()?;
+    let (names, command) = args.names_and_command()?;
     let environment = Environment {
-        name,
+        names,
         url: args.keep_url.then_some(args.backend.url.as_str()),
         dies_with_us,
     };
@@ -143,28 +156,55 @@ async fn run_under(
         };
         let message = format!(
             "the lock `{}` {how}, and the program was terminated",
-            guard.key()
+            endangered(&guard)
         );
         return Err(Failure::new(exit::LOST, message));
     }
-    let (key, remaining) = (guard.key().clone(), guard.remaining());
+    let keys: Vec<_> = guard
+        .leases()
+        .iter()
+        .map(|lease| lease.key().clone())
+        .collect();
+    let remaining = guard.remaining();
     match guard.release().await {
-        Ok(Released::AlreadyLost) => Err(Failure::new(
-            exit::LOST,
-            format!(
-                "the lock `{key}` was lost before the program ended: another process may have held it"
-            ),
-        )),
-        Ok(_) => Ok(code_of_status(status)),
-        // The program ended under the lock, so its own exit code is the result.
+        Ok(released) => {
+            let lost = |(_, released): &&(LockKey, Released)| *released == Released::AlreadyLost;
+            match released.iter().find(lost) {
+                Some((key, _)) => Err(Failure::new(
+                    exit::LOST,
+                    format!(
+                        "the lock `{key}` was lost before the program ended: another process may have held it"
+                    ),
+                )),
+                None => Ok(code_of_status(status)),
+            }
+        }
+        // The program ended under the locks, so its own exit code is the result.
         Err(error) => {
             let causes = with_causes(&error);
-            stderr::report(&format!(
-                "the lock `{key}` is not released yet; it is free in {remaining:.0?}: {causes}"
-            ));
+            let held = match keys.as_slice() {
+                [key] => format!("the lock `{key}` is not released yet; it is"),
+                keys => format!(
+                    "of the locks {} not all are released yet; they are",
+                    listed(keys)
+                ),
+            };
+            stderr::report(&format!("{held} free in {remaining:.0?}: {causes}"));
             Ok(code_of_status(status))
         }
     }
+}
+
+/// Returns the key that was lost, or else the one whose deadline is the earliest.
+fn endangered(leases: &AllInfo) -> LockKey {
+    let earliest = || {
+        let leases = leases.leases().iter();
+        leases
+            .min_by_key(|lease| lease.deadline())
+            .map(|lease| lease.key().clone())
+    };
+    let lost = leases.loss().map(|(key, _)| key).or_else(earliest);
+    lost.unwrap_or_else(|| unreachable!("a guard has at least one lease"))
 }
 
 /// Returns whether only the death of its holder frees a lock. Then a lock needs no deadline.
@@ -172,9 +212,9 @@ fn is_freed_by_death(client: &LockClient) -> bool {
     client.capabilities().expiry == Expiry::ProcessDeath
 }
 
-fn act(action: Action, child: &mut Child, guard: &LockGuard) {
+fn act(action: Action, child: &mut Child, guard: &AllGuard) {
     let why = match guard.loss() {
-        Some(reason) => format!("is lost ({reason})"),
+        Some((_, reason)) => format!("is lost ({reason})"),
         None => format!("expires in {:.0?} and cannot be renewed", guard.remaining()),
     };
     match action {
@@ -182,14 +222,14 @@ fn act(action: Action, child: &mut Child, guard: &LockGuard) {
             child.terminate();
             stderr::report(&format!(
                 "the lock `{}` {why}; asked the program to terminate",
-                guard.key()
+                endangered(guard)
             ));
         }
         Action::Kill => {
             child.kill();
             stderr::report(&format!(
                 "the lock `{}` {why}; killed the program",
-                guard.key()
+                endangered(guard)
             ));
         }
     }

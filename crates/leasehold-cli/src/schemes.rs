@@ -1,6 +1,6 @@
 //! The schemes of URLs, and the features that they need.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 
 use crate::{
     exit::{self, Failure},
@@ -193,6 +193,26 @@ pub(crate) fn warn_of_url(name: &OsStr) {
     if name.to_str().is_some_and(is_server_url) {
         stderr::report("the name of the lock is a URL; a URL for the locks comes after `--url`");
     }
+}
+
+/// Checks the names that are locked together. A URL is a valid name, but among several names it
+/// stands in the wrong place.
+pub(crate) fn check_names(names: &[OsString]) -> Result<(), Failure> {
+    let is_url = |name: &&OsString| name.to_str().is_some_and(is_server_url);
+    match (names, names.iter().find(is_url)) {
+        ([name], Some(_)) => warn_of_url(name),
+        (_, Some(url)) => {
+            let scheme = url.to_str().and_then(scheme_of).unwrap_or_default();
+            return Err(Failure::new(
+                exit::USAGE,
+                format!(
+                    "one of the names is the URL {scheme}://***; a URL for the locks comes after `--url`"
+                ),
+            ));
+        }
+        (_, None) => {}
+    }
+    Ok(())
 }
 
 /// Returns whether `text` begins as the URL of a server.

@@ -1,8 +1,8 @@
-//! [`Watchdog`]: decides when a program must end because its lock is lost or about to be.
+//! [`Watchdog`]: decides when a program must end because one of its locks is lost or about to be.
 
 use std::time::Duration;
 
-use leasehold::{LeaseInfo, LossReason};
+use leasehold::{AllInfo, LeaseInfo, LossReason, Ttl};
 use tokio::time::Instant;
 
 /// The longest time that a program has between TERM and KILL once the lock is lost.
@@ -20,22 +20,22 @@ pub(crate) enum Action {
     Kill,
 }
 
-/// A monitor of a lease.
+/// A monitor of the leases of a program.
 ///
 /// It demands TERM when a third of the TTL is left and KILL when a tenth is left. After a loss
 /// before the deadline it demands TERM at once and KILL after a short grace.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
-    lease: LeaseInfo,
+    leases: AllInfo,
     terminated: bool,
     killed: bool,
     kill_at: Option<Instant>,
 }
 
 impl Watchdog {
-    pub(crate) fn new(lease: LeaseInfo) -> Self {
+    pub(crate) fn new(leases: AllInfo) -> Self {
         Self {
-            lease,
+            leases,
             terminated: false,
             killed: false,
             kill_at: None,
@@ -60,35 +60,38 @@ impl Watchdog {
                 Ok(action) => return action,
                 Err(sleep) => sleep,
             };
-            let lost = self.lease.loss().is_some();
+            let lost = self.leases.loss().is_some();
             tokio::select! {
                 () = tokio::time::sleep(sleep) => {}
-                _ = self.lease.lost(), if !lost => {}
+                _ = self.leases.lost(), if !lost => {}
             }
         }
     }
 
     /// Returns the action that is due, or the time until the next check.
     fn check(&mut self) -> Result<Action, Duration> {
-        let until_kill = match self.lease.loss() {
-            // Another process may hold the lock now.
-            Some(LossReason::Expired) => Duration::ZERO,
+        let leases = self.leases.leases();
+        // All leases have the same TTL.
+        let ttl = leases.first().map_or_else(Ttl::default, LeaseInfo::ttl);
+        let ttl = ttl.as_duration();
+        let held = leases.iter().filter(|lease| lease.loss().is_none());
+        let remaining = held.map(LeaseInfo::remaining).min().unwrap_or(ttl);
+        let (before_term, before_kill) = (
+            remaining.saturating_sub(ttl / 3),
+            remaining.saturating_sub(ttl / 10),
+        );
+        let losses = leases.iter().filter_map(LeaseInfo::loss);
+        // An expired lease is the most urgent one: another process may hold its lock now.
+        let loss = losses.max_by_key(|reason| *reason == LossReason::Expired);
+        let (until_term, until_kill) = match loss {
+            Some(LossReason::Expired) => (Duration::ZERO, Duration::ZERO),
             Some(_) => {
-                let grace = (self.lease.ttl().as_duration() / 10).min(MAX_GRACE);
+                let grace = (ttl / 10).min(MAX_GRACE);
                 let at = *self.kill_at.get_or_insert_with(|| Instant::now() + grace);
-                at.saturating_duration_since(Instant::now())
+                let grace = at.saturating_duration_since(Instant::now());
+                (Duration::ZERO, grace.min(before_kill))
             }
-            None => self
-                .lease
-                .remaining()
-                .saturating_sub(self.lease.ttl().as_duration() / 10),
-        };
-        let until_term = match self.lease.loss() {
-            Some(_) => Duration::ZERO,
-            None => self
-                .lease
-                .remaining()
-                .saturating_sub(self.lease.ttl().as_duration() / 3),
+            None => (before_term, before_kill),
         };
         if until_kill.is_zero() {
             (self.terminated, self.killed) = (true, true);

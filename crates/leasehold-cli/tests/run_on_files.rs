@@ -448,3 +448,130 @@ fn wait_of_zero_is_one_attempt_as_no_wait_is() {
     signal(holder.id(), "TERM");
     holder.wait().unwrap();
 }
+
+#[test]
+fn several_names_exclude_all_others_in_any_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let program = format!("echo in >> {0}; sleep 0.05; echo out >> {0}", log.display());
+    let runs = [
+        &["a", "b"][..],
+        &["b", "a"],
+        &["b", "c", "b"],
+        &["c", "b", "a"],
+        &["b"],
+    ];
+    let mut runs: Vec<_> = runs
+        .iter()
+        .map(|names| {
+            run_on(&files(&dir), names, &["sh", "-c", &program])
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    assert!(runs.iter_mut().all(|run| run.wait().unwrap().success()));
+    let log = std::fs::read_to_string(log).unwrap();
+    assert_eq!(log, "in\nout\n".repeat(5));
+}
+
+#[test]
+fn refused_names_exit_with_75_and_keep_no_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut holder, _) = started(&mut run_on(&files(&dir), &["b"], &HOLD));
+    for option in [&["--no-wait"][..], &["--wait", "0s"], &["--wait", "100ms"]] {
+        let names = [option, &["c", "b", "a"]].concat();
+        let refused = ended(&mut run_on(&files(&dir), &names, &["true"]));
+        assert_eq!(refused.status.code(), Some(75), "{}", stderr(&refused));
+        let text = stderr(&refused);
+        assert!(
+            text.contains("`c`, `b`, `a`") && text.lines().count() == 1,
+            "{text}"
+        );
+        let next = ended(&mut run_on(&files(&dir), &["-n", "a", "c"], &["true"]));
+        assert!(next.status.success(), "{}", stderr(&next));
+    }
+    signal(holder.id(), "TERM");
+    holder.wait().unwrap();
+    let next = ended(&mut run_on(&files(&dir), &["c", "b", "a"], &["true"]));
+    assert!(next.status.success(), "{}", stderr(&next));
+}
+
+#[test]
+fn waiter_for_several_names_keeps_only_smaller_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut holder, _) = started(&mut run_on(&files(&dir), &["b"], &HOLD));
+    let mut waiter = run_on(&files(&dir), &["c", "b", "a"], &["true"])
+        .spawn()
+        .unwrap();
+    let is_free = |name| {
+        let run = ended(&mut run_on(&files(&dir), &["-n", name], &["true"]));
+        run.status.success()
+    };
+    until("it keeps the smaller name", || !is_free("a"));
+    until("it gives back the larger name", || is_free("c"));
+    signal(holder.id(), "TERM");
+    holder.wait().unwrap();
+    assert!(waiter.wait().unwrap().success());
+}
+
+#[test]
+fn environment_has_each_key_with_its_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = files(&dir);
+    let program = "echo $LEASEHOLD_TOKEN_1 $LEASEHOLD_TOKEN_2; exec sleep 60";
+    let names = ["b", "a"];
+    let (mut run, tokens) = started(&mut run_on(&url, &names, &["sh", "-c", program]));
+    for (name, token) in names.iter().zip(tokens.trim().split(' ')) {
+        let holder = &status(&url, name)["holders"][0];
+        assert_eq!(holder["token"].to_string(), token, "{name}: {tokens}");
+    }
+    signal(run.id(), "TERM");
+    run.wait().unwrap();
+}
+
+#[test]
+fn environment_has_nothing_of_outer_locks() {
+    let dir = tempfile::tempdir().unwrap();
+    let shown = |names: &[&str], program: &str| {
+        let run = ended(&mut run_on(&files(&dir), names, &["sh", "-c", program]));
+        assert!(run.status.success(), "{}", stderr(&run));
+        stdout(&run)
+    };
+    let show = "env | grep ^LEASEHOLD_ | sort | sed s/[0-9]*$/N/ | tr '\\n' ' '";
+    let single = "LEASEHOLD_KEY=cN LEASEHOLD_KEYS=N LEASEHOLD_KEY_1=cN LEASEHOLD_TOKEN=N LEASEHOLD_TOKEN_1=N ";
+    let two = "LEASEHOLD_KEYS=N LEASEHOLD_KEY_1=bN LEASEHOLD_KEY_2=aN LEASEHOLD_TOKEN_1=N LEASEHOLD_TOKEN_2=N ";
+    assert_eq!(shown(&["c"], show), single);
+    assert_eq!(shown(&["b", "a"], show), two);
+    let inside = |names: &str| {
+        let command = env!("CARGO_BIN_EXE_leasehold");
+        format!(
+            "{command} run --url {} {names} -- sh -c \"{show}\"",
+            files(&dir)
+        )
+    };
+    assert_eq!(shown(&["a", "b"], &inside("c")), single);
+    assert_eq!(shown(&["c"], &inside("b a")), two);
+}
+
+#[test]
+fn names_may_follow_a_double_dash() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = leasehold();
+    run.args(["run", "--url", &files(&dir), "--", "-a", "b", "--"])
+        .args(["sh", "-c", "echo $LEASEHOLD_KEY_1 $LEASEHOLD_KEY_2 $1"])
+        .args(["sh", "--"]);
+    let run = ended(&mut run);
+    assert_eq!(stdout(&run), "-a b --\n", "{}", stderr(&run));
+}
+
+#[test]
+fn too_many_names_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let names: Vec<_> = (0..65).map(|name| name.to_string()).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let refused = ended(&mut run_on(&files(&dir), &names, &["true"]));
+    assert_eq!(refused.status.code(), Some(64), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("1 to 64"), "{}", stderr(&refused));
+    let run = ended(&mut run_on(&files(&dir), &names[1..], &["true"]));
+    assert!(run.status.success(), "{}", stderr(&run));
+}

@@ -379,3 +379,34 @@ fn quorum_is_initialized_and_its_dead_server_is_named() {
     let shown = ended(leasehold().args(["status", "--url", &url, "k"]));
     assert!(stdout(&shown).contains(&hosts[0]), "{}", stdout(&shown));
 }
+
+#[test]
+fn loss_of_one_of_several_locks_ends_the_program() {
+    let redis = Redis::start(&[]);
+    let program = ["sh", "-c", "echo; exec sleep 60"];
+    let (run, _) = started(&mut run_on(&redis.url, &["b", "a"], &program));
+    let revoked = ended(leasehold().args(["revoke", "--now", "--url", &redis.url, "b"]));
+    assert!(revoked.status.success(), "{}", stderr(&revoked));
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(76), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("the lock `b`"),
+        "{}",
+        stderr(&output)
+    );
+    // The others are given back.
+    let next = ended(&mut run_on(&redis.url, &["-n", "a", "b"], &["true"]));
+    assert!(next.status.success(), "{}", stderr(&next));
+}
+
+#[test]
+fn killed_command_frees_all_of_its_names_after_the_ttl() {
+    let redis = Redis::start(&[]);
+    let program = ["sh", "-c", "echo; exec sleep 60"];
+    let names = ["--ttl", "2s", "c", "a", "b"];
+    let (mut run, _) = started(&mut run_on(&redis.url, &names, &program));
+    signal(run.id(), "KILL");
+    run.wait().unwrap();
+    let next = ended(&mut run_on(&redis.url, &["a", "b", "c"], &["true"]));
+    assert!(next.status.success(), "{}", stderr(&next));
+}

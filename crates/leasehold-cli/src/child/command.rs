@@ -1,23 +1,19 @@
 //! The command that starts the program.
 
-use std::{
-    ffi::{OsStr, OsString},
-    fmt::Display,
-    process::Command,
-};
+use std::{ffi::OsString, fmt::Display, process::Command};
 
-use leasehold::LeaseInfo;
+use leasehold::AllInfo;
 
 use crate::{
     exit::{self, Failure},
-    os_string::program_of,
+    os_string::{key_of, program_of},
 };
 
 /// The environment that a program is started with.
 #[derive(Debug)]
 pub(crate) struct Environment<'a> {
-    /// The name of the lock.
-    pub(crate) name: &'a OsStr,
+    /// The names of the locks, in the order of the command line.
+    pub(crate) names: &'a [OsString],
     /// The URL for the program. It may contain a password.
     pub(crate) url: Option<&'a str>,
     /// Whether the kernel kills the program when this command dies. Linux only.
@@ -27,7 +23,7 @@ pub(crate) struct Environment<'a> {
 /// Returns the command that starts the program.
 pub(super) fn command(
     line: &[OsString],
-    lease: &LeaseInfo,
+    leases: &AllInfo,
     environment: &Environment<'_>,
 ) -> Command {
     let mut command = if environment.dies_with_us {
@@ -35,16 +31,31 @@ pub(super) fn command(
     } else {
         plain(line)
     };
-    command.env("LEASEHOLD_KEY", environment.name);
     match environment.url {
         Some(url) => command.env("LEASEHOLD_URL", url),
         None => command.env_remove("LEASEHOLD_URL"),
     };
-    match lease.fencing_token() {
-        Some(token) => command.env("LEASEHOLD_TOKEN", token.to_string()),
-        // A token from an outer `leasehold run` belongs to another lock.
-        None => command.env_remove("LEASEHOLD_TOKEN"),
-    };
+    // The variables of an outer `leasehold run` belong to other locks.
+    for (inherited, _) in std::env::vars_os() {
+        let name = inherited.to_string_lossy();
+        if name.starts_with("LEASEHOLD_KEY") || name.starts_with("LEASEHOLD_TOKEN") {
+            command.env_remove(&inherited);
+        }
+    }
+    command.env("LEASEHOLD_KEYS", environment.names.len().to_string());
+    for (name, number) in environment.names.iter().zip(1..) {
+        let token = key_of(name).ok().and_then(|key| leases.fencing_token(key));
+        let mut set = |suffix: &str| {
+            command.env(format!("LEASEHOLD_KEY{suffix}"), name);
+            if let Some(token) = token {
+                command.env(format!("LEASEHOLD_TOKEN{suffix}"), token.to_string());
+            }
+        };
+        set(&format!("_{number}"));
+        if environment.names.len() == 1 {
+            set("");
+        }
+    }
     command
 }
 

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, process::ExitStatus};
 
-use leasehold::LeaseInfo;
+use leasehold::AllInfo;
 use tokio::process::Command;
 
 use super::command::{Environment, cannot_wait, command};
@@ -16,10 +16,10 @@ impl Child {
     /// Starts the program.
     pub(crate) fn start(
         line: &[OsString],
-        lease: &LeaseInfo,
+        leases: &AllInfo,
         environment: &Environment<'_>,
     ) -> Result<Self, Failure> {
-        let started = Command::from(command(line, lease, environment)).spawn();
+        let started = Command::from(command(line, leases, environment)).spawn();
         started
             .map(Self)
             .map_err(|error| Failure::of_start(program_of(line).0, &error))

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
-use leasehold::LeaseInfo;
+use leasehold::AllInfo;
 use rustix::{
     io::Errno,
     process::{Pid, WaitOptions, kill_process, wait},
@@ -62,7 +62,7 @@ impl Child {
     /// Starts the program.
     pub(crate) fn start(
         line: &[OsString],
-        lease: &LeaseInfo,
+        leases: &AllInfo,
         environment: &Environment<'_>,
     ) -> Result<Self, Failure> {
         // Registered before the start, so that no end is missed.
@@ -70,7 +70,7 @@ impl Child {
         let earlier = children();
         #[cfg(target_os = "linux")]
         super::descendants::adopt();
-        let started = command(line, lease, environment)
+        let started = command(line, leases, environment)
             .spawn()
             .map_err(|error| Failure::of_start(program_of(line).0, &error))?;
         let program = i32::try_from(started.id()).ok().and_then(Pid::from_raw);
