@@ -105,6 +105,7 @@ pub fn connect_lazily(url: &str) -> Result<LockClient> {
 pub struct ConnectOptions {
     ttl: Option<Result<Ttl>>,
     label: Option<Arc<str>>,
+    order_warnings: Option<bool>,
 }
 
 impl ConnectOptions {
@@ -129,6 +130,14 @@ impl ConnectOptions {
     /// `host/pid/program`.
     pub fn with_label(mut self, label: impl Into<Arc<str>>) -> Self {
         self.label = Some(label.into());
+        self
+    }
+
+    /// Sets whether the client warns of tasks that lock the same keys in different orders, as
+    /// [`LockClientBuilder::with_order_warnings`](crate::LockClientBuilder::with_order_warnings)
+    /// does.
+    pub fn with_order_warnings(mut self, warn: bool) -> Self {
+        self.order_warnings = Some(warn);
         self
     }
 
@@ -172,6 +181,9 @@ impl ConnectOptions {
         }
         if let Some(label) = self.label {
             builder = builder.with_label(label);
+        }
+        if let Some(warn) = self.order_warnings {
+            builder = builder.with_order_warnings(warn);
         }
         Ok(builder.build())
     }

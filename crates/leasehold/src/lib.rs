@@ -96,8 +96,8 @@
 //! ```
 //!
 //! Locks that are acquired one after the other need an order that all programs share. In debug
-//! builds the client warns of tasks whose orders differ;
-//! [`with_order_warnings`](LockClientBuilder::with_order_warnings) switches this on or off.
+//! builds the client warns of tasks whose orders differ.
+//! [`with_order_warnings`](ConnectOptions::with_order_warnings) switches this on or off.
 //!
 //! # Fencing tokens
 //!
@@ -276,6 +276,7 @@
 //! - **Monitor** the events of the `tracing` target `leasehold`, and the [metrics](#metrics).
 //!   Losses and late renewals are warnings. The spans of waits, held locks, renewals and releases
 //!   have the level debug and the fields key, backend, token and outcome.
+//!   An acquisition of several keys is one wait, whose span has the number of keys.
 //! - **Start and stop**: [`connect_lazily`] lets a program start while the server is down.
 //!   [`LockClient::ping`] is for health checks. [`LockClient::drain`] lets holders finish before
 //!   [`LockClient::close`].

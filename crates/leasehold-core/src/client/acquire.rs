@@ -25,7 +25,7 @@ use crate::{
 /// The longest time that a single attempt waits for room for background operations.
 const LONGEST_TRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long an acquisition waits while the lock is held.
+/// The time for which an acquisition waits while the lock is held.
 #[derive(Clone, Copy)]
 pub(super) enum Wait {
     Not,

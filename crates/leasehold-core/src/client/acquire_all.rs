@@ -5,12 +5,12 @@
 //!
 //! 1. It takes its places in the local queues, in order.
 //! 2. It makes one attempt for all keys together. They travel in one or two requests.
-//! 3. It keeps the grants before the first refusal. The grants and the places behind it are given
-//!    back at once.
+//! 3. It keeps the grants before the first refusal. It releases the grants and leaves the places
+//!    behind it at once.
 //! 4. It waits for the refused key as [`Mutex::lock`](crate::Mutex::lock) does, and continues with
 //!    the keys behind it at 1.
 //!
-//! If a lock is lost while later ones are waited for, all are given back and requested again.
+//! If a lock is lost while later ones are waited for, all are released and requested again.
 
 use std::{
     collections::BTreeMap,
@@ -47,8 +47,8 @@ use crate::{
     ttl::Ttl,
 };
 
-/// The largest number of keys. It bounds what one caller can keep from the others, and the requests
-/// that are sent together.
+/// The largest number of keys. It bounds the locks that one caller holds while it waits, and the
+/// requests that are sent together.
 pub(crate) const MAX_KEYS: usize = 64;
 /// An acquisition that loses locks this often, while it waits for others, fails.
 const MAX_LOSSES: u32 = 3;
@@ -301,7 +301,7 @@ async fn hold_all(
     }
 }
 
-/// What an attempt for several keys brought.
+/// The outcome of an attempt for several keys.
 struct Round<'a> {
     /// The grants before the first refusal.
     granted: Vec<Grant<'a>>,

@@ -33,8 +33,8 @@ use crate::{
 /// lock one after the other wait for each other forever if their orders differ.
 ///
 /// # Guaranteed
-/// - A guard exists only if all locks are held. A refusal, an error, the time limit and a dropped
-///   future give back what was acquired until then.
+/// - A guard exists only if all locks are held. After a refusal, an error, the time limit or a
+///   dropped future, the client releases the locks that it had acquired.
 /// - Callers of `all` never wait for each other in a cycle, whatever the order in which they name
 ///   the keys: the locks are acquired in the order of their bytes. The same holds for tasks that
 ///   lock one key after the other in this order.
@@ -132,9 +132,9 @@ impl All {
 
     /// Waits until all locks are acquired.
     ///
-    /// The locks that are acquired first are renewed while the others are waited for, also with
-    /// [`Renewal::Manual`](crate::Renewal::Manual). If one of them is lost meanwhile, all are given
-    /// back and requested again, up to three times.
+    /// The client renews the locks that it has acquired while it waits for later ones, also with
+    /// [`Renewal::Manual`](crate::Renewal::Manual). If one of them is lost meanwhile, the client
+    /// releases all and begins again, up to three times.
     ///
     /// # Errors
     /// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for no key, for more than 64, and for an
@@ -155,7 +155,8 @@ impl All {
     }
 
     /// Makes one attempt to acquire all locks. Returns `None` if another holder has one of them, or
-    /// if an earlier waiter is served first. The others are then released in the background.
+    /// if an earlier waiter is served first. The client then releases the remaining ones in the
+    /// background.
     ///
     /// Two attempts at the same time may each acquire a part and both return `None`.
     ///
@@ -171,8 +172,8 @@ impl All {
     }
 
     /// Waits for all locks together for at most `timeout`. Returns `None` if they were not all
-    /// acquired until then because of other holders. What was acquired is then released in the
-    /// background.
+    /// acquired until then because of other holders. The client then releases those that it had
+    /// acquired, in the background.
     ///
     /// A timeout of zero makes one attempt.
     ///

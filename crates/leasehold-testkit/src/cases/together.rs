@@ -56,7 +56,7 @@ pub async fn all_takes_all_or_nothing_and_never_deadlocks(fixture: &dyn BackendF
         let all = all.clone();
         async move { all.lock().await }
     });
-    // The waiter keeps the smaller key and gives back the larger one.
+    // The waiter keeps the smaller key and releases the larger one.
     let mut waited = Duration::ZERO;
     while must(other.mutex(a).try_lock().await, "an attempt is answered").is_some() {
         assert!(
