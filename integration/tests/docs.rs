@@ -178,7 +178,13 @@ fn every_variable_of_the_tests_is_documented() {
     }
     // Variables of the command, and variables that tests set for their child processes.
     used.retain(|name| {
-        !["LEASEHOLD_KEY", "LEASEHOLD_TOKEN", "LEASEHOLD_URL"].contains(&name.as_str())
+        ![
+            "LEASEHOLD_KEY",
+            "LEASEHOLD_KEYS",
+            "LEASEHOLD_TOKEN",
+            "LEASEHOLD_URL",
+        ]
+        .contains(&name.as_str())
     });
     used.retain(|name| {
         !name.starts_with("LEASEHOLD_TEST_") && !name.starts_with("LEASEHOLD_PEER_")

@@ -58,6 +58,14 @@ pub enum Command {
         /// The maximum wait.
         patience: Patience,
     },
+    /// Lock these keys together, until the process ends. The answer has the token of the last key
+    /// and the earliest deadline.
+    LockAll {
+        /// The names of the locks.
+        keys: Vec<String>,
+    },
+    /// Report how many keys of `LockAll` are held.
+    CheckAll,
     /// Release the guard in `slot`.
     Release {
         /// The slot of the guard.
@@ -151,6 +159,8 @@ pub enum Answer {
         /// The number of these whose deadline had passed before the check.
         too_late: u64,
     },
+    /// The number of keys of `LockAll` that are held.
+    HeldKeys(u64),
     /// The result of a write.
     Wrote {
         /// Whether the register accepted the write.

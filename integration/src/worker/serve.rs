@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, LockClient, Mode, Result, Ttl};
+use leasehold_core::{AllGuard, Error, FencingToken, LeaseInfo, LockClient, Mode, Result, Ttl};
 use tokio::sync::mpsc;
 
 use leasehold_testkit::history::{Op, Phase, Write};
@@ -44,6 +44,7 @@ pub async fn serve(setup: Setup) -> crate::Result<()> {
         register,
         proc: setup.proc,
         guards: Mutex::default(),
+        together: Mutex::default(),
     });
     tell(0, Answer::Ready);
     let (heard, mut lines) = mpsc::unbounded_channel();
@@ -103,6 +104,8 @@ struct Hand {
     register: Register,
     proc: String,
     guards: Mutex<HashMap<u32, (u64, Arc<Held>)>>,
+    /// The guards of several keys.
+    together: Mutex<Vec<AllGuard>>,
 }
 
 impl Hand {
@@ -127,6 +130,12 @@ impl Hand {
                     of: NonZeroU32::MIN,
                 };
                 self.lock(slot, &key, only, patience).await
+            }
+            Command::LockAll { keys } => self.lock_all(&keys).await,
+            Command::CheckAll => {
+                let together = self.together.lock().unwrap_or_else(PoisonError::into_inner);
+                let leases = together.iter().flat_map(|guard| guard.leases());
+                return Answer::HeldKeys(leases.filter(|lease| lease.is_held()).count() as u64);
             }
             Command::Release { slot } => return self.release(slot).await,
             Command::Check { slot } => return self.check(slot),
@@ -161,6 +170,18 @@ impl Hand {
         );
         self.slots().insert(slot, (attempt, Arc::new(guard)));
         Ok(Answer::Granted { token, deadline_ns })
+    }
+
+    async fn lock_all(&self, keys: &[String]) -> Result<Answer> {
+        let guard = self.client.all(keys).lock().await?;
+        let last = guard.leases().last().and_then(LeaseInfo::fencing_token);
+        let answer = Answer::Granted {
+            token: last.map(FencingToken::get),
+            deadline_ns: guard.deadline().moment().as_nanos(),
+        };
+        let mut together = self.together.lock().unwrap_or_else(PoisonError::into_inner);
+        together.push(guard);
+        Ok(answer)
     }
 
     async fn locked(&self, key: &str, mode: Mode, patience: Patience) -> Result<Option<Held>> {

@@ -9,7 +9,7 @@ use crate::{
         Lease::{self, Long, Short},
         Need::{self, *},
     },
-    network, processes, release, server,
+    network, processes, release, server, together,
 };
 
 /// A claim about every backend.
@@ -68,6 +68,10 @@ pub(crate) static ALL: &[Case] = cases! {
     Long release::a_release_that_races_a_renewal_wins: [];
     Long release::guard_can_be_released_during_its_renewal: [Server];
     Short release::second_release_reports_loss_and_spares_the_rival: [Expiry];
+    Short together::keys_of_a_killed_holder_pass_on_together: [];
+    Short together::a_killed_waiter_for_several_keys_keeps_no_part: [];
+    Short together::a_stopped_holder_of_several_keys_knows_its_loss: [Expiry];
+    Short together::cut_off_holder_of_several_keys_loses_them_before_a_rival: [Server];
     Long crowd::lone_waiter_beside_a_thousand_is_served_soon: [];
     Long crowd::ten_thousand_waiters_on_a_hundred_keys_are_all_served: [];
 };

@@ -19,6 +19,7 @@ mod processes;
 mod release;
 mod server;
 mod support;
+mod together;
 
 use std::{process::ExitCode, time::Duration};
 
