@@ -9,6 +9,7 @@ use super::{backend::BackendName, runtime::RuntimeKind, scenario::Scenario};
 const AFTER_HELP: &str = "\
 Scenarios:
   pair      acquire and release, each task its own key
+  all       acquire and release 8 keys under one guard, beside one lock
   handoff   from the start of a release until another process, which waits, has the lock
   handoff-busy   the same beside 500 unrelated writes per second
   counter   16 tasks increment one value 2 000 times in all; fails if an increment is lost

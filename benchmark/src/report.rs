@@ -75,7 +75,7 @@ pub(super) fn table(rows: &[Row]) -> String {
     }
     format!(
         "{table}\nRatios are medians over rounds of what was measured side by side: of the rate in `pair` and `counter` \
-         (more is better), of the time in `handoff`, of the CPU in `held`, of the commands in `crowd` (less is better)."
+         (more is better), of the time in `handoff` and `all`, of the CPU in `held`, of the commands in `crowd` (less is better)."
     )
 }
 

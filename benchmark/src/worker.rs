@@ -63,7 +63,7 @@ pub(super) fn run(arguments: &WorkerArguments) -> Result<()> {
                 ));
                 Ok(())
             }
-            Scenario::Pair | Scenario::Counter | Scenario::Stopped => {
+            Scenario::Pair | Scenario::All | Scenario::Counter | Scenario::Stopped => {
                 Err(HarnessError::new("this scenario has no worker process"))
             }
         }

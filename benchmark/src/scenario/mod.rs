@@ -1,5 +1,6 @@
 //! The scenarios that can be measured, one file each.
 
+pub(super) mod all;
 pub(super) mod contenders;
 pub(super) mod counter;
 pub(super) mod crowd;
@@ -19,6 +20,8 @@ use super::{backend::Backend, plan::Plan, progress::Progress, row::Row};
 pub(crate) enum Scenario {
     /// Acquire and release, each task with its own key.
     Pair,
+    /// Acquire and release several keys under one guard, beside one lock.
+    All,
     /// The time from the start of a release until a waiting process holds the lock.
     Handoff,
     /// The same while another client writes to the server.
@@ -39,6 +42,7 @@ impl Scenario {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Pair => "pair",
+            Self::All => "all",
             Self::Handoff => "handoff",
             Self::HandoffBusy => "handoff-busy",
             Self::Counter => "counter",
@@ -63,6 +67,7 @@ impl Scenario {
         for backend in backends {
             rows.extend(match self {
                 Self::Pair => pair::run(plan, &**backend, progress)?,
+                Self::All => all::run(plan, &**backend, progress)?,
                 Self::Handoff | Self::HandoffBusy => {
                     handoff::run(self, plan, &**backend, progress)?
                 }

@@ -23,6 +23,7 @@ pub(crate) trait Subject: Send + Sync {
     fn period(&self) -> Duration;
     fn takes_part(&self, scenario: Scenario) -> bool;
     fn excuse(&self, scenario: Scenario) -> Option<&'static str>;
+    fn together(&self, keys: usize) -> Option<Box<dyn Subject>>;
     async fn pairs(&self, round: PairRound) -> Result<Pairs>;
     async fn count(&self, tasks: usize) -> Result<Count>;
     async fn hold(&self, leases: usize, time: Duration) -> Result<Holding>;
@@ -57,6 +58,10 @@ impl<S: Source> Subject for S {
 
     fn excuse(&self, scenario: Scenario) -> Option<&'static str> {
         Source::excuse(self, scenario)
+    }
+
+    fn together(&self, keys: usize) -> Option<Box<dyn Subject>> {
+        Source::together(self, keys)
     }
 
     async fn pairs(&self, round: PairRound) -> Result<Pairs> {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use leasehold_core::{LockClient, LockGuard, Mutex, backend::BoxFuture};
+use leasehold_core::{All, AllGuard, LockClient, LockGuard, Mutex, Released, backend::BoxFuture};
 use leasehold_integration::{HarnessError, Result};
 
-use super::{LEASEHOLD, Lock, Locks, Source};
+use super::{LEASEHOLD, Lock, Locks, Source, Subject};
 use crate::scenario::Scenario;
 
 type Open = dyn Fn() -> BoxFuture<'static, leasehold_core::Result<LockClient>> + Send + Sync;
@@ -32,6 +32,13 @@ impl Source for Leasehold {
 
     fn takes_part(&self, _scenario: Scenario) -> bool {
         true
+    }
+
+    fn together(&self, keys: usize) -> Option<Box<dyn Subject>> {
+        Some(Box::new(Together {
+            leasehold: self.clone(),
+            keys,
+        }))
     }
 
     async fn open(&self) -> Result<LockClient> {
@@ -65,13 +72,81 @@ impl Lock for Mutex {
     }
 
     async fn release(&mut self, held: LockGuard) -> Result<()> {
-        match held.release().await {
-            Ok(leasehold_core::Released::Freed) => Ok(()),
-            Ok(other) => Err(HarnessError::new(format!(
-                "unexpected outcome of a release: {other:?}"
-            ))),
-            Err(error) => Err(failed(error)),
-        }
+        freed(held.release().await.map_err(failed)?)
+    }
+}
+
+/// Several keys under one guard.
+struct Together {
+    leasehold: Leasehold,
+    keys: usize,
+}
+
+impl Source for Together {
+    type Locks = TogetherLocks;
+
+    fn name(&self) -> &'static str {
+        LEASEHOLD
+    }
+
+    fn takes_part(&self, scenario: Scenario) -> bool {
+        scenario == Scenario::All
+    }
+
+    async fn open(&self) -> Result<TogetherLocks> {
+        let client = Source::open(&self.leasehold).await?;
+        Ok(TogetherLocks {
+            client,
+            keys: self.keys,
+        })
+    }
+}
+
+struct TogetherLocks {
+    client: LockClient,
+    keys: usize,
+}
+
+impl Locks for TogetherLocks {
+    type Lock = All;
+
+    fn lock(&self, name: &str) -> All {
+        let keys = (0..self.keys).map(|key| format!("{name}/{key}"));
+        self.client.all(keys)
+    }
+
+    async fn renew(&self, _held: &AllGuard) -> Result<()> {
+        Ok(())
+    }
+
+    const RENEWED_BY_HAND: bool = false;
+
+    async fn close(self) -> Result<()> {
+        LockClient::close(&self.client).await.map_err(failed)
+    }
+}
+
+impl Lock for All {
+    type Held = AllGuard;
+
+    async fn acquire(&mut self) -> Result<AllGuard> {
+        All::lock(self).await.map_err(failed)
+    }
+
+    async fn release(&mut self, held: AllGuard) -> Result<()> {
+        let released = held.release().await.map_err(failed)?;
+        released
+            .into_iter()
+            .try_for_each(|(_, outcome)| freed(outcome))
+    }
+}
+
+fn freed(released: Released) -> Result<()> {
+    match released {
+        Released::Freed => Ok(()),
+        other => Err(HarnessError::new(format!(
+            "unexpected outcome of a release: {other:?}"
+        ))),
     }
 }
 

@@ -37,6 +37,11 @@ pub(super) trait Source: Send + Sync + 'static {
         None
     }
 
+    /// Returns the subject whose every lock is this many keys under one guard, if it has that.
+    fn together(&self, _keys: usize) -> Option<Box<dyn Subject>> {
+        None
+    }
+
     /// Opens a new instance on the runtime of the measurement.
     fn open(&self) -> impl Future<Output = Result<Self::Locks>> + Send;
 }
