@@ -15,8 +15,8 @@ use std::{
 use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, WaiterRef};
 
 use super::{
-    access, identity::FileId, lock_dir::LockDir, locked_file::LockedFile, permit::read_number,
-    record::Record, waiter_marker::WaiterMarker,
+    access, identity::FileId, last_grant::LastGrant, lock_dir::LockDir, locked_file::LockedFile,
+    permit::read_number, waiter_marker::WaiterMarker,
 };
 
 /// The first PID namespace has this number in every kernel (`PROC_PID_INIT_INO`).
@@ -132,7 +132,7 @@ pub(super) fn inspect(dir: &LockDir, key: &LockKey) -> io::Result<Inspection> {
 fn read_once(dir: &LockDir, key: &LockKey, table: &Table) -> io::Result<Inspection> {
     let mut found = Inspection::default();
 
-    let record = Record::at(&dir.token_file(key)).ok().flatten();
+    let last = LastGrant::at(&dir.token_file(key)).ok().flatten();
     for lock in table.holders_on(dir, &dir.file(key, ".lock"))? {
         let mode = if lock.exclusive {
             Mode::Exclusive
@@ -146,16 +146,16 @@ fn read_once(dir: &LockDir, key: &LockKey, table: &Table) -> io::Result<Inspecti
             continue;
         }
         let mut holder = holder(key, &lock, mode);
-        if let Some(record) = &record {
+        if let Some(last) = &last {
             if !lock.exclusive {
-                holder.token = record.last_token.checked_add(1).map(FencingToken::new);
+                holder.token = last.token.checked_add(1).map(FencingToken::new);
             } else if lock
                 .pid
-                .is_some_and(|pid| pid == record.pid || innermost(pid) == Some(record.pid))
+                .is_some_and(|pid| pid == last.pid || innermost(pid) == Some(last.pid))
             {
-                holder.token = Some(FencingToken::new(record.last_token));
-                if !record.label.is_empty() {
-                    holder.label.clone_from(&record.label);
+                holder.token = Some(FencingToken::new(last.token));
+                if !last.label.is_empty() {
+                    holder.label.clone_from(&last.label);
                 }
             }
         }

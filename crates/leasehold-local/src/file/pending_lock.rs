@@ -15,10 +15,10 @@ use leasehold_core::{Error, ErrorKind, FencingToken, Mode, Result, backend::Requ
 use super::{
     error::{has_vanished, io_error, refused},
     identity::FileId,
+    last_grant::{LastGrant, TokenFile},
     lock_dir::LockDir,
     locked_file::LockedFile,
     locked_files::LockedFiles,
-    record::{Record, TokenFile},
     shadow::Shadow,
     waiter_marker::WaiterMarker,
     waiters::Registration,
@@ -218,7 +218,7 @@ impl PendingLock {
             ControlFlow::Break(outcome) => return Ok(outcome),
         };
         let tokens = self.tokens()?;
-        let last = tokens.record.as_ref().map(|record| record.last_token);
+        let last = tokens.last.as_ref().map(|last| last.token);
         if shared {
             // Readers share the lock and cannot write. A missing counter is set under an exclusive
             // lock, which is held for an instant.
@@ -246,9 +246,9 @@ impl PendingLock {
         // Another process may have set the counter between the two locks.
         let tokens = self.tokens()?;
         let last = tokens
-            .record
+            .last
             .as_ref()
-            .map_or_else(micros_since_epoch, |record| record.last_token);
+            .map_or_else(micros_since_epoch, |last| last.token);
         self.keep(&tokens, last)?;
         self.unlock_and_keep_open(file, Outcome::Again)
     }
@@ -261,7 +261,7 @@ impl PendingLock {
     fn keep(&self, tokens: &TokenFile, token: u64) -> Result<()> {
         let path = self.dir.token_file(self.request.key());
         tokens
-            .keep(&Record::of(&self.request, token))
+            .keep(&LastGrant::of(&self.request, token))
             .map_err(|error| io_error("write", &path, error))
     }
 

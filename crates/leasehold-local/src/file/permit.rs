@@ -14,8 +14,8 @@ use leasehold_core::{ErrorKind, Result};
 use super::{
     access,
     error::{io_error, refused},
+    last_grant,
     pending_lock::{Outcome, PendingLock, leads_to, try_lock, try_lock_patiently},
-    record,
 };
 
 /// The text before the number in `.permits`.
@@ -104,8 +104,8 @@ pub(super) fn read_number(mut file: &File) -> io::Result<Option<u32>> {
         .and_then(|text| text.strip_prefix(HEAD)?.strip_suffix('\n'));
     match text.and_then(|number| number.parse().ok()) {
         Some(number) => Ok(Some(number)),
-        None if record::is_torn(&bytes, HEAD, MAX_LEN) => Ok(None),
-        None => Err(record::foreign()),
+        None if last_grant::is_torn(&bytes, HEAD, MAX_LEN) => Ok(None),
+        None => Err(last_grant::foreign()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! [`Record`]: the fencing tokens of a lock, in a file beside the lock file.
+//! [`LastGrant`]: the last fencing token of a lock, in a file beside the lock file.
 
 use std::{
     fs::{self, File},
@@ -10,9 +10,9 @@ use leasehold_core::{AcquisitionId, backend::Request};
 
 use super::access;
 
-/// The beginning of a record.
+/// The beginning of the file.
 const HEAD: &str = "leasehold1 ";
-/// Larger than a record with the longest label.
+/// Larger than a file with the longest label.
 const MAX_LEN: u64 = 512;
 const MAX_LABEL: usize = 200;
 
@@ -20,18 +20,18 @@ const MAX_LABEL: usize = 200;
 ///
 /// Only exclusive holders write it, to `<key>.token`. The lock file itself is never written,
 /// because it may belong to another program or user. A `<key>.token` with any other content, or
-/// with a second name, is not written either. A record is
+/// with a second name, is not written either. The content is
 /// `leasehold1 <token, 20 digits> <its checksum>\n<pid> <label>\n`. Text after the second line is
 /// the rest of a longer label.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Record {
-    pub(super) last_token: u64,
+pub(super) struct LastGrant {
+    pub(super) token: u64,
     pub(super) pid: u32,
     pub(super) label: String,
 }
 
-impl Record {
-    pub(super) fn of(request: &Request, last_token: u64) -> Self {
+impl LastGrant {
+    pub(super) fn of(request: &Request, token: u64) -> Self {
         let mut label: String = request
             .label()
             .chars()
@@ -39,18 +39,18 @@ impl Record {
             .collect();
         label.truncate(label.floor_char_boundary_compat(MAX_LABEL));
         Self {
-            last_token,
+            token,
             pid: std::process::id(),
             label,
         }
     }
 
-    /// Reads the record. Returns `None` if there is no file, or if its record is torn.
+    /// Reads the file. Returns `None` if there is none, or if its content is torn.
     ///
     /// # Errors
     /// Returns an error if the file belongs to another program.
     pub(super) fn at(path: &Path) -> io::Result<Option<Self>> {
-        TokenFile::open(path).map(|file| file.record)
+        TokenFile::open(path).map(|file| file.last)
     }
 
     fn read(mut file: &File) -> io::Result<Option<Self>> {
@@ -59,21 +59,17 @@ impl Record {
         file.take(MAX_LEN).read_to_end(&mut bytes)?;
         match Self::parse(&bytes) {
             None if !is_torn(&bytes, HEAD, MAX_LEN) => Err(foreign()),
-            record => Ok(record),
+            last => Ok(last),
         }
     }
 
-    /// Writes the record in one call, so that a process that is killed leaves either the old or the
-    /// new record.
+    /// Writes the file in one call, so that a process that is killed leaves either the old or the
+    /// new content.
     fn write(&self, mut file: &File) -> io::Result<()> {
-        let Self {
-            last_token,
-            pid,
-            label,
-        } = self;
+        let Self { token, pid, label } = self;
         let text = format!(
-            "{HEAD}{last_token:020} {:016x}\n{pid} {label}\n",
-            checksum(*last_token)
+            "{HEAD}{token:020} {:016x}\n{pid} {label}\n",
+            checksum(*token)
         );
         file.rewind()?;
         file.write_all(text.as_bytes())
@@ -83,26 +79,26 @@ impl Record {
         let mut lines = bytes.split(|byte| *byte == b'\n');
         let head = std::str::from_utf8(lines.next()?).ok()?;
         let mut words = head.strip_prefix(HEAD)?.split(' ');
-        let last_token = words
+        let token = words
             .next()
             .filter(|digits| digits.len() == 20)?
             .parse()
             .ok()?;
         let sum = u64::from_str_radix(words.next()?, 16).ok()?;
-        if sum != checksum(last_token) || words.next().is_some() {
+        if sum != checksum(token) || words.next().is_some() {
             return None;
         }
         let who = String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
         let (pid, label) = who.split_once(' ').unwrap_or_default();
         Some(Self {
-            last_token,
+            token,
             pid: pid.parse().unwrap_or(0),
             label: String::from(label),
         })
     }
 }
 
-/// The token file of a lock, with the record that was read from it.
+/// The token file of a lock, with what was read from it.
 #[derive(Debug)]
 pub(super) struct TokenFile {
     path: PathBuf,
@@ -110,7 +106,7 @@ pub(super) struct TokenFile {
     file: Option<File>,
     /// Whether the file may be written in place.
     in_place: bool,
-    pub(super) record: Option<Record>,
+    pub(super) last: Option<LastGrant>,
 }
 
 impl TokenFile {
@@ -127,34 +123,34 @@ impl TokenFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => (None, false),
             Err(_) => (Some(access::open_readable(path)?), false),
         };
-        let record = file.as_ref().map_or(Ok(None), Record::read)?;
+        let last = file.as_ref().map_or(Ok(None), LastGrant::read)?;
         Ok(Self {
             path: path.to_path_buf(),
             file,
             in_place,
-            record,
+            last,
         })
     }
 
-    /// Writes the record. Only the exclusive holder of the lock may call this.
+    /// Writes the file. Only the exclusive holder of the lock may call this.
     ///
     /// A file that cannot be written in place is replaced: it belongs to another user, or it has a
     /// second name.
-    pub(super) fn keep(&self, record: &Record) -> io::Result<()> {
+    pub(super) fn keep(&self, last: &LastGrant) -> io::Result<()> {
         match &self.file {
-            Some(file) if self.in_place => record.write(file),
-            Some(_) => self.replace(record),
-            None => record.write(&access::create(&self.path)?),
+            Some(file) if self.in_place => last.write(file),
+            Some(_) => self.replace(last),
+            None => last.write(&access::create(&self.path)?),
         }
     }
 
-    fn replace(&self, record: &Record) -> io::Result<()> {
+    fn replace(&self, last: &LastGrant) -> io::Result<()> {
         // The file of a key never begins with a dot.
         let new = self
             .path
             .with_file_name(format!(".token-{}", AcquisitionId::random()));
         let replaced = access::create(&new)
-            .and_then(|file| record.write(&file))
+            .and_then(|file| last.write(&file))
             .and_then(|()| fs::rename(&new, &self.path));
         if replaced.is_err() {
             drop(fs::remove_file(&new));
@@ -213,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_reads_back_and_anything_else_is_none() {
+    fn a_grant_reads_back_and_anything_else_is_none() {
         let request = Request::new(LockKey::new("k").unwrap());
         for label in [
             String::new(),
@@ -221,25 +217,28 @@ mod tests {
             "ä".repeat(300),
             String::from("a\nb"),
         ] {
-            let record = Record::of(&request.clone().with_label(label), 42);
+            let last = LastGrant::of(&request.clone().with_label(label), 42);
             let file = tempfile::tempfile().unwrap();
-            assert_eq!(Record::read(&file).unwrap(), None);
-            Record {
+            assert_eq!(LastGrant::read(&file).unwrap(), None);
+            LastGrant {
                 label: "x".repeat(200),
-                ..Record::of(&request, 7)
+                ..LastGrant::of(&request, 7)
             }
             .write(&file)
             .unwrap();
-            record.write(&file).unwrap();
-            assert_eq!(Record::read(&file).unwrap().unwrap(), record);
+            last.write(&file).unwrap();
+            assert_eq!(LastGrant::read(&file).unwrap().unwrap(), last);
         }
         let whole = format!("leasehold1 {:020} {:016x}\n1 x\n", 42, checksum(42));
-        assert!(Record::parse(whole.as_bytes()).is_some());
-        assert!(Record::parse(whole.replace("42 ", "43 ").as_bytes()).is_none());
+        assert!(LastGrant::parse(whole.as_bytes()).is_some());
+        assert!(LastGrant::parse(whole.replace("42 ", "43 ").as_bytes()).is_none());
         for torn in 0..47 {
-            assert!(Record::parse(&whole.as_bytes()[..torn]).is_none(), "{torn}");
+            assert!(
+                LastGrant::parse(&whole.as_bytes()[..torn]).is_none(),
+                "{torn}"
+            );
         }
-        assert!(Record::parse(&[0; 64]).is_none());
+        assert!(LastGrant::parse(&[0; 64]).is_none());
         for (bytes, torn) in [
             (&b""[..], true),
             (&[0; 64], true),
