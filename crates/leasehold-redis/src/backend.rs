@@ -4,8 +4,11 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
     Capabilities, ErrorKind, Fairness, Fencing, HolderRef, Inspection, LockKey, LossDetection,
-    Pong, Restart, Result, Revocation, RevokeOutcome, Ttl, WaiterNotification,
-    backend::{Attempt, Lease, LockBackend, Request, async_trait, support::check_runtime},
+    Pong, Records, Restart, Result, Revocation, RevokeOutcome, Ttl, WaiterNotification,
+    backend::{
+        Attempt, Lease, LockBackend, RecordRead, RecordReading, Request, async_trait,
+        support::check_runtime,
+    },
 };
 use redis::Client;
 
@@ -15,7 +18,7 @@ use crate::{
     config::{NotificationMode, ParsedUrl, RedisConfig},
     connection_manager::ConnectionManager,
     error::{ERRORS, SideEffect},
-    handshake,
+    handshake, record,
 };
 
 /// The shortest TTL. Clock drift and network latency would use up a shorter one.
@@ -174,6 +177,10 @@ impl LockBackend for RedisBackend {
         admin::revoke(&self.manager, holder, revocation).await
     }
 
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        record::read(&self.manager, read).await
+    }
+
     async fn ping(&self) -> Result<Pong> {
         let conn = self.manager.connection_flushed("ping").await?;
         match conn.send(&redis::cmd("PING")).await {
@@ -221,6 +228,8 @@ fn capabilities(endpoint: String, pushes: bool, restart: Restart) -> Capabilitie
     capabilities.pipelined_release = true;
     capabilities.inspect = true;
     capabilities.revoke = true;
+    // The server confirms a write before it is on disk or on a replica.
+    capabilities.records = Records::UntilDataLoss;
     capabilities
 }
 

@@ -29,7 +29,7 @@ use redis::{RedisWrite, ToRedisArgs};
 
 /// The number of cluster slots.
 pub(crate) const SLOTS: usize = 16_384;
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 8] = [
     Kind::Readers,
     Kind::Writers,
     Kind::Order,
@@ -37,6 +37,7 @@ const KINDS: [Kind; 7] = [
     Kind::Permits,
     Kind::Queue,
     Kind::Fence,
+    Kind::Record,
 ];
 const MARKS: [&str; 3] = [":lh1:", ":lh2:", ":lh3:"];
 const TOKEN: &str = ":lh4:token";
@@ -59,6 +60,8 @@ pub(crate) enum Kind {
     Queue,
     /// The last token and its owner, on a node of a quorum. This key never expires.
     Fence,
+    /// The record beside the lock. This key never expires.
+    Record,
 }
 
 impl Kind {
@@ -80,6 +83,7 @@ impl Kind {
             Self::Permits => "permits",
             Self::Queue => "queue",
             Self::Fence => "fence",
+            Self::Record => "record",
         }
     }
 }
@@ -471,6 +475,15 @@ mod tests {
         assert_eq!(derived("", b"{}", Kind::Permits), "{42430}{}:lh3:permits");
         assert_eq!(derived("", b"a}b", Kind::Queue), "{20658}a}b:lh3:queue");
         assert_eq!(derived("", b"a{b", Kind::Queue), "{a{b}:lh2:queue");
+        assert_eq!(
+            derived("", b"item/42", Kind::Record),
+            "{item/42}:lh2:record"
+        );
+        assert_eq!(
+            derived("", b"{user}:a", Kind::Record),
+            "{user}:a:lh1:record"
+        );
+        assert_eq!(derived("", b"a}b", Kind::Record), "{20658}a}b:lh3:record");
     }
 
     #[test]
@@ -559,6 +572,7 @@ mod tests {
         for (prefix, name) in [
             ("", "{42}:lh4:token"),
             ("", "x:lh1:queue"),
+            ("", "{x}:lh2:record"),
             ("p:lh", "3:readers"),
         ] {
             let error = Keys::check(prefix.as_bytes(), &LockKey::new(name).unwrap()).unwrap_err();

@@ -7,7 +7,10 @@ use std::{
 
 use leasehold_core::{
     Deadline, ErrorKind, FencingToken, LossReason, Mode, Released, Result, Timestamp,
-    backend::{AtomicDeadline, KeepAlive, Lease, Request, async_trait, support::ReleaseTracker},
+    backend::{
+        AtomicDeadline, KeepAlive, Lease, RecordWrite, Request, async_trait,
+        support::ReleaseTracker,
+    },
 };
 use redis::{Cmd, Value};
 
@@ -16,10 +19,12 @@ use crate::{
     connection::Connection,
     connection_manager::ConnectionManager,
     error::{self, ERRORS, SideEffect},
+    record,
 };
 
 /// The reply of the renewal scripts if the lock was gracefully revoked.
 const REVOKED: i64 = -1;
+const NOT_THE_HOLDER: &str = "the server no longer knows us as the holder";
 
 pub(crate) struct RedisLease {
     manager: Arc<ConnectionManager>,
@@ -91,8 +96,8 @@ impl RedisLease {
         }
     }
 
-    fn lost(&self, message: &'static str) -> leasehold_core::Error {
-        ERRORS.error(ErrorKind::Lost, "renew", message)
+    fn lost(&self, operation: &'static str, message: &'static str) -> leasehold_core::Error {
+        ERRORS.error(ErrorKind::Lost, operation, message)
     }
 }
 
@@ -130,14 +135,14 @@ impl Lease for RedisLease {
                 {
                     Ok(())
                 } else {
-                    Err(self.lost("the renewal's answer came after the deadline"))
+                    Err(self.lost("renew", "the renewal's answer came after the deadline"))
                 }
             }
             Value::Int(REVOKED) => Err(ERRORS.revoked()),
             Value::Int(0) if self.release.has_started() => Err(ERRORS.released()),
             Value::Int(0) => {
                 self.request.loss_notifier().lost(LossReason::Replaced);
-                Err(self.lost("the server no longer knows us as the holder"))
+                Err(self.lost("renew", NOT_THE_HOLDER))
             }
             _ => Err(ERRORS.unexpected("renew")),
         }
@@ -170,6 +175,21 @@ impl Lease for RedisLease {
             Err(error) => Err(error),
         };
         self.release.complete(freed, still_valid)
+    }
+
+    async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
+        let released = || self.lost(record::WRITE, "the lock was released");
+        if self.release.has_started() {
+            return Err(released());
+        }
+        let written = record::write(&self.manager, &self.request, self.token, &write).await?;
+        written.ok_or_else(|| {
+            if self.release.has_started() {
+                released()
+            } else {
+                self.lost(record::WRITE, NOT_THE_HOLDER)
+            }
+        })
     }
 }
 

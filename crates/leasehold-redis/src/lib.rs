@@ -15,6 +15,7 @@ mod handshake;
 mod keys;
 mod lease;
 mod quorum;
+mod record;
 mod redlock;
 mod scripts;
 mod stream;

@@ -51,6 +51,8 @@ scripts! {
     REVOKE = values + revocation + ["revoke"];
     REVOKE_MEMBER = time + values + revocation + ["revoke_member"];
     INSPECT = time + tokens + ["inspect"];
+    READ_RECORD = time + values + ["read_record"];
+    WRITE_RECORD = time + values + tokens + ["write_record"];
     QUORUM_ACQUIRE = time + values + tokens + acquisition + waiters + node + ["quorum_acquire"];
     QUORUM_ACQUIRE_SHARED = time + values + members + tokens + acquisition + waiters + readers + node
         + ["quorum_acquire_shared"];

@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use leasehold_core::{
     FencingToken, Mode, Revocation,
-    backend::LockBackend,
+    backend::{LockBackend, RecordRead, RecordWrite},
     quorum::{EpochRecord, QuorumNode, TokenVote},
 };
 use leasehold_redis::{RedisBackend, redis};
@@ -30,6 +30,7 @@ async fn scripts_touch_only_the_keys_that_they_declare() {
     }
     draw_a_token_after_its_counter_is_lost(&server, &backends[0]).await;
     vote(&backends[0]).await;
+    write_and_read_a_record(&backends[0]).await;
 
     until("every script ran", || async {
         let scripts = server.scripts();
@@ -142,4 +143,26 @@ async fn vote(backend: &Arc<RedisBackend>) {
         assert_eq!(vote.unwrap(), TokenVote::Accepted);
         lease.release().await.unwrap();
     }
+}
+
+/// Runs through the branches of the scripts of records.
+async fn write_and_read_a_record(backend: &Arc<RedisBackend>) {
+    let lease = granted_to(backend, request("record").with_ttl(ttl(10_000)), false).await;
+    for sequence in [1, 1, 2] {
+        let write = RecordWrite::new(sequence, "value").unwrap();
+        lease.clone().write_record(write).await.unwrap();
+        for (while_held, watch) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut read = RecordRead::new(key("record"));
+            (read.while_held, read.watch) = (while_held, watch);
+            let reading = Arc::clone(backend).read_record(read).await.unwrap();
+            assert!(reading.record.is_some());
+        }
+    }
+    lease
+        .clone()
+        .write_record(RecordWrite::clear(3))
+        .await
+        .unwrap();
+    lease.clone().release().await.unwrap();
+    lease.write_record(RecordWrite::clear(4)).await.unwrap_err();
 }

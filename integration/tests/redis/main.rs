@@ -9,6 +9,8 @@ mod gathering;
 mod many;
 mod modes;
 mod names;
+mod records;
+mod records_chaos;
 mod restart;
 mod starvation;
 mod support;

@@ -188,6 +188,42 @@ impl Server {
             .collect()
     }
 
+    /// Returns all commands in the append-only file: those that changed something, in their order.
+    pub(crate) fn commands(&self) -> Vec<Vec<Vec<u8>>> {
+        let parts = self.folder.path().join("appendonlydir");
+        let mut files: Vec<_> = match std::fs::read_dir(&parts) {
+            Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
+            // Before Redis 7.0 it is one file.
+            Err(_) => vec![self.folder.path().join("appendonly.aof")],
+        };
+        files.retain(|path| path.extension().is_some_and(|end| end == "aof"));
+        files.sort();
+        let mut commands = Vec::new();
+        for file in files {
+            let bytes = std::fs::read(&file).unwrap();
+            let mut rest = bytes.as_slice();
+            // The base may be a snapshot, which is empty here.
+            while rest.first() == Some(&b'*') {
+                let mut line = |mark: u8| {
+                    let end = rest.iter().position(|byte| *byte == b'\n').unwrap();
+                    assert_eq!(rest[0], mark);
+                    let number = std::str::from_utf8(&rest[1..end - 1]).unwrap();
+                    let number: usize = number.parse().unwrap();
+                    rest = &rest[end + 1..];
+                    let word = rest.get(..number).map(<[u8]>::to_vec);
+                    if mark == b'$' {
+                        rest = &rest[number + 2..];
+                    }
+                    (number, word)
+                };
+                let (words, _) = line(b'*');
+                let words = (0..words).map(|_| line(b'$').1.unwrap());
+                commands.push(words.collect());
+            }
+        }
+        commands
+    }
+
     /// Returns a section of `INFO`.
     pub(crate) async fn info(&self, section: &str) -> String {
         redis::cmd("INFO")
