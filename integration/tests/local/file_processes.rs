@@ -13,7 +13,7 @@ use std::{
 
 use leasehold_core::{
     Error, FencingToken, LockKey, Mode, Released,
-    backend::{Attempt, Lease, LockBackend, Request},
+    backend::{Attempt, Lease, LockBackend, RecordWrite, Request},
 };
 use leasehold_local::{FileBackend, FileConfig};
 
@@ -22,16 +22,16 @@ fn hour() -> FileConfig {
     FileConfig::new().with_fallback_poll_interval(Duration::from_secs(3600))
 }
 
-fn open(dir: &Path) -> Arc<FileBackend> {
+pub(crate) fn open(dir: &Path) -> Arc<FileBackend> {
     Arc::new(FileBackend::open_with(dir, hour()).unwrap())
 }
 
-fn key() -> LockKey {
+pub(crate) fn key() -> LockKey {
     let name = std::env::var("LEASEHOLD_TEST_KEY");
     LockKey::new(name.as_deref().unwrap_or("k/1")).unwrap()
 }
 
-fn request(mode: &str) -> Request {
+pub(crate) fn request(mode: &str) -> Request {
     let request = Request::new(key());
     match mode {
         "exclusive" => request,
@@ -51,7 +51,7 @@ async fn is_free(backend: &Arc<FileBackend>, mode: &str) -> bool {
     )
 }
 
-async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(30), future)
         .await
         .expect("woken long before")
@@ -68,7 +68,7 @@ async fn queued(
     waiter
 }
 
-async fn until(condition: impl AsyncFn() -> bool) {
+pub(crate) async fn until(condition: impl AsyncFn() -> bool) {
     let begun = Instant::now();
     while !condition().await {
         assert!(begun.elapsed() < Duration::from_secs(30), "it never came");
@@ -77,14 +77,14 @@ async fn until(condition: impl AsyncFn() -> bool) {
 }
 
 /// Another process, which holds the lock until it is asked to release it or is killed.
-struct Holder {
-    child: Child,
+pub(crate) struct Holder {
+    pub(crate) child: Child,
     stdin: Option<ChildStdin>,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
 impl Holder {
-    fn start(dir: &Path, mode: &str) -> Self {
+    pub(crate) fn start(dir: &Path, mode: &str) -> Self {
         Self::spawn(Command::new(std::env::current_exe().unwrap()), dir, mode)
     }
 
@@ -98,7 +98,7 @@ impl Holder {
         Self::spawn(command, dir, mode)
     }
 
-    fn command_as((user, group): (u32, u32), umask: &str) -> Command {
+    pub(crate) fn command_as((user, group): (u32, u32), umask: &str) -> Command {
         use std::os::unix::process::CommandExt;
         let mut command = Command::new("sh");
         command
@@ -108,7 +108,7 @@ impl Holder {
         command
     }
 
-    fn spawn(mut command: Command, dir: &Path, mode: &str) -> Self {
+    pub(crate) fn spawn(mut command: Command, dir: &Path, mode: &str) -> Self {
         let mut child = command
             .args([
                 "file_processes::the_other_process",
@@ -132,7 +132,7 @@ impl Holder {
     }
 
     /// Returns the rest of the line that begins with `word`.
-    fn expect(&mut self, word: &str) -> String {
+    pub(crate) fn expect(&mut self, word: &str) -> String {
         self.lines
             .by_ref()
             .map(Result::unwrap)
@@ -143,13 +143,13 @@ impl Holder {
             .unwrap()
     }
 
-    fn held(dir: &Path, mode: &str) -> (Self, u64) {
+    pub(crate) fn held(dir: &Path, mode: &str) -> (Self, u64) {
         let mut holder = Self::start(dir, mode);
         let token = holder.expect("held:").parse().unwrap();
         (holder, token)
     }
 
-    fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.stdin = None;
     }
 }
@@ -191,6 +191,9 @@ async fn the_other_process() {
             .unwrap();
         println!("child: {}", child.id());
     }
+    if let Ok(value) = std::env::var("LEASEHOLD_TEST_RECORD") {
+        write_as_told(&lease, &value).await;
+    }
     println!(
         "held: {}",
         lease.fencing_token().map_or(0, FencingToken::get)
@@ -202,6 +205,22 @@ async fn the_other_process() {
     std::io::stdout().flush().unwrap();
     std::io::stdin().read_line(&mut line).unwrap();
     std::process::exit(0);
+}
+
+/// Writes the record once, or again and again until this process is killed.
+async fn write_as_told(lease: &Arc<dyn Lease>, value: &str) {
+    let mut sequence = 0;
+    loop {
+        sequence += 1;
+        let write = RecordWrite::new(sequence, value.repeat(sequence as usize % 1000 + 1)).unwrap();
+        match Arc::clone(lease).write_record(write).await {
+            Ok(version) => println!("written: {version}"),
+            Err(error) => return println!("refused: {error:?}"),
+        }
+        if value != "for ever " {
+            return;
+        }
+    }
 }
 
 #[tokio::test]
@@ -370,7 +389,7 @@ async fn a_daemon_that_a_holder_left_behind_refuses_no_lock() {
 }
 
 /// Returns two users other than root, if this process is root and can become them.
-fn two_users() -> [(u32, u32); 2] {
+pub(crate) fn two_users() -> [(u32, u32); 2] {
     use std::os::unix::fs::MetadataExt;
     let ours = std::fs::metadata("/proc/self").unwrap();
     if ours.uid() == 0 {

@@ -3,5 +3,6 @@
 mod file;
 mod file_model;
 mod file_processes;
+mod file_records;
 mod memory;
 mod workers;

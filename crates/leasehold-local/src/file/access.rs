@@ -1,4 +1,4 @@
-//! Opening and creating lock files, and their permissions.
+//! Opening, creating and replacing the files of locks, and their permissions.
 
 use std::{fs::File, io, path::Path, thread};
 
@@ -60,12 +60,13 @@ pub(super) fn check_one_name(file: &File) -> io::Result<()> {
 }
 
 pub(super) use platform::{
-    create, create_parents, is_for_all_writers, open_readable, open_writable,
+    ParentDir, create, create_parents, is_for_all_writers, open_readable, open_writable,
 };
 
 #[cfg(unix)]
 mod platform {
     use std::{
+        ffi::OsStr,
         fs::{File, Metadata, Permissions},
         io,
         os::{
@@ -76,9 +77,14 @@ mod platform {
     };
 
     use rustix::{
-        fs::{CWD, Gid, Mode, OFlags, fchown, mkdirat, open, openat},
+        fs::{
+            AtFlags, CWD, Gid, Mode, OFlags, fchown, fsync, mkdirat, open, openat, renameat,
+            statat, unlinkat,
+        },
         io::{Errno, retry_on_intr},
     };
+
+    use super::super::identity::FileId;
 
     /// Allows look-ups in a directory that this process may not list.
     #[cfg(target_os = "linux")]
@@ -107,6 +113,71 @@ mod platform {
     /// Creates the directories of a long name.
     pub(in super::super) fn create_parents(path: &Path) -> io::Result<()> {
         Location::of(path, true).map(drop)
+    }
+
+    /// An open directory. Every step happens in this directory, even if its path leads to another
+    /// one meanwhile.
+    #[derive(Debug)]
+    pub(in super::super) struct ParentDir(OwnedFd);
+
+    impl ParentDir {
+        /// Opens the directory of a file.
+        pub(in super::super) fn of(path: &Path) -> io::Result<Self> {
+            let location = Location::of(path, false)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let opened = match &location.dir {
+                Some(dir) => openat(dir, ".", flags, Mode::empty()),
+                None => open(path.parent().unwrap_or(path), flags, Mode::empty()),
+            };
+            Ok(Self(opened?))
+        }
+
+        /// Returns the identity of a file, or `None` if there is no file.
+        pub(in super::super) fn id_of(&self, name: &OsStr) -> io::Result<Option<FileId>> {
+            match statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => Ok(Some(FileId::from(&stat))),
+                Err(Errno::NOENT) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        }
+
+        /// Opens a file for reading.
+        pub(in super::super) fn open_readable(&self, name: &OsStr) -> io::Result<File> {
+            open_file(&self.location(name)?, OFlags::RDONLY)
+        }
+
+        /// Creates a file that every user who may write the directory can open.
+        pub(in super::super) fn create(&self, name: &OsStr) -> io::Result<File> {
+            let location = self.location(name)?;
+            let file = open_file(&location, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
+            share(&file, 0o6, &location.metadata()?)?;
+            Ok(file)
+        }
+
+        /// Removes a file, if there is one.
+        pub(in super::super) fn remove(&self, name: &OsStr) -> io::Result<()> {
+            match unlinkat(&self.0, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => Ok(()),
+                Err(error) => Err(error.into()),
+            }
+        }
+
+        /// Replaces the file `to` by the file `from` in one step.
+        pub(in super::super) fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+            Ok(renameat(&self.0, from, &self.0, to)?)
+        }
+
+        /// Writes the entries of the directory to disk.
+        pub(in super::super) fn sync(&self) -> io::Result<()> {
+            Ok(retry_on_intr(|| fsync(&self.0))?)
+        }
+
+        fn location<'a>(&self, name: &'a OsStr) -> io::Result<Location<'a>> {
+            Ok(Location {
+                dir: Some(self.0.try_clone()?),
+                path: Path::new(name),
+            })
+        }
     }
 
     /// The location of a file. The directories of a long name, which end in `~`, are opened one by
@@ -241,10 +312,52 @@ mod platform {
 #[cfg(not(unix))]
 mod platform {
     use std::{
-        fs::{File, OpenOptions, create_dir_all},
+        ffi::OsStr,
+        fs::{self, File, OpenOptions, create_dir_all},
         io,
-        path::Path,
+        path::{Path, PathBuf},
     };
+
+    use super::super::identity::FileId;
+
+    /// A directory.
+    #[derive(Debug)]
+    pub(in super::super) struct ParentDir(PathBuf);
+
+    impl ParentDir {
+        pub(in super::super) fn of(path: &Path) -> io::Result<Self> {
+            let dir = path.parent().unwrap_or(path);
+            fs::metadata(dir)?;
+            Ok(Self(dir.to_path_buf()))
+        }
+
+        pub(in super::super) fn id_of(&self, name: &OsStr) -> io::Result<Option<FileId>> {
+            FileId::at(&self.0.join(name))
+        }
+
+        pub(in super::super) fn open_readable(&self, name: &OsStr) -> io::Result<File> {
+            open_readable(&self.0.join(name))
+        }
+
+        pub(in super::super) fn create(&self, name: &OsStr) -> io::Result<File> {
+            create(&self.0.join(name))
+        }
+
+        pub(in super::super) fn remove(&self, name: &OsStr) -> io::Result<()> {
+            match fs::remove_file(self.0.join(name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed,
+            }
+        }
+
+        pub(in super::super) fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+            fs::rename(self.0.join(from), self.0.join(to))
+        }
+
+        pub(in super::super) fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
 
     pub(in super::super) fn open_writable(path: &Path) -> io::Result<File> {
         open_with(path, OpenOptions::new().read(true).write(true))

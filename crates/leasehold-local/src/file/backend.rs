@@ -11,10 +11,11 @@ use std::{
 
 use leasehold_core::{
     Capabilities, ClockDrift, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, LockKey,
-    LossDetection, Mode, Pong, Restart, Result, Revocation, RevokeOutcome, Timestamp,
+    LossDetection, Mode, Pong, Records, Restart, Result, Revocation, RevokeOutcome, Timestamp,
     WaiterNotification,
     backend::{
-        Attempt, Contention, Lease, LockBackend, Request, async_trait, support::RetryBudget,
+        Attempt, Contention, Lease, LockBackend, RecordRead, RecordReading, Request, async_trait,
+        support::RetryBudget,
     },
 };
 
@@ -27,6 +28,7 @@ use super::{
     lock_dir::LockDir,
     locked_files::LockedFiles,
     pending_lock::PendingLock,
+    record,
 };
 
 /// The longest time that a yielding request waits for other waiters.
@@ -53,6 +55,8 @@ const YIELD_STEP: Duration = Duration::from_millis(5);
 ///   second holder among the processes of one user that use this crate and share `/dev/shm`. The
 ///   backend does not notice an older copy of a directory that is restored while its locks are
 ///   held.
+/// - The record of a lock is a file beside the lock file, which each write replaces in one step.
+///   A write is on disk (`fsync`) before it returns.
 /// - Locks cannot be revoked: only the kernel and the holder can end a file lock.
 ///
 /// # Examples
@@ -233,6 +237,7 @@ impl LockBackend for FileBackend {
         capabilities.pipelined_release = true;
         capabilities.inspect = cfg!(target_os = "linux");
         capabilities.revoke = false;
+        capabilities.records = Records::Durable;
         capabilities
     }
 
@@ -306,6 +311,10 @@ impl LockBackend for FileBackend {
             ),
         )
         .with_operation("revoke"))
+    }
+
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        record::read(&self.dir, &read).map_err(|error| error.with_operation("read_record"))
     }
 
     /// Succeeds if lock files can be created in the directory.

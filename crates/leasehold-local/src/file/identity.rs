@@ -36,6 +36,21 @@ impl FileId {
     }
 }
 
+#[cfg(unix)]
+impl From<&rustix::fs::Stat> for FileId {
+    #[allow(
+        clippy::useless_conversion,
+        clippy::unnecessary_cast,
+        reason = "the types of the fields differ between systems"
+    )]
+    fn from(stat: &rustix::fs::Stat) -> Self {
+        Self {
+            dev: stat.st_dev as u64,
+            ino: stat.st_ino as u64,
+        }
+    }
+}
+
 impl From<&Metadata> for FileId {
     #[cfg(unix)]
     fn from(metadata: &Metadata) -> Self {

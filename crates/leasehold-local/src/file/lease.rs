@@ -6,13 +6,14 @@ use std::sync::{
 };
 
 use leasehold_core::{
-    Deadline, ErrorKind, FencingToken, LossReason, Released, Result, Timestamp,
-    backend::{AtomicDeadline, KeepAlive, Lease, Request, async_trait},
+    Deadline, Error, ErrorKind, FencingToken, LossReason, Mode, Released, Result, Timestamp,
+    backend::{AtomicDeadline, KeepAlive, Lease, RecordWrite, Request, async_trait},
 };
 
 use super::{
     error::{io_error, refused},
     locked_files::LockedFiles,
+    record,
 };
 
 /// A lease of the [`FileBackend`](super::FileBackend).
@@ -38,7 +39,9 @@ pub struct FileLease {
     token: Option<FencingToken>,
     deadline: AtomicDeadline,
     locked: Mutex<Option<LockedFiles>>,
-    /// Whether a renewal reported the loss before the deadline.
+    /// Locked while the record is written, so that the lock is not released meanwhile.
+    writing: Arc<tokio::sync::Mutex<()>>,
+    /// Whether a renewal or a write reported the loss before the deadline.
     lost_early: AtomicBool,
 }
 
@@ -50,12 +53,44 @@ impl FileLease {
             deadline,
             request,
             locked: Mutex::new(Some(locked)),
+            writing: Arc::default(),
             lost_early: AtomicBool::new(false),
         }
     }
 
     fn locked(&self) -> MutexGuard<'_, Option<LockedFiles>> {
         self.locked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports that another process may hold the lock.
+    fn lose(&self) -> Error {
+        self.lost_early.store(true, Ordering::Relaxed);
+        self.request.loss_notifier().lost(LossReason::Replaced);
+        refused(ErrorKind::Lost, "the lock file was removed or replaced")
+    }
+
+    /// Writes the record. Blocks until it is on disk.
+    fn write(&self, write: &RecordWrite) -> Result<u64> {
+        let lock = match &*self.locked() {
+            Some(locked) => (locked.path.clone(), locked.id),
+            None => return Err(refused(ErrorKind::Lost, "the lock was released")),
+        };
+        if self.lost_early.load(Ordering::Relaxed) {
+            return Err(self.lose());
+        }
+        let written = record::write((&lock.0, lock.1), &self.request, self.token, write)?;
+        let Some(mut written) = written else {
+            return Err(self.lose());
+        };
+        if let Some(record) = written.record.take()
+            && let Some(locked) = self.locked().as_mut()
+        {
+            locked
+                .set_record(record)
+                .map_err(|error| io_error("share with child processes", &lock.0, error))?;
+        }
+        written.sync()?;
+        Ok(written.version)
     }
 }
 
@@ -88,9 +123,7 @@ impl Lease for FileLease {
             .is_in_place()
             .map_err(|error| io_error("read", &locked.path, error).with_operation("renew"))?
         {
-            self.lost_early.store(true, Ordering::Relaxed);
-            self.request.loss_notifier().lost(LossReason::Replaced);
-            return Err(lost("the lock file was removed or replaced"));
+            return Err(self.lose().with_operation("renew"));
         }
         if !self
             .deadline
@@ -106,9 +139,14 @@ impl Lease for FileLease {
     /// After a loss that a renewal reported, the shadow stays locked until the deadline: the holder
     /// may not have seen the loss yet, and considers the lock held.
     async fn release(self: Arc<Self>) -> Result<Released> {
-        let Some(locked) = self.locked().take() else {
+        let _no_write = match self.writing.try_lock() {
+            Ok(turn) => turn,
+            Err(_written_now) => self.writing.lock().await,
+        };
+        let Some(mut locked) = self.locked().take() else {
             return Ok(Released::AlreadyLost);
         };
+        locked.unlock_record();
         let path = locked.path.clone();
         // After its deadline the lock is still held, because no other process could get it. If the
         // file was replaced, another process may have got the lock.
@@ -132,5 +170,33 @@ impl Lease for FileLease {
         } else {
             Released::AlreadyLost
         })
+    }
+
+    /// Replaces the file of the record, in one step and on disk, if the path still leads to the
+    /// locked file.
+    async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
+        let named = |error: Error| error.with_operation("write_record");
+        if self.request.mode() != Mode::Exclusive {
+            return Err(named(refused(
+                ErrorKind::Unsupported,
+                format!(
+                    "`{}` is held as {}, and only an exclusive holder writes the record; lock it exclusively",
+                    self.request.key(),
+                    self.request.mode()
+                ),
+            )));
+        }
+        let turn = Arc::clone(&self.writing).lock_owned().await;
+        let written = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            self.write(&write)
+        });
+        written
+            .await
+            .unwrap_or_else(|error| {
+                let message = "the write of the record was not completed";
+                Err(refused(ErrorKind::Indeterminate, message).with_source(error))
+            })
+            .map_err(named)
     }
 }

@@ -71,21 +71,42 @@ impl LockDir {
     /// Registers a waiter for `path`. Returns `None` where the file cannot be watched; the waiter
     /// then polls.
     pub(super) fn register(&self, path: &Path) -> Option<Registration> {
+        self.watch(path, |registry| registry.register(&self.path, path))
+    }
+
+    /// Registers a watcher of the record at `path`, and of the end of its writer's hold if
+    /// `while_held`. Returns `None` where the file cannot be watched; the watcher then polls.
+    pub(super) fn register_record(&self, path: &Path, while_held: bool) -> Option<Registration> {
+        self.watch(path, |registry| {
+            let register = || registry.register_record(&self.path, path, while_held);
+            match register() {
+                // The directories of a long name are missing until its lock is used.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    access::create_parents(path)?;
+                    register()
+                }
+                registered => registered,
+            }
+        })
+    }
+
+    fn watch(
+        &self,
+        path: &Path,
+        register: impl FnOnce(&WaiterRegistry) -> io::Result<Registration>,
+    ) -> Option<Registration> {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let registered = match &*registry {
-            Some(registry) => registry.register(&self.path, path),
-            None => WaiterRegistry::start().and_then(|started| {
-                registry
-                    .insert(Arc::new(started))
-                    .register(&self.path, path)
-            }),
+            Some(registry) => register(registry),
+            None => WaiterRegistry::start()
+                .and_then(|started| register(registry.insert(Arc::new(started)))),
         };
         registered
             .inspect_err(|error| {
                 tracing::debug!(
                     %error,
                     path = %path.display(),
-                    "the lock file cannot be watched; its waiter polls"
+                    "the file cannot be watched; its waiter polls"
                 );
             })
             .ok()

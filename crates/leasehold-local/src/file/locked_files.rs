@@ -7,11 +7,15 @@ use std::{
 
 use leasehold_core::FencingToken;
 
-use super::{access, identity::FileId, locked_file::LockedFile, shadow::Shadow};
+use super::{
+    access, identity::FileId, locked_file::LockedFile, record::WrittenRecord, shadow::Shadow,
+};
 
 /// The locked files of one lease.
 #[derive(Debug)]
 pub(super) struct LockedFiles {
+    // Declared first: a reader that finds the lock free finds that its writer does not hold it.
+    record: Option<WrittenRecord>,
     // Declared before the files: a process that gets a file finds its shadow unlocked.
     shadow: Shadow,
     pub(super) slot_shadow: Option<Shadow>,
@@ -27,6 +31,7 @@ pub(super) struct LockedFiles {
 impl LockedFiles {
     pub(super) fn new(file: LockedFile, path: &Path, id: FileId, shadow: Shadow) -> Self {
         Self {
+            record: None,
             shadow,
             slot_shadow: None,
             slot: None,
@@ -53,14 +58,32 @@ impl LockedFiles {
         Ok(())
     }
 
+    /// Keeps the record that was written last locked, instead of the one before.
+    pub(super) fn set_record(&mut self, mut record: WrittenRecord) -> io::Result<()> {
+        if self.file.is_inherited() {
+            record.let_inherit()?;
+        }
+        self.record = Some(record);
+        Ok(())
+    }
+
+    /// Unlocks the record that was written, because its writer no longer holds the lock.
+    pub(super) fn unlock_record(&mut self) {
+        if let Some(record) = self.record.take() {
+            record.unlock();
+        }
+    }
+
     /// Unlocks everything but the lock file, which it returns.
     pub(super) fn into_file(self) -> LockedFile {
         self.file
     }
 
     /// Unlocks and closes all files.
-    pub(super) fn unlock(self) -> io::Result<()> {
+    pub(super) fn unlock(mut self) -> io::Result<()> {
+        self.unlock_record();
         let Self {
+            record: _,
             shadow,
             slot_shadow,
             slot,

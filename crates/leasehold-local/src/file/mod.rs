@@ -15,6 +15,7 @@ mod locked_file;
 mod locked_files;
 mod pending_lock;
 mod permit;
+mod record;
 mod shadow;
 mod waiter_marker;
 mod waiters;

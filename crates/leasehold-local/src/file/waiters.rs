@@ -1,4 +1,5 @@
-//! [`WaiterRegistry`]: notifies waiters when a lock file is closed.
+//! [`WaiterRegistry`]: notifies waiters when a lock file is closed, and watchers when a record is
+//! replaced.
 //!
 //! A backend has one inotify instance and one thread, which the first waiter starts. It is a thread
 //! and not a task, because waiters may run on several runtimes, and none of them may miss a
@@ -14,9 +15,10 @@ pub(super) use self::none::{Registration, WaiterRegistry};
 mod linux {
     use std::{
         collections::HashMap,
+        ffi::{OsStr, OsString},
         io,
         mem::MaybeUninit,
-        os::fd::OwnedFd,
+        os::{fd::OwnedFd, unix::ffi::OsStrExt},
         panic::{AssertUnwindSafe, catch_unwind},
         path::Path,
         sync::{
@@ -35,9 +37,24 @@ mod linux {
     #[derive(Debug)]
     struct Shared {
         inotify: OwnedFd,
-        waiters: Mutex<HashMap<i32, Vec<Arc<Notify>>>>,
+        waiters: Mutex<HashMap<i32, Vec<Waiter>>>,
         closing: AtomicBool,
+        /// Whether the thread has failed, so that nobody is notified any more.
+        failed: AtomicBool,
     }
+
+    /// A waiter for some events of one file or directory. The watch of a file has the events of all
+    /// its waiters.
+    #[derive(Debug)]
+    struct Waiter {
+        notify: Arc<Notify>,
+        events: WatchFlags,
+        /// The file whose events in a directory matter. `None` if the directory itself matters.
+        name: Option<OsString>,
+    }
+
+    /// The watched file itself was removed or moved.
+    const GONE: WatchFlags = WatchFlags::DELETE_SELF.union(WatchFlags::MOVE_SELF);
 
     impl WaiterRegistry {
         pub(in super::super) fn start() -> io::Result<Self> {
@@ -45,6 +62,7 @@ mod linux {
                 inotify: inotify::init(CreateFlags::CLOEXEC)?,
                 waiters: Mutex::default(),
                 closing: AtomicBool::new(false),
+                failed: AtomicBool::new(false),
             });
             let reader = Arc::clone(&shared);
             thread::Builder::new()
@@ -68,24 +86,59 @@ mod linux {
                 | WatchFlags::ATTRIB
                 | WatchFlags::DELETE_SELF
                 | WatchFlags::MOVE_SELF;
+            self.add(&[(path, ends, None), (dir, GONE, None)])
+        }
+
+        /// Registers a watcher of a record. It is notified when `path` is replaced, and when its
+        /// directory or `dir` is removed or moved. If `while_held`, it is also notified when the
+        /// writer of the record closes it.
+        pub(in super::super) fn register_record(
+            &self,
+            dir: &Path,
+            path: &Path,
+            while_held: bool,
+        ) -> io::Result<Registration> {
+            let parent = path.parent().unwrap_or(dir);
+            let name = path.file_name();
+            let mut watches = vec![
+                (parent, WatchFlags::MOVED_TO, name),
+                (parent, GONE, None),
+                (dir, GONE, None),
+            ];
+            if while_held {
+                // Readers open the record for reading, so their closes notify nobody.
+                watches.push((path, WatchFlags::CLOSE_WRITE, None));
+            }
+            match self.add(&watches) {
+                // There is no record yet. The directory is watched.
+                Err(error) if while_held && error.kind() == io::ErrorKind::NotFound => {
+                    self.add(&watches[..3])
+                }
+                registered => registered,
+            }
+        }
+
+        fn add(&self, watches: &[(&Path, WatchFlags, Option<&OsStr>)]) -> io::Result<Registration> {
             let notify = Arc::new(Notify::new());
             let mut registration = Registration {
                 shared: Arc::clone(&self.0),
-                watches: Vec::with_capacity(2),
+                watches: Vec::with_capacity(watches.len()),
                 notify,
             };
-            // Locked over both calls, so that the reader thread finds the waiter of every event
-            // that it reads.
+            // Locked over all calls, so that the reader thread finds the waiter of every event that
+            // it reads.
             let mut waiters = self.0.waiters();
-            for (path, events) in [
-                (path, ends),
-                (dir, WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF),
-            ] {
-                let watch = inotify::add_watch(&self.0.inotify, path, events)?;
-                waiters
-                    .entry(watch)
-                    .or_default()
-                    .push(Arc::clone(&registration.notify));
+            if self.0.failed.load(Ordering::Acquire) {
+                return Err(io::Error::other("the thread that watches files has failed"));
+            }
+            for &(path, events, name) in watches {
+                let mask = events | WatchFlags::MASK_ADD;
+                let watch = inotify::add_watch(&self.0.inotify, path, mask)?;
+                waiters.entry(watch).or_default().push(Waiter {
+                    notify: Arc::clone(&registration.notify),
+                    events,
+                    name: name.map(OsStr::to_os_string),
+                });
                 registration.watches.push(watch);
             }
             drop(waiters);
@@ -106,7 +159,7 @@ mod linux {
     }
 
     impl Shared {
-        fn waiters(&self) -> MutexGuard<'_, HashMap<i32, Vec<Arc<Notify>>>> {
+        fn waiters(&self) -> MutexGuard<'_, HashMap<i32, Vec<Waiter>>> {
             self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
@@ -114,14 +167,14 @@ mod linux {
             let mut buffer = [MaybeUninit::uninit(); 4096];
             let mut events = inotify::Reader::new(&self.inotify, &mut buffer);
             loop {
-                let (watch, lost) = match events.next() {
-                    Ok(event) => (
-                        event.wd(),
-                        event.events().contains(ReadFlags::QUEUE_OVERFLOW),
-                    ),
+                let event = match events.next() {
+                    Ok(event) => event,
                     Err(rustix::io::Errno::INTR) => continue,
                     Err(error) => {
                         tracing::error!(%error, "lock files are no longer watched; waiters poll");
+                        let waiters = self.waiters();
+                        self.failed.store(true, Ordering::Release);
+                        waiters.values().flatten().for_each(Waiter::notify);
                         return;
                     }
                 };
@@ -129,19 +182,34 @@ mod linux {
                     return;
                 }
                 let waiters = self.waiters();
-                if lost {
-                    waiters.values().flatten().for_each(notify);
-                } else if let Some(registered) = waiters.get(&watch) {
-                    registered.iter().for_each(notify);
+                if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                    waiters.values().flatten().for_each(Waiter::notify);
+                } else if let Some(registered) = waiters.get(&event.wd()) {
+                    let name = event
+                        .file_name()
+                        .map(|name| OsStr::from_bytes(name.to_bytes()));
+                    registered
+                        .iter()
+                        .filter(|waiter| waiter.waits_for(event.events(), name))
+                        .for_each(Waiter::notify);
                 }
             }
         }
     }
 
-    /// Notifies one waiter. The panic of a waker is contained, so that the other waiters are
-    /// notified and the thread continues.
-    fn notify(waiter: &Arc<Notify>) {
-        drop(catch_unwind(AssertUnwindSafe(|| waiter.notify_one())));
+    impl Waiter {
+        fn waits_for(&self, events: ReadFlags, name: Option<&OsStr>) -> bool {
+            // A watch that has ended reports nothing more.
+            let ended = ReadFlags::IGNORED | ReadFlags::UNMOUNT;
+            events.intersects(ended)
+                || events.bits() & self.events.bits() != 0 && name == self.name.as_deref()
+        }
+
+        /// Notifies the waiter. The panic of a waker is contained, so that the other waiters are
+        /// notified and the thread continues.
+        fn notify(&self) {
+            drop(catch_unwind(AssertUnwindSafe(|| self.notify.notify_one())));
+        }
     }
 
     /// The registration of one waiter, which ends when it is dropped.
@@ -165,7 +233,7 @@ mod linux {
                 let Some(registered) = waiters.get_mut(&watch) else {
                     continue;
                 };
-                registered.retain(|notify| !Arc::ptr_eq(notify, &self.notify));
+                registered.retain(|waiter| !Arc::ptr_eq(&waiter.notify, &self.notify));
                 if registered.is_empty() {
                     waiters.remove(&watch);
                     if let Err(error) = inotify::remove_watch(&self.shared.inotify, watch) {
@@ -239,6 +307,15 @@ mod none {
         }
 
         pub(in super::super) fn register(&self, _: &Path, _: &Path) -> io::Result<Registration> {
+            Err(io::Error::from(io::ErrorKind::Unsupported))
+        }
+
+        pub(in super::super) fn register_record(
+            &self,
+            _: &Path,
+            _: &Path,
+            _: bool,
+        ) -> io::Result<Registration> {
             Err(io::Error::from(io::ErrorKind::Unsupported))
         }
     }
