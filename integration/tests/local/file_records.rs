@@ -2,11 +2,15 @@
 #![cfg(target_os = "linux")]
 
 use std::{
+    collections::HashMap,
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -534,4 +538,81 @@ async fn users_of_a_shared_directory_share_its_records() {
         assert_eq!(stored(&backend).await, expected);
         assert!(!dir.path().join("k%2f1.record.new").exists());
     }
+}
+
+/// Writers of several processes are killed and stopped, and the lock file is removed again and
+/// again. Nobody misses a confirmed write, no version repeats, and no record is shown as held after
+/// the release of its writer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_of_records_is_that_of_their_holders() {
+    const ROUNDS: usize = 60;
+    let dir = tempfile::tempdir().unwrap();
+    let lock = open(dir.path()).path_of(&key());
+    let over = Arc::new(AtomicBool::new(false));
+    let confirmed = Arc::new(Mutex::new(HashMap::new()));
+    let mut tasks = Vec::new();
+    for _ in 0..3 {
+        let backend = Arc::new(FileBackend::open(dir.path()).unwrap());
+        let (over, confirmed) = (Arc::clone(&over), Arc::clone(&confirmed));
+        tasks.push(tokio::spawn(async move {
+            while !over.load(SeqCst) {
+                let asked = request("exclusive");
+                let owner = asked.owner();
+                let lease = Arc::clone(&backend).acquire(asked).await.unwrap();
+                for sequence in 1..=4 {
+                    match write(&lease, sequence, owner.to_string()).await {
+                        Ok(version) => {
+                            let other = confirmed.lock().unwrap().insert(version, owner);
+                            assert_eq!(other, None, "version {version} repeats");
+                        }
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::Lost, "{error}"),
+                    }
+                }
+                lease.release().await.unwrap();
+                let shown = watched(&backend, true).await.record;
+                assert!(shown.is_none_or(|record| record.owner != owner));
+            }
+        }));
+    }
+    let reader = Arc::new(FileBackend::open(dir.path()).unwrap());
+    for while_held in [false, true] {
+        let (reader, over, confirmed) = (
+            Arc::clone(&reader),
+            Arc::clone(&over),
+            Arc::clone(&confirmed),
+        );
+        tasks.push(tokio::spawn(async move {
+            let mut last = 0;
+            while !over.load(SeqCst) {
+                let before = confirmed.lock().unwrap().keys().max().copied().unwrap_or(0);
+                if let Some(record) = watched(&reader, while_held).await.record {
+                    assert!(record.version >= last.max(before), "an old record was read");
+                    last = record.version;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }));
+    }
+    let signal = |other: &Holder, name: &str| {
+        let pid = other.child.id().to_string();
+        let sent = Command::new("kill").args([name, &pid]).status().unwrap();
+        assert!(sent.success());
+    };
+    for round in 0..ROUNDS {
+        let mut other = holder_with_record(dir.path(), "exclusive", "for ever ");
+        other.expect("written:");
+        signal(&other, "-STOP");
+        drop(fs::remove_file(&lock));
+        tokio::time::sleep(Duration::from_millis(round as u64 % 7)).await;
+        signal(&other, "-CONT");
+        if round % 2 == 0 {
+            other.expect("refused:");
+        }
+    }
+    over.store(true, SeqCst);
+    for task in tasks {
+        soon(task).await.unwrap();
+    }
+    let confirmed = confirmed.lock().unwrap();
+    assert!(confirmed.len() > ROUNDS / 4, "{}", confirmed.len());
 }

@@ -8,7 +8,7 @@ use std::{
 use crate::support::{Server, granted, request, ttl};
 use leasehold_core::{
     Capabilities, ErrorKind, Fencing, LockClient, Mode, Restart, Revocation, Ttl,
-    backend::LockBackend,
+    backend::{LockBackend, RecordRead, RecordWrite},
 };
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 
@@ -114,6 +114,16 @@ async fn a_user_with_the_rights_of_the_readme_can_do_everything() {
         backend.revoke(&holder, Revocation::Graceful).await.unwrap();
         let () = redis::cmd("FLUSHALL").query_async(&mut raw).await.unwrap();
     }
+    for name in ["k", "{k}", "}k"] {
+        let lease = granted(&backend, request(name)).await;
+        let write = RecordWrite::new(1, "value").unwrap();
+        lease.write_record(write).await.unwrap();
+        let mut read = RecordRead::new(crate::support::key(name));
+        (read.while_held, read.watch) = (true, true);
+        let reading = Arc::clone(&backend).read_record(read).await.unwrap();
+        assert!(reading.record.is_some() && reading.changed.is_some());
+    }
+    let () = redis::cmd("FLUSHALL").query_async(&mut raw).await.unwrap();
     // The user has no right to keys with another prefix, and the error says so.
     let stranger = RedisBackend::connect(&format!(
         "redis://shop:pass@{}/?prefix=bank:",

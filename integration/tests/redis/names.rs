@@ -4,8 +4,8 @@ use std::{collections::HashSet, sync::Arc};
 
 use crate::support::{Server, granted, refused, request};
 use leasehold_core::{
-    ErrorKind, LockKey, Mode,
-    backend::{LockBackend, Request},
+    ErrorKind, LockKey, Mode, Revocation,
+    backend::{LockBackend, RecordRead, RecordWrite, Request},
 };
 use leasehold_redis::{RedisBackend, redis};
 
@@ -69,7 +69,12 @@ async fn odd_names_work_in_every_mode() {
 async fn names_of_the_bookkeeping_are_refused() {
     let server = Server::start();
     let backend = server.backend().await;
-    for name in ["{42}:lh4:token", "{x}:lh1:readers", "{1}{}:lh3:queue"] {
+    for name in [
+        "{42}:lh4:token",
+        "{x}:lh1:readers",
+        "{1}{}:lh3:queue",
+        "{x}:lh2:record",
+    ] {
         let error = Arc::clone(&backend)
             .try_acquire(request(name))
             .await
@@ -84,6 +89,9 @@ async fn names_of_the_bookkeeping_are_refused() {
                 .kind(),
             ErrorKind::InvalidInput
         );
+        let read = RecordRead::new(crate::support::key(name));
+        let read = Arc::clone(&backend).read_record(read).await;
+        assert_eq!(read.unwrap_err().kind(), ErrorKind::InvalidInput);
     }
     assert_eq!(server.leftovers().await, Vec::<String>::new());
 }
@@ -107,6 +115,18 @@ async fn all_keys_of_a_lock_are_in_one_slot_of_a_real_server() {
             Arc::clone(&backend).try_acquire(wanted()).await.is_ok()
         })
         .await;
+        let holder = backend.inspect(wanted().key()).await.unwrap().holders;
+        backend
+            .revoke(&holder[0], Revocation::Immediate)
+            .await
+            .unwrap();
+        let lease = granted(&backend, wanted()).await;
+        let write = RecordWrite::new(1, "value").unwrap();
+        lease.write_record(write).await.unwrap();
+        let mut read = RecordRead::new(wanted().key().clone());
+        read.while_held = true;
+        let reading = Arc::clone(&backend).read_record(read).await.unwrap();
+        assert!(reading.record.is_some());
         refused(
             &backend,
             wanted().with_waiting(|waiting| waiting.keeps_waiting = true),

@@ -21,6 +21,9 @@ const WRITERS: u64 = 4;
 /// Short, so that many faults last longer.
 const TTL: u64 = 600;
 
+/// The value of the last write.
+const THE_END: &str = "the end";
+
 /// What the clients have seen.
 #[derive(Default)]
 struct Seen {
@@ -53,11 +56,12 @@ async fn history_of_records_is_that_of_their_holders() {
     ]);
     let seen = Arc::new(Seen::default());
     let over = Arc::new(AtomicBool::new(false));
-    let (mut proxies, mut tasks) = (Vec::new(), Vec::new());
+    let (mut proxies, mut tasks, mut watchers) = (Vec::new(), Vec::new(), Vec::new());
     for writer in 0..WRITERS {
         let proxy = Proxy::start(server.address()).unwrap();
+        // Only notifications of the server and lost connections end a watch.
         let url = format!(
-            "redis://{}/?timeout=300ms&connect-timeout=300ms",
+            "redis://{}/?timeout=300ms&connect-timeout=300ms&fallback-poll-interval=3600s",
             proxy.addr()
         );
         let backend = RedisBackend::connect(&url).await.unwrap();
@@ -70,6 +74,7 @@ async fn history_of_records_is_that_of_their_holders() {
             Arc::clone(&seen),
             Arc::clone(&over),
         )));
+        watchers.push(tokio::spawn(watch_until_the_end(client.clone())));
         tasks.push(tokio::spawn(read_until_over(
             client,
             Arc::clone(&seen),
@@ -88,7 +93,33 @@ async fn history_of_records_is_that_of_their_holders() {
         let ended = tokio::time::timeout(Duration::from_secs(60), task).await;
         ended.expect("a task hangs").unwrap();
     }
+    let last = LockClient::new(server.backend().await);
+    let guard = last.mutex("k").lock().await.unwrap();
+    guard.write_record(THE_END).await.unwrap();
+    for watcher in watchers {
+        let ended = tokio::time::timeout(Duration::from_secs(60), watcher).await;
+        ended.expect("a watcher missed the last write").unwrap();
+    }
     check(&server.commands(), &seen);
+}
+
+/// Watches the record until the last write. Versions grow.
+async fn watch_until_the_end(client: LockClient) {
+    let (mut watch, mut version) = (client.watch("k"), 0);
+    loop {
+        // Faults are retried within.
+        if let Some(record) = watch.next().await.unwrap() {
+            assert!(
+                record.version > version,
+                "{} after {version}",
+                record.version
+            );
+            version = record.version;
+            if record.value == THE_END.as_bytes() {
+                return;
+            }
+        }
+    }
 }
 
 /// Injects one fault and ends it.
