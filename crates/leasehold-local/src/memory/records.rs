@@ -96,12 +96,13 @@ impl Drop for RecordWatch {
 #[cfg(test)]
 mod tests {
     use std::{
+        sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
         task::{Context, Waker},
         time::Duration,
     };
 
     use leasehold_core::{
-        Clock, Revocation, TestClock,
+        Clock, ErrorKind, Revocation, TestClock,
         backend::{Lease, LockBackend, Request},
     };
 
@@ -195,5 +196,72 @@ mod tests {
         let before = now().await;
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert_eq!(now().await.duration_since(before).unwrap().as_secs(), 3600);
+    }
+
+    /// Holders read a counter and write it back, while their locks are revoked between the two.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn counter_in_a_record_loses_no_write_to_revocations() {
+        const WRITES: u64 = 400;
+        let backend = Arc::new(MemoryBackend::new());
+        let (refused, ended) = (
+            Arc::new(AtomicU64::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let revoking = {
+            let (backend, ended) = (Arc::clone(&backend), Arc::clone(&ended));
+            tokio::spawn(async move {
+                while !ended.load(SeqCst) {
+                    for holder in backend.inspect(&key()).await.unwrap().holders {
+                        let revoking = backend.revoke(&holder, Revocation::Immediate);
+                        revoking.await.unwrap();
+                    }
+                    tokio::task::yield_now().await;
+                }
+            })
+        };
+        let counting: Vec<_> = (0..4)
+            .map(|_| {
+                let (backend, refused) = (Arc::clone(&backend), Arc::clone(&refused));
+                tokio::spawn(async move {
+                    let mut written = Vec::new();
+                    loop {
+                        let lease = acquired(&backend).await;
+                        let reading = Arc::clone(&backend).read_record(RecordRead::new(key()));
+                        let next = match reading.await.unwrap().record {
+                            Some(record) => {
+                                u64::from_le_bytes(record.value.try_into().unwrap()) + 1
+                            }
+                            None => 1,
+                        };
+                        let some_refused = refused.load(SeqCst) > 0;
+                        if next > WRITES && (some_refused || next > 10 * WRITES) {
+                            lease.release().await.unwrap();
+                            return written;
+                        }
+                        tokio::task::yield_now().await;
+                        let write = RecordWrite::new(1, next.to_le_bytes()).unwrap();
+                        match Arc::clone(&lease).write_record(write).await {
+                            Ok(version) => written.push((version, next)),
+                            Err(error) => {
+                                assert_eq!(error.kind(), ErrorKind::Lost);
+                                refused.fetch_add(1, SeqCst);
+                            }
+                        }
+                        lease.release().await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        let mut written = Vec::new();
+        for counted in counting {
+            written.extend(counted.await.unwrap());
+        }
+        ended.store(true, SeqCst);
+        revoking.await.unwrap();
+        written.sort_unstable();
+        // Each write that took effect counted one further, so none was lost or undone.
+        let expected: Vec<_> = (1..=written.len() as u64).map(|n| (n, n)).collect();
+        assert_eq!(written, expected);
+        assert!(refused.load(SeqCst) > 0, "no write met a revocation");
     }
 }
