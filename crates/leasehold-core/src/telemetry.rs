@@ -55,6 +55,10 @@ const RELEASES: Metric = (
     "leasehold_releases_total",
     "Releases that have ended, by outcome",
 );
+const RECORD_WRITES: Metric = (
+    "leasehold_record_writes_total",
+    "Writes of the records beside locks, by outcome",
+);
 const NODE_UP: Metric = (
     "leasehold_quorum_node_up",
     "Whether a node of a quorum answers: 1 or 0",
@@ -75,6 +79,7 @@ pub(crate) fn describe() {
         RENEWALS,
         LOSSES,
         RELEASES,
+        RECORD_WRITES,
         NODE_FAILURES,
         WRITE_BACKS,
     ] {
@@ -97,6 +102,9 @@ pub(crate) fn begin_counting(backend: &'static str) {
     }
     for outcome in ["renewed"].into_iter().chain(kinds()) {
         record::begin(RENEWALS, backend, ("outcome", outcome));
+    }
+    for outcome in ["written"].into_iter().chain(kinds()) {
+        record::begin(RECORD_WRITES, backend, ("outcome", outcome));
     }
     for outcome in ["freed", "still_held", "already_lost"]
         .into_iter()
@@ -246,6 +254,15 @@ pub(crate) fn renew_span(
     span_of!("renew", held, client, request, token)
 }
 
+pub(crate) fn write_record_span(
+    held: &Span,
+    client: &ClientContext,
+    request: &Request,
+    token: Option<FencingToken>,
+) -> Span {
+    span_of!("write_record", held, client, request, token)
+}
+
 /// Creates the span of a release. `hold` is the span of the held lock, or [`Span::none`] for a
 /// grant that never became a guard.
 pub(crate) fn release_span(
@@ -367,6 +384,11 @@ pub(crate) fn hold_ended(client: &ClientContext, since: &StartTime) {
 pub(crate) fn renewed(client: &ClientContext, outcome: &Result<()>) {
     let outcome = outcome.as_ref().map_or_else(failure, |()| "renewed");
     record::count(RENEWALS, client, ("outcome", outcome));
+}
+
+pub(crate) fn record_written(client: &ClientContext, outcome: &Result<u64>) {
+    let outcome = outcome.as_ref().map_or_else(failure, |_| "written");
+    record::count(RECORD_WRITES, client, ("outcome", outcome));
 }
 
 pub(crate) fn lost(client: &ClientContext, reason: LossReason) {

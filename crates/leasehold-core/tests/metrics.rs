@@ -10,7 +10,7 @@ use std::{
 };
 
 use leasehold_core::{
-    ErrorKind, FencingToken, LockClient, LockKey, Renewal, Revocation, TestClock,
+    ErrorKind, FencingToken, LockClient, LockKey, Record, Renewal, Revocation, TestClock,
     backend::{Attempt, Request},
     quorum::{QuorumBackend, QuorumConfig, QuorumMember, QuorumNode, VoteRequirements},
 };
@@ -310,6 +310,28 @@ async fn renewals_count_by_their_outcome() {
     watched.renewals_fail.store(false, SeqCst);
 }
 
+#[tokio::test(start_paused = true)]
+async fn writes_of_records_count_by_their_outcome() {
+    let recording = Recording::new();
+    let _recorded = metrics::set_default_local_recorder(&recording.0);
+    let (client, _) = simulated();
+    let guard = client.mutex("a").lock().await.unwrap();
+    for _ in 0..2 {
+        guard.write_record("value").await.unwrap();
+    }
+    // Refused before it is sent, so it is no write.
+    let oversized = guard.write_record(vec![0; Record::MAX_LEN + 1]).await;
+    assert_eq!(oversized.unwrap_err().kind(), ErrorKind::InvalidInput);
+    let taken = recording.take();
+    let writes: f64 = taken
+        .iter()
+        .filter(|(name, _)| name.starts_with("leasehold_record_writes_total"))
+        .map(|(_, counts)| counts[0])
+        .sum();
+    let written = &taken["leasehold_record_writes_total{backend=memory,outcome=written}"];
+    assert_eq!((written[0], writes), (2.0, 2.0));
+}
+
 /// Returns a quorum of in-memory nodes on one clock.
 async fn quorum(votes: bool) -> (LockClient, [Arc<Flaky>; 3]) {
     let clock = Arc::new(TestClock::new());
@@ -497,6 +519,7 @@ async fn every_counter_is_there_from_the_start() {
             ("leasehold_losses_total", 5),
             ("leasehold_quorum_node_failures_total", 12),
             ("leasehold_quorum_write_backs_total", 1),
+            ("leasehold_record_writes_total", 13),
             ("leasehold_releases_total", 15),
             ("leasehold_renewals_total", 13),
         ]

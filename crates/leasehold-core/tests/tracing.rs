@@ -86,6 +86,7 @@ async fn spans_have_key_backend_token_and_outcome() {
         .unwrap();
     let token = guard.fencing_token().unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
+    guard.write_record("value").await.unwrap();
     guard.release().await.unwrap();
     settle().await;
     let mut spans = log.spans();
@@ -96,6 +97,7 @@ async fn spans_have_key_backend_token_and_outcome() {
         [
             format!("wait{{{of} mode=exclusive token={token} outcome=\"granted\"}}"),
             format!("renew{{{of} token={token} outcome=\"renewed\"}}"),
+            format!("write_record{{{of} token={token} outcome=\"written\"}}"),
             format!("release{{{of} token={token} outcome=\"freed\"}}"),
             format!("hold{{{of} mode=exclusive token={token} outcome=\"released\"}}"),
         ]

@@ -274,8 +274,9 @@
 //!   [`LockClientBuilder::with_label`] sets another. `leasehold status --url URL NAME` shows
 //!   holders and waiters. `leasehold revoke` ends a lock whose holder will not return.
 //! - **Monitor** the events of the `tracing` target `leasehold`, and the [metrics](#metrics).
-//!   Losses and late renewals are warnings. The spans of waits, held locks, renewals and releases
-//!   have the level debug and the fields key, backend, token and outcome.
+//!   Losses and late renewals are warnings. The spans of waits, held locks, renewals,
+//!   releases and writes of records have the level debug and the fields key, backend, token and
+//!   outcome.
 //!   An acquisition of several keys is one wait, whose span has the number of keys.
 //! - **Start and stop**: [`connect_lazily`] lets a program start while the server is down.
 //!   [`LockClient::ping`] is for health checks. [`LockClient::drain`] lets holders finish before
@@ -305,6 +306,7 @@
 //! | `leasehold_renewals_total` | counter | `backend`, `outcome` | renewals | renewals that ended: `renewed`, or the name of the [`ErrorKind`]. Locks that share a session have one renewal |
 //! | `leasehold_losses_total` | counter | `backend`, `reason` | locks | lost locks: `expired`, `replaced`, `session_ended`, `backend_reset`, or `client_closed` for locks that were held when the client was closed, which is not a fault |
 //! | `leasehold_releases_total` | counter | `backend`, `outcome` | releases | releases that ended: `freed`, `already_lost` (another holder may have had the lock), or the name of the [`ErrorKind`] of the last attempt, after which the lock expires. A lock that was counted as lost is not counted again |
+//! | `leasehold_record_writes_total` | counter | `backend`, `outcome` | writes | writes of [records](#records) that were sent and have ended: `written`, or the name of the [`ErrorKind`] |
 //! | `leasehold_quorum_node_up` | gauge | `node` | 1 or 0 | whether the node answered the last request of this process. Absent before the first request |
 //! | `leasehold_quorum_node_failures_total` | counter | `node`, `kind` | failures | failed requests to the node, by the [`ErrorKind`]: `unavailable`, `indeterminate` or `denied`. Also `silent`, counted once when a node stops answering |
 //! | `leasehold_quorum_write_backs_total` | counter | `backend` | acquisitions | acquisitions of a quorum whose token needed a second round trip |

@@ -72,7 +72,7 @@ pub(crate) struct HeldLease {
     revoked: AtomicBool,
     /// Created by the first write of the record.
     record_writes: OnceLock<Arc<AsyncMutex<RecordWrites>>>,
-    span: Span,
+    pub(super) span: Span,
     since: telemetry::StartTime,
 }
 

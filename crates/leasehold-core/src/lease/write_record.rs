@@ -7,6 +7,7 @@ use crate::{
     lease::{grant::CompleteOnDrop, held_lease::HeldLease},
     mode::Mode,
     panics::{Call, catch},
+    telemetry::{self, TracedOp},
 };
 
 impl HeldLease {
@@ -22,6 +23,7 @@ impl HeldLease {
         let writing = Call::of(|| {
             Box::pin(async move {
                 let written = held.lease.write_record(write).await;
+                telemetry::record_written(&held.context, &written);
                 if !written.as_ref().is_err_and(Error::is_retryable) {
                     writes.answered();
                 }
@@ -34,12 +36,19 @@ impl HeldLease {
                 written
             })
         });
-        CompleteOnDrop::short(&self.context, writing)
-            .await
-            .map_err(|error| match error.operation() {
-                Some(_) => error,
-                None => error.with_operation("write_record"),
-            })
+        let traced = TracedOp::of(telemetry::write_record_span(
+            &self.span,
+            &self.context,
+            &self.request,
+            self.token(),
+        ));
+        let writing = CompleteOnDrop::short(&self.context, writing);
+        let written = traced.span.around(writing).await;
+        traced.end(&written, "written");
+        written.map_err(|error| match error.operation() {
+            Some(_) => error,
+            None => error.with_operation("write_record"),
+        })
     }
 
     /// Checks that a lease of this mode, on this backend, can write a record.
