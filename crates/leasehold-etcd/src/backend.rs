@@ -9,9 +9,10 @@ use std::{
 use etcd_client::{Client, GetOptions};
 use leasehold_core::{
     Capabilities, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, LockKey,
-    LossDetection, Pong, Restart, Result, Revocation, RevokeOutcome, Ttl, WaiterNotification,
+    LossDetection, Pong, Records, Restart, Result, Revocation, RevokeOutcome, Ttl,
+    WaiterNotification,
     backend::{
-        Attempt, Contention, Lease, LockBackend, Request, async_trait,
+        Attempt, Contention, Lease, LockBackend, RecordRead, RecordReading, Request, async_trait,
         support::{check_runtime, supervised},
     },
     session::{Claim, Sessions, attempt_with_session_retry, queue_with_session_retry},
@@ -25,9 +26,10 @@ use crate::{
     keys::{EtcdKey, LockPrefix, value_of},
     pending_lock::{PendingLock, lost_position},
     queue::{QueueKey, QueuePosition, TxnKind},
+    record,
     session::{EtcdSessions, Handle},
     versions::{self, Versions},
-    waiters::{Registration, WaiterRegistry},
+    waiters::{Registration, WaiterRegistry, Watched},
 };
 
 /// The server raises shorter TTLs to this one.
@@ -331,7 +333,7 @@ impl LockBackend for EtcdBackend {
             Some(lease) => Attempt::Granted(lease),
             None => {
                 let (registration, cluster) = (
-                    self.waiters.register(&lock_prefix),
+                    self.waiters.register(Watched::Lock(lock_prefix.clone())),
                     Arc::clone(&self.cluster),
                 );
                 let timeout = cluster.request_timeout(request.ttl());
@@ -361,6 +363,10 @@ impl LockBackend for EtcdBackend {
 
     async fn revoke(&self, holder: &HolderRef, revocation: Revocation) -> Result<RevokeOutcome> {
         admin::revoke(&self.cluster, holder, revocation).await
+    }
+
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        record::read(&self.cluster, &self.waiters, &read).await
     }
 
     /// Sends a linearizable read, which only a member with a leader answers.
@@ -408,6 +414,7 @@ fn capabilities(endpoint: String) -> Capabilities {
     capabilities.pipelined_release = false;
     capabilities.inspect = true;
     capabilities.revoke = true;
+    capabilities.records = Records::Durable;
     capabilities
 }
 

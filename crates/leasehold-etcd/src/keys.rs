@@ -7,6 +7,7 @@
 //! | `<prefix><name>%permits/<lease>-<slot>-<of>` | a holder or waiter of a permit |
 //! | `<prefix>%session/<lease>` | a session |
 //! | `<prefix>%revoked/<create revision>/<rest of a key>` | the mark of a graceful revocation |
+//! | `<prefix>%record/<name>` | the record beside a lock, without a lease |
 //!
 //! `<lease>` is the lease id in hexadecimal, as Go's `concurrency` writes it. `<slot>`
 //! distinguishes the acquisitions of one session that hold or want the lock at the same time. Slots
@@ -24,6 +25,7 @@ use crate::error::ERRORS;
 const PERMITS: &[u8] = b"%permits/";
 const SESSION: &[u8] = b"%session/";
 const REVOKED: &[u8] = b"%revoked/";
+const RECORD: &[u8] = b"%record/";
 /// Greater than every hexadecimal digit, so that readers have a range of their own.
 const READER: &[u8] = b"r-";
 
@@ -153,32 +155,45 @@ pub(crate) struct KeyLayout {
 
 impl KeyLayout {
     pub(crate) fn lock_prefix(&self, key: &LockKey, permits: bool) -> Result<LockPrefix> {
-        let name = key.as_bytes();
-        let mut lock_prefix = Vec::with_capacity(self.prefix.len() + name.len() + 16);
+        let mut lock_prefix = Vec::with_capacity(self.prefix.len() + key.as_bytes().len() + 16);
         lock_prefix.extend_from_slice(&self.prefix);
+        self.add_name(key, "acquire", &mut lock_prefix)?;
+        lock_prefix.extend_from_slice(if permits { PERMITS } else { b"/" });
+        Ok(LockPrefix(EtcdKey::from(lock_prefix)))
+    }
+
+    /// Returns the key of the record beside a lock. `operation` is for the error.
+    pub(crate) fn record(&self, key: &LockKey, operation: &'static str) -> Result<EtcdKey> {
+        let mut record = [&*self.prefix, RECORD].concat();
+        self.add_name(key, operation, &mut record)?;
+        Ok(EtcdKey::from(record))
+    }
+
+    /// Adds the name of a lock to a key.
+    fn add_name(&self, key: &LockKey, operation: &'static str, into: &mut Vec<u8>) -> Result<()> {
+        let name = key.as_bytes();
         if self.exact {
-            if [PERMITS, SESSION, REVOKED]
+            if [PERMITS, SESSION, REVOKED, RECORD]
                 .iter()
                 .any(|reserved| contains(name, &reserved[..reserved.len() - 1]))
             {
                 return Err(ERRORS.error(
                     ErrorKind::InvalidInput,
-                    "acquire",
+                    operation,
                     format!("`{key}` contains a part that this backend reserves with exact names"),
                 ));
             }
-            lock_prefix.extend_from_slice(name);
+            into.extend_from_slice(name);
         } else {
             for byte in name {
                 match byte {
-                    b'/' => lock_prefix.extend_from_slice(b"%2F"),
-                    b'%' => lock_prefix.extend_from_slice(b"%25"),
-                    byte => lock_prefix.push(*byte),
+                    b'/' => into.extend_from_slice(b"%2F"),
+                    b'%' => into.extend_from_slice(b"%25"),
+                    byte => into.push(*byte),
                 }
             }
         }
-        lock_prefix.extend_from_slice(if permits { PERMITS } else { b"/" });
-        Ok(LockPrefix(EtcdKey::from(lock_prefix)))
+        Ok(())
     }
 
     /// Returns a key that never exists. A user who may use the prefix may read it.
@@ -310,23 +325,60 @@ mod tests {
     }
 
     #[test]
-    fn no_lock_sees_another() {
-        let starts: Vec<Vec<u8>> = [
-            "a",
-            "a/b",
-            "a%2Fb",
-            "a/",
-            "%permits",
-            "a%permits",
-            "%session",
-            "b",
-        ]
-        .iter()
-        .flat_map(|name| {
+    fn golden_keys_of_records() {
+        let record = |name: &str, exact| {
             let key = LockKey::new(name).unwrap();
-            [false, true].map(|permits| layout(false).lock_prefix(&key, permits).unwrap().start())
-        })
-        .collect();
+            let record = layout(exact).record(&key, "read_record").unwrap();
+            String::from_utf8(record.to_vec()).unwrap()
+        };
+        assert_eq!(record("item", false), "shop:%record/item");
+        assert_eq!(record("a/b%", false), "shop:%record/a%2Fb%25");
+        assert_eq!(record("a/b", true), "shop:%record/a/b");
+    }
+
+    const AWKWARD: [&str; 10] = [
+        "a",
+        "a/b",
+        "a%2Fb",
+        "a/",
+        "%permits",
+        "a%permits",
+        "%session",
+        "%record",
+        "%record/a",
+        "b",
+    ];
+
+    #[test]
+    fn no_lock_sees_a_record() {
+        let keys = || AWKWARD.iter().map(|name| LockKey::new(name).unwrap());
+        let record = |key: LockKey| layout(false).record(&key, "read_record").unwrap();
+        let records: Vec<_> = keys().map(record).collect();
+        for (at, record) in records.iter().enumerate() {
+            assert!(!records[..at].contains(record), "{record:?} twice");
+            for key in keys() {
+                for permits in [false, true] {
+                    let lock_prefix = layout(false).lock_prefix(&key, permits).unwrap();
+                    let start = lock_prefix.start();
+                    assert!(
+                        !record.as_bytes().starts_with(&start),
+                        "{record:?} in `{key}`"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_lock_sees_another() {
+        let starts: Vec<Vec<u8>> = AWKWARD
+            .iter()
+            .flat_map(|name| {
+                let key = LockKey::new(name).unwrap();
+                [false, true]
+                    .map(|permits| layout(false).lock_prefix(&key, permits).unwrap().start())
+            })
+            .collect();
         for (at, one) in starts.iter().enumerate() {
             for (other_at, other) in starts.iter().enumerate() {
                 assert!(
@@ -364,10 +416,12 @@ mod tests {
 
     #[test]
     fn exact_names_with_reserved_parts_are_refused() {
-        assert!(
-            layout(true)
-                .lock_prefix(&LockKey::new("a%permits").unwrap(), false)
-                .is_err()
-        );
+        for name in ["a%permits", "%record/a"] {
+            let key = LockKey::new(name).unwrap();
+            let refused = layout(true).lock_prefix(&key, false).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{name}");
+            let refused = layout(true).record(&key, "read_record").unwrap_err();
+            assert_eq!(refused.operation(), Some("read_record"), "{name}");
+        }
     }
 }

@@ -4,13 +4,14 @@ use std::{fmt, sync::Arc};
 
 use leasehold_core::{
     Deadline, FencingToken, Released, Result,
-    backend::{KeepAlive, Lease, Request, async_trait, support::ReleaseTracker},
+    backend::{KeepAlive, Lease, RecordWrite, Request, async_trait, support::ReleaseTracker},
     session::Claim,
 };
 
 use crate::{
     error::ERRORS,
     queue::{QueueKey, TxnKind},
+    record::Grant,
     session::{EtcdSessions, run},
 };
 
@@ -84,6 +85,18 @@ impl Lease for EtcdLease {
             .remove_held(&self.queue_key.key);
         self.claim.release();
         Ok(released)
+    }
+
+    async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
+        let executor = &self.claim.session().handle().executor;
+        let grant = Grant {
+            request: &self.request,
+            queue_key: &self.queue_key,
+            revision: self.revision,
+        };
+        grant
+            .write_record(&executor.cluster, executor.timeout, &write)
+            .await
     }
 }
 

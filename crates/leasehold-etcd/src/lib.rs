@@ -16,6 +16,7 @@ mod lease;
 mod member;
 mod pending_lock;
 mod queue;
+mod record;
 mod session;
 mod versions;
 mod waiters;

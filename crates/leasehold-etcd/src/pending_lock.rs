@@ -14,7 +14,7 @@ use crate::{
     lease::EtcdLease,
     queue::{QueueKey, QueuePosition, TxnKind, TxnResult},
     session::{self, EtcdSessions},
-    waiters::WaiterRegistry,
+    waiters::{WaiterRegistry, Watched},
 };
 
 /// How long a waiter waits for its watch before it checks its position. Without a watch it then
@@ -128,7 +128,7 @@ impl PendingLock {
             ..
         } = self;
         let timeout = cluster.request_timeout(request.ttl());
-        let registration = waiters.register(&queue_key.lock_prefix);
+        let registration = waiters.register(Watched::Lock(queue_key.lock_prefix.clone()));
         let position = queue_key.position_txn(revision);
         let lease = claim.session().handle().lease;
         let (mut budget, mut was_notified) = (RetryBudget::none(), false);

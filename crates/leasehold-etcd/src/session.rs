@@ -59,7 +59,7 @@ pub(crate) struct Handle {
     pub(crate) lease: i64,
     /// The key that a renewal reads. It exists as long as the lease.
     key: EtcdKey,
-    executor: Arc<BatchExecutor>,
+    pub(crate) executor: Arc<BatchExecutor>,
     batcher: Arc<Batcher<BatchExecutor>>,
     stream: tokio::sync::Mutex<Option<(LeaseKeeper, LeaseKeepAliveStream)>>,
     /// The create revisions of the locks that are held, to match revocation marks.

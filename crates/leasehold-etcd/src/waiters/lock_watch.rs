@@ -1,4 +1,4 @@
-//! [`LockWatch`]: the watch on one lock, and its waiters.
+//! [`LockWatch`]: the watch on one lock or on the record beside it, and its waiters.
 
 use std::{
     collections::HashMap,
@@ -14,15 +14,34 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::keys::{EtcdKey, LockPrefix};
 
-/// The watch on one lock.
+/// The keys that one watch reports.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Watched {
+    /// The deletions of the keys of a lock.
+    Lock(LockPrefix),
+    /// The writes and the deletion of the record beside a lock.
+    Record(EtcdKey),
+}
+
+impl Watched {
+    /// Returns the first key.
+    pub(super) fn start(&self) -> Vec<u8> {
+        match self {
+            Self::Lock(lock_prefix) => lock_prefix.start(),
+            Self::Record(key) => key.to_vec(),
+        }
+    }
+}
+
+/// The watch on one lock, or on the record beside it.
 #[derive(Debug)]
 pub(super) struct LockWatch {
     pub(super) id: i64,
-    pub(super) lock_prefix: LockPrefix,
+    pub(super) watched: Watched,
     pub(super) users: AtomicUsize,
     state: Mutex<WatchState>,
-    /// Counts the deletions that were seen, and the times when some may have been missed. A waiter
-    /// that reads it twice knows whether it missed a deletion.
+    /// Counts the changes that were seen, and the times when some may have been missed. A waiter
+    /// that reads it twice knows whether it missed a change.
     generation: AtomicU64,
     pub(super) established: Notify,
 }
@@ -38,15 +57,15 @@ pub(super) struct WatchState {
     any: Vec<(u64, Arc<Notify>)>,
 }
 
-/// A point in time, to find out later whether a deletion was missed since.
+/// A point in time, to find out later whether a change was missed since.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Generation(u64);
 
 impl LockWatch {
-    pub(super) fn new(id: i64, lock_prefix: LockPrefix) -> Self {
+    pub(super) fn new(id: i64, watched: Watched) -> Self {
         Self {
             id,
-            lock_prefix,
+            watched,
             users: AtomicUsize::new(0),
             state: Mutex::default(),
             generation: AtomicU64::new(0),
@@ -55,10 +74,13 @@ impl LockWatch {
     }
 
     pub(super) fn options(&self) -> WatchOptions {
-        WatchOptions::new()
-            .with_range(self.lock_prefix.end())
-            .with_filters([WatchFilterType::NoPut])
-            .with_watch_id(self.id)
+        let options = WatchOptions::new().with_watch_id(self.id);
+        match &self.watched {
+            Watched::Lock(lock_prefix) => options
+                .with_range(lock_prefix.end())
+                .with_filters([WatchFilterType::NoPut]),
+            Watched::Record(_) => options,
+        }
     }
 
     pub(super) fn on_created(&self) {
@@ -66,7 +88,7 @@ impl LockWatch {
         self.established.notify_waiters();
     }
 
-    /// Handles the end of the watch: no deletion is reported any more, so all waiters are notified
+    /// Handles the end of the watch: no change is reported any more, so all waiters are notified
     /// and check for themselves.
     pub(super) fn on_lost(&self) {
         let waiters = {
@@ -86,7 +108,8 @@ impl LockWatch {
         }
     }
 
-    pub(super) fn deleted(&self, key: &[u8]) {
+    /// Handles a change of this key.
+    pub(super) fn changed(&self, key: &[u8]) {
         let waiters = {
             let mut state = self.lock();
             self.generation.fetch_add(1, Ordering::AcqRel);

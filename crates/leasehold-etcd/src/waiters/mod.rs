@@ -3,8 +3,8 @@
 //! The server serves a watch that starts at a past revision only every 100 ms. Watches therefore
 //! start at the present revision and stay open for a while. A waiter makes sure that the watch on
 //! its lock is established, *then* reads which keys it waits for, and then waits. Each contended
-//! lock has a watch of its own on the stream, for deletions under its prefix. The server sends no
-//! events of other keys.
+//! lock has a watch of its own on the stream, for deletions under its prefix, and each record that
+//! is watched has one too. The server sends no events of other keys.
 
 mod lock_watch;
 mod stream;
@@ -18,12 +18,12 @@ use std::{
 use leasehold_core::{Result, backend::BoxFuture};
 use tokio::{sync::Notify, time::Instant};
 
-pub(crate) use self::lock_watch::Generation;
 use self::lock_watch::LockWatch;
+pub(crate) use self::lock_watch::{Generation, Watched};
 use crate::{
     connection::Cluster,
     error::{self, SideEffect},
-    keys::{EtcdKey, LockPrefix},
+    keys::EtcdKey,
 };
 
 /// How long the watch on a lock is kept after its last waiter. The next waiter need not wait for a
@@ -41,7 +41,7 @@ pub(crate) struct WaiterRegistry {
 
 #[derive(Debug, Default)]
 struct State {
-    by_prefix: HashMap<LockPrefix, Arc<LockWatch>>,
+    watches: HashMap<Watched, Arc<LockWatch>>,
     next: i64,
     running: bool,
     closed: bool,
@@ -64,17 +64,15 @@ impl WaiterRegistry {
         })
     }
 
-    /// Registers a waiter of this lock. Sends nothing until [`Registration::establish`].
-    pub(crate) fn register(self: &Arc<Self>, lock_prefix: &LockPrefix) -> Registration {
+    /// Registers a waiter for changes. Sends nothing until [`Registration::establish`].
+    pub(crate) fn register(self: &Arc<Self>, watched: Watched) -> Registration {
         let mut state = self.lock();
-        let watch = match state.by_prefix.get(lock_prefix) {
+        let watch = match state.watches.get(&watched) {
             Some(watch) => Arc::clone(watch),
             None => {
                 state.next += 1;
-                let watch = Arc::new(LockWatch::new(state.next, lock_prefix.clone()));
-                state
-                    .by_prefix
-                    .insert(lock_prefix.clone(), Arc::clone(&watch));
+                let watch = Arc::new(LockWatch::new(state.next, watched.clone()));
+                state.watches.insert(watched, Arc::clone(&watch));
                 watch
             }
         };
@@ -93,14 +91,14 @@ impl WaiterRegistry {
     }
 
     fn all(&self) -> Vec<Arc<LockWatch>> {
-        self.lock().by_prefix.values().cloned().collect()
+        self.lock().watches.values().cloned().collect()
     }
 
     /// Removes the watches that have had no waiter for a while, and returns their ids.
     fn sweep(&self) -> Vec<i64> {
         let now = Instant::now();
         let mut ids = Vec::new();
-        self.lock().by_prefix.retain(|_, watch| {
+        self.lock().watches.retain(|_, watch| {
             let idle = watch.users.load(Ordering::Acquire) == 0
                 && watch
                     .lock()
@@ -119,10 +117,10 @@ impl WaiterRegistry {
     fn to_watch(&self) -> Option<Vec<Arc<LockWatch>>> {
         let mut state = self.lock();
         state
-            .by_prefix
+            .watches
             .retain(|_, watch| watch.users.load(Ordering::Acquire) > 0);
         let wanted: Vec<_> = state
-            .by_prefix
+            .watches
             .values()
             .filter(|watch| watch.lock().requested)
             .cloned()
@@ -142,7 +140,7 @@ impl WaiterRegistry {
         }
         Some(
             state
-                .by_prefix
+                .watches
                 .values()
                 .filter(|watch| watch.lock().requested)
                 .cloned()
@@ -156,7 +154,7 @@ impl WaiterRegistry {
 }
 
 impl Registration {
-    /// Waits until the watch is established. Every later deletion is reported.
+    /// Waits until the watch is established. Every later change is reported.
     pub(crate) async fn establish(&self, timeout: Duration) -> Result<()> {
         if self.watch.lock().is_established {
             return Ok(());
@@ -192,13 +190,13 @@ impl Registration {
         self.watch.generation()
     }
 
-    /// Completes when one of these keys was deleted, or when an event since `before` may have been
-    /// missed.
+    /// Completes when one of these keys of a lock was deleted, or when an event since `before` may
+    /// have been missed.
     pub(crate) fn deleted(&self, keys: Vec<EtcdKey>, before: Generation) -> BoxFuture<'static, ()> {
         self.watch.wait_for(Some(keys), before)
     }
 
-    /// Completes when any key was deleted since `before`, or when an event may have been missed.
+    /// Completes when there was any change since `before`, or when one may have been missed.
     pub(crate) fn changed(&self, before: Generation) -> BoxFuture<'static, ()> {
         self.watch.wait_for(None, before)
     }
@@ -212,7 +210,7 @@ impl Drop for Registration {
         let last = self.watch.users.fetch_sub(1, Ordering::AcqRel) == 1;
         // No watch was requested from the server, so there is none to keep.
         if last && !watch.requested {
-            state.by_prefix.remove(&self.watch.lock_prefix);
+            state.watches.remove(&self.watch.watched);
         }
     }
 }
@@ -278,7 +276,7 @@ mod tests {
             .unwrap();
         let panics = PanicsAtEvents::default();
         let _subscribed = tracing::subscriber::set_default(panics.clone());
-        let registration = WaiterRegistry::new(&cluster).register(&lock_prefix);
+        let registration = WaiterRegistry::new(&cluster).register(Watched::Lock(lock_prefix));
         registration
             .establish(Duration::from_secs(1))
             .await
@@ -295,7 +293,7 @@ mod tests {
             .lock_prefix(&LockKey::new("k").unwrap(), false)
             .unwrap();
         let registry = WaiterRegistry::new(&cluster);
-        let registration = registry.register(&lock_prefix);
+        let registration = registry.register(Watched::Lock(lock_prefix));
         registration
             .establish(Duration::from_secs(1))
             .await
@@ -305,6 +303,6 @@ mod tests {
         // Longer than any delay between two attempts.
         tokio::time::sleep(Duration::from_secs(60)).await;
         let state = registry.lock();
-        assert!(!state.running && state.by_prefix.is_empty());
+        assert!(!state.running && state.watches.is_empty());
     }
 }

@@ -12,7 +12,10 @@ use leasehold_core::{
     backend::support::{contained, supervised},
 };
 
-use super::{WaiterRegistry, lock_watch::LockWatch};
+use super::{
+    WaiterRegistry,
+    lock_watch::{LockWatch, Watched},
+};
 use crate::{
     connection::Cluster,
     error::{self, ERRORS, SideEffect},
@@ -92,7 +95,7 @@ async fn serve(
             let (mut client, options, start) = (
                 channel.watch.clone(),
                 first.options(),
-                first.lock_prefix.start(),
+                first.watched.start(),
             );
             async move { client.watch(start, Some(options)).await }
         },
@@ -151,7 +154,7 @@ async fn request_watch(
     requests: &mut WatchRequestSender,
     watch: &LockWatch,
 ) -> Result<()> {
-    let sent = requests.watch(watch.lock_prefix.start(), Some(watch.options()));
+    let sent = requests.watch(watch.watched.start(), Some(watch.options()));
     match tokio::time::timeout(cluster.config.timeout, sent).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(error::from_driver(
@@ -197,10 +200,11 @@ fn handle_response(requested: &mut HashMap<i64, Arc<LockWatch>>, answer: &WatchR
         watch.on_created();
     }
     for event in answer.events() {
-        if event.event_type() == EventType::Delete
-            && let Some(kv) = event.kv()
-        {
-            watch.deleted(kv.key());
+        // The server was asked for no writes of the keys of locks.
+        let reported =
+            event.event_type() == EventType::Delete || matches!(watch.watched, Watched::Record(_));
+        if let Some(kv) = event.kv().filter(|_| reported) {
+            watch.changed(kv.key());
         }
     }
 }

@@ -1,0 +1,272 @@
+//! The record beside a lock: one key without a lease.
+//!
+//! A write compares the create revision of the holder's key and the modification revision of the
+//! record, in the transaction that puts the record. A copy that is late or was sent twice therefore
+//! changes nothing: the holder's key is gone, or the record has another revision. Revisions are
+//! never reused, so a record that was deleted and created again is told apart.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+};
+use leasehold_core::{
+    Error, ErrorKind, FencingToken, LockKey, Mode, Record, Result,
+    backend::{BoxFuture, RecordRead, RecordReading, RecordWrite, Request, support::StoredRecord},
+};
+
+use crate::{
+    connection::Cluster,
+    error::{ERRORS, SideEffect},
+    keys::{EtcdKey, LockPrefix},
+    queue::QueueKey,
+    waiters::{Generation, Registration, WaiterRegistry, Watched},
+};
+
+const READ: &str = "read_record";
+const WRITE: &str = "write_record";
+
+/// The number of attempts of one write. Only late copies of earlier writes of the same holder, and
+/// other programs, change the record meanwhile.
+const MAX_ATTEMPTS: usize = 8;
+
+/// Reads the record beside a lock.
+pub(crate) async fn read(
+    cluster: &Cluster,
+    waiters: &Arc<WaiterRegistry>,
+    read: &RecordRead,
+) -> Result<RecordReading> {
+    let place = cluster.layout.record(&read.key, READ)?;
+    let lock_prefix = cluster.layout.lock_prefix(&read.key, false)?;
+    let watch = if read.watch {
+        let held = read.while_held.then_some(&lock_prefix);
+        RecordChanges::watch(waiters, &place, held, cluster.config.timeout).await
+    } else {
+        None
+    };
+    // One transaction shows the record and the holder at one revision. The read is linearizable.
+    let mut reads = vec![TxnOp::get(place.to_vec(), None)];
+    if read.while_held {
+        reads.push(first_key(&lock_prefix));
+    }
+    let txn = Txn::new().and_then(reads);
+    let timeout = cluster.config.timeout;
+    let answer = cluster.txn(READ, SideEffect::None, timeout, &txn).await?;
+    let mut found = answer.op_responses().into_iter().map(first_of);
+    let stored = found.next().ok_or_else(|| ERRORS.unexpected(READ))??;
+    let holder = found.next().transpose()?.flatten();
+
+    let stored = match &stored {
+        Some(kv) => Some(decode(&read.key, kv, READ)?),
+        None => None,
+    };
+    let mut record = stored.and_then(StoredRecord::into_record);
+    let holder = holder.filter(|kv| record.as_ref().is_some_and(|record| wrote(kv, record)));
+    if read.while_held && holder.is_none() {
+        record = None;
+    }
+    let mut reading = RecordReading::new(record);
+    let holder = holder.map(|kv| EtcdKey::from(kv.key()));
+    let poll_interval = cluster.config.fallback_poll_interval;
+    reading.changed = watch.map(|watch| watch.changed(holder, poll_interval));
+    Ok(reading)
+}
+
+/// Reads the first key of a lock, which belongs to the holder.
+fn first_key(lock_prefix: &LockPrefix) -> TxnOp {
+    let options = GetOptions::new()
+        .with_range(lock_prefix.end())
+        .with_sort(SortTarget::Create, SortOrder::Ascend)
+        .with_limit(1)
+        .with_keys_only();
+    TxnOp::get(lock_prefix.start(), Some(options))
+}
+
+/// Returns whether the grant with this key wrote the record. Its token is the create revision.
+fn wrote(kv: &KeyValue, record: &Record) -> bool {
+    record.token == token_of(kv.create_revision())
+}
+
+fn token_of(revision: i64) -> Option<FencingToken> {
+    u64::try_from(revision).ok().map(FencingToken::new)
+}
+
+/// Returns the first key of the answer to a range.
+fn first_of(answer: TxnOpResponse) -> Result<Option<KeyValue>> {
+    match answer {
+        TxnOpResponse::Get(mut range) => Ok(range.take_kvs().into_iter().next()),
+        _ => Err(ERRORS.unexpected(READ)),
+    }
+}
+
+fn decode(key: &LockKey, kv: &KeyValue, operation: &'static str) -> Result<StoredRecord> {
+    StoredRecord::decode(key, kv.value()).map_err(|error| ERRORS.named(error, operation))
+}
+
+/// The watches for one reading. They were established before the read was sent.
+struct RecordChanges {
+    record: (Registration, Generation),
+    /// The watch on the lock, if the end of the hold counts as well.
+    lock: Option<(Registration, Generation)>,
+}
+
+impl RecordChanges {
+    /// Watches the record, and the lock with this prefix. Returns `None` without a watch stream.
+    async fn watch(
+        waiters: &Arc<WaiterRegistry>,
+        place: &EtcdKey,
+        lock_prefix: Option<&LockPrefix>,
+        timeout: Duration,
+    ) -> Option<Self> {
+        let established = async |watched: Watched| {
+            let registration = waiters.register(watched);
+            registration.establish(timeout).await.ok()?;
+            let before = registration.generation();
+            Some((registration, before))
+        };
+        let record = established(Watched::Record(place.clone()));
+        let lock = async {
+            match lock_prefix {
+                Some(prefix) => established(Watched::Lock(prefix.clone())).await.map(Some),
+                None => Some(None),
+            }
+        };
+        let (record, lock) = tokio::join!(record, lock);
+        Some(Self {
+            record: record?,
+            lock: lock?,
+        })
+    }
+
+    /// Completes when another read may have another answer, and at the latest after
+    /// `poll_interval`. `holder` is the key of the holder who wrote the record.
+    ///
+    /// Without such a holder there is no record until the next write, so the lock does not matter.
+    fn changed(self, holder: Option<EtcdKey>, poll_interval: Duration) -> BoxFuture<'static, ()> {
+        let (record, before) = &self.record;
+        let written = record.changed(*before);
+        let ended = match (&self.lock, holder) {
+            (Some((lock, before)), Some(holder)) => lock.deleted(vec![holder], *before),
+            _ => Box::pin(std::future::pending()),
+        };
+        Box::pin(async move {
+            // The watches are kept until here.
+            let _registrations = self;
+            tokio::select! {
+                () = written => {}
+                () = ended => {}
+                () = tokio::time::sleep(poll_interval) => {}
+            }
+        })
+    }
+}
+
+/// A grant, as the writer of a record.
+pub(crate) struct Grant<'a> {
+    pub(crate) request: &'a Request,
+    pub(crate) queue_key: &'a QueueKey,
+    /// The create revision of its key.
+    pub(crate) revision: i64,
+}
+
+/// The record as it is stored.
+struct Found {
+    /// 0 if there is none.
+    revision: i64,
+    record: Option<StoredRecord>,
+}
+
+impl Grant<'_> {
+    /// Replaces or clears the record. Each request to a member may take `timeout`.
+    pub(crate) async fn write_record(
+        &self,
+        cluster: &Cluster,
+        timeout: Duration,
+        write: &RecordWrite,
+    ) -> Result<u64> {
+        if self.queue_key.mode != Mode::Exclusive {
+            return Err(ERRORS.error(
+                ErrorKind::Unsupported,
+                WRITE,
+                "only the holder of an exclusive lock writes its record; use a mutex or a write lock",
+            ));
+        }
+        let (owner, sequence) = (self.request.owner(), write.sequence());
+        let place = cluster.layout.record(self.request.key(), WRITE)?;
+        let read = cluster.get(WRITE, timeout, &place, None).await?;
+        let mut found = self.found(read.kvs().first())?;
+        for _ in 0..MAX_ATTEMPTS {
+            let previous = found.record.as_ref();
+            if let Some(previous) = previous.filter(|it| it.supersedes(owner, sequence)) {
+                return Ok(previous.version);
+            }
+            let (token, now) = (token_of(self.revision), SystemTime::now());
+            let record = StoredRecord::after(previous, self.request, token, write, now);
+            let txn = self.replace(&place, found.revision, record.encode());
+            let answer = cluster
+                .txn(WRITE, SideEffect::Writes, timeout, &txn)
+                .await?;
+            if answer.succeeded() {
+                return Ok(record.version);
+            }
+            let mut parts = answer.op_responses().into_iter().map(first_of);
+            let mut next = || parts.next().ok_or_else(|| ERRORS.unexpected(WRITE))?;
+            let (own_key, stored) = (next()?, next()?);
+            let holds = own_key.is_some_and(|kv| kv.create_revision() == self.revision);
+            found = match self.found(stored.as_ref()) {
+                // An earlier copy has taken effect while the lock was held.
+                Ok(Found {
+                    record: Some(record),
+                    ..
+                }) if record.supersedes(owner, sequence) => return Ok(record.version),
+                _ if !holds => return Err(lost()),
+                found => found?,
+            };
+        }
+        Err(ERRORS.error(
+            ErrorKind::Unavailable,
+            WRITE,
+            "other programs change the record at each attempt of the write; stop them, or choose another name",
+        ))
+    }
+
+    /// Puts the record if this grant holds the lock and the record has this revision. Otherwise
+    /// reads both.
+    fn replace(&self, place: &EtcdKey, revision: i64, record: Vec<u8>) -> Txn {
+        let own_key = self.queue_key.key.to_vec();
+        let holds = Compare::create_revision(own_key.clone(), CompareOp::Equal, self.revision);
+        let unchanged = Compare::mod_revision(place.to_vec(), CompareOp::Equal, revision);
+        let keys_only = GetOptions::new().with_keys_only();
+        Txn::new()
+            .when([holds, unchanged])
+            .and_then([TxnOp::put(place.to_vec(), record, None)])
+            .or_else([
+                TxnOp::get(own_key, Some(keys_only)),
+                TxnOp::get(place.to_vec(), None),
+            ])
+    }
+
+    fn found(&self, kv: Option<&KeyValue>) -> Result<Found> {
+        Ok(match kv {
+            None => Found {
+                revision: 0,
+                record: None,
+            },
+            Some(kv) => Found {
+                revision: kv.mod_revision(),
+                record: Some(decode(self.request.key(), kv, WRITE)?),
+            },
+        })
+    }
+}
+
+fn lost() -> Error {
+    ERRORS.error(
+        ErrorKind::Lost,
+        WRITE,
+        "the key of the holder is gone, so the lock is no longer held; acquire it again",
+    )
+}
