@@ -4,9 +4,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use leasehold_core::{
     Capabilities, Expiry, Fairness, Fencing, HolderRef, Inspection, LockKey, LossDetection, Pong,
-    Restart, Result, Revocation, RevokeOutcome, Ttl, WaiterNotification,
+    Records, Restart, Result, Revocation, RevokeOutcome, Ttl, WaiterNotification,
     backend::{
-        Attempt, Contention, Lease, LockBackend, Request, async_trait,
+        Attempt, Contention, Lease, LockBackend, RecordRead, RecordReading, Request, async_trait,
         support::{check_runtime, contained},
     },
     session::{Sessions, attempt_with_session_retry, cancelled, queue_with_session_retry},
@@ -23,7 +23,7 @@ use crate::{
     keys::Directory,
     pending_lock::{PendingLock, lost_place},
     queue::{self, Standing},
-    revoke,
+    record, revoke,
     session::ZookeeperSessions,
     wake,
 };
@@ -365,6 +365,15 @@ impl LockBackend for ZookeeperBackend {
         revoked
     }
 
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        let reading = record::read(&self.cluster, &read).await;
+        let outcome = reading.as_ref().map(|_| ()).map_err(Clone::clone);
+        if self.is_cured("read_record", &outcome).await {
+            return record::read(&self.cluster, &read).await;
+        }
+        reading
+    }
+
     /// Waits for an answer of the leader, on a connection without locks.
     async fn ping(&self) -> Result<Pong> {
         let link = self.cluster.shared("ping").await?;
@@ -399,6 +408,7 @@ fn capabilities(endpoint: String) -> Capabilities {
     capabilities.pipelined_release = false;
     capabilities.inspect = true;
     capabilities.revoke = true;
+    capabilities.records = Records::Durable;
     capabilities
 }
 

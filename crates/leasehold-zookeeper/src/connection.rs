@@ -4,9 +4,9 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use leasehold_core::{
@@ -61,6 +61,8 @@ pub(crate) struct Cluster {
     pub(crate) used_up: UsedUp,
     /// The connection for requests of no session, such as an inspection. Opened when it is needed.
     shared: tokio::sync::Mutex<Option<Arc<Link>>>,
+    /// Whether there may be a node by which the leader's clock is read.
+    has_clock: AtomicBool,
 }
 
 enum Source {
@@ -187,6 +189,7 @@ impl Cluster {
             names,
             used_up,
             shared,
+            has_clock: AtomicBool::new(false),
         })
     }
 
@@ -464,9 +467,41 @@ impl Cluster {
             .map(drop)
     }
 
+    /// Returns the time by the wall clock of the leader.
+    ///
+    /// The servers have no request for it. They show it in the time at which a node was modified,
+    /// so the connection has an ephemeral node of its own and modifies it.
+    pub(crate) async fn leader_time(&self, link: &Link) -> Result<SystemTime, Driver> {
+        let path = self.names.clock(link.client.session_id().0);
+        let stat = loop {
+            match link.client.set_data(&path, b"", None).await {
+                Err(Driver::NoNode) => {}
+                set => break set?,
+            }
+            self.has_clock.store(true, Ordering::Relaxed);
+            let ephemeral = CreateMode::Ephemeral.with_acls(self.config.access.acls());
+            match link.client.create(&path, b"", &ephemeral).await {
+                Ok((stat, _)) => break stat,
+                Err(Driver::NoNode) => self.make(link, &self.names.sessions()).await?,
+                // Another task has created it.
+                Err(Driver::NodeExists) => {}
+                Err(error) => return Err(error),
+            }
+        };
+        Ok(time_of(stat.mtime))
+    }
+
     /// Closes the shared connection.
     pub(crate) async fn close(&self) {
         *self.shared.lock().await = None;
+        // The session of the user's own client continues.
+        if let Some(link) = self.given()
+            && self.has_clock.swap(false, Ordering::Relaxed)
+        {
+            let path = self.names.clock(link.client.session_id().0);
+            let deleted = link.client.delete(&path, None);
+            drop(timeout(self.config.timeout, deleted).await);
+        }
     }
 
     /// Waits for the answer to a request, and converts its error.
@@ -581,6 +616,12 @@ impl Cluster {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Returns the time of a [`Stat`](zookeeper_client::Stat), which is in milliseconds since 1970.
+pub(crate) fn time_of(millis: i64) -> SystemTime {
+    let since = Duration::from_millis(u64::try_from(millis).unwrap_or_default());
+    SystemTime::UNIX_EPOCH + since
 }
 
 impl fmt::Debug for Cluster {

@@ -7,13 +7,14 @@
 //! | `<root>/<name>/_c_<uuid>-__READ__N` | a shared one |
 //! | `<root>/<name>%permits/_c_<uuid>-<of>-lease-N` | one of a semaphore |
 //! | `<root>/%sessions/<id>` | a session |
+//! | `<root>/%records/<name>` | the record beside a lock, a persistent node |
 //!
 //! `N` is the sequence number that the server appends, ten digits. A waiter that becomes a holder
 //! may have two nodes one after the other, with one `N` and two uuids.
 //!
 //! Names are written as they are, so that Curator's path `<root>/<name>` is shared. A byte that a
-//! path segment cannot contain is written as `%` and two hexadecimal digits. `%permits` and
-//! `%sessions` are not such an encoding, so no lock's name collides with them.
+//! path segment cannot contain is written as `%` and two hexadecimal digits. `%permits`,
+//! `%sessions` and `%records` are not such an encoding, so no lock's name collides with them.
 
 use std::{
     fmt,
@@ -27,6 +28,7 @@ use crate::config::ExclusiveNodes;
 
 const PERMITS: &str = "%permits";
 const SESSIONS: &str = "%sessions";
+const RECORDS: &str = "%records";
 /// The prefix that Curator puts before the uuid of a protected node.
 const PROTECTED: &str = "_c_";
 const UUID_LEN: usize = 36;
@@ -103,6 +105,12 @@ impl Uuid {
     pub(crate) fn session(self) -> Option<u32> {
         let ours = self.0 & VERSION == 0x8 << 76 && self.0 & VARIANT == 0b10 << 62;
         ours.then_some((self.0 >> 96) as u32)
+    }
+
+    /// Returns whether it identifies this acquisition, in any session.
+    pub(crate) fn is_of(self, owner: AcquisitionId) -> bool {
+        self.session()
+            .is_some_and(|session| self == Self::new(session, owner))
     }
 
     /// Reads the uuid in the name of a protected node.
@@ -267,6 +275,24 @@ impl Names {
         Directory(format!("{}/{SESSIONS}", self.root).into())
     }
 
+    /// Returns the path below which the records are.
+    pub(crate) fn records(&self) -> String {
+        format!("{}/{RECORDS}", self.root)
+    }
+
+    /// Returns the path of the record beside a lock.
+    pub(crate) fn record(&self, key: &LockKey) -> String {
+        let mut path = self.records();
+        path.push('/');
+        encode(key.as_bytes(), false, &mut path);
+        path
+    }
+
+    /// Returns the path of the node that a connection reads the leader's clock by.
+    pub(crate) fn clock(&self, session: i64) -> String {
+        self.sessions().child(&format!("{session:x}-clock"))
+    }
+
     /// Returns the path below which all nodes are.
     pub(crate) fn ephemerals(&self) -> &str {
         if self.root.is_empty() {
@@ -414,6 +440,35 @@ mod tests {
             .directory(&LockKey::new(name).unwrap(), false)
             .path()
             .to_owned()
+    }
+
+    #[test]
+    fn golden_paths_of_records() {
+        let record = |root: &str, name: &str| names(root).record(&LockKey::new(name).unwrap());
+        for (name, path) in [
+            ("item", "/shop/%records/item"),
+            ("a/b", "/shop/%records/a%2Fb"),
+            ("..", "/shop/%records/%2E."),
+            ("%records", "/shop/%records/%25records"),
+        ] {
+            assert_eq!(record("/shop", name), path);
+        }
+        assert_eq!(record("", "zookeeper"), "/%records/zookeeper");
+        // No lock has its nodes there.
+        assert_eq!(path_of("/shop", "%records"), "/shop/%25records");
+        assert_eq!(names("").clock(0x1f), "/%sessions/1f-clock");
+    }
+
+    #[test]
+    fn an_acquisition_is_known_in_every_session() {
+        let owner = AcquisitionId::random();
+        for session in [0, 7, u32::MAX] {
+            assert!(Uuid::new(session, owner).is_of(owner));
+            assert!(!Uuid::new(session, AcquisitionId::random()).is_of(owner));
+        }
+        // Another program wrote this one.
+        let other = Uuid::of_name("_c_123e4567-e89b-12d3-a456-426614174000-lock-0000000001");
+        assert!(!other.unwrap().is_of(owner));
     }
 
     #[test]

@@ -4,13 +4,14 @@ use std::{fmt, sync::Arc};
 
 use leasehold_core::{
     Deadline, FencingToken, Released, Result,
-    backend::{KeepAlive, Lease, Request, async_trait, support::ReleaseTracker},
+    backend::{KeepAlive, Lease, RecordWrite, Request, async_trait, support::ReleaseTracker},
     session::Claim,
 };
 
 use crate::{
     batch::{Done, Job, Work},
     error::ERRORS,
+    record::Grant,
     session::{ZookeeperSessions, run},
     watch_queue::WatchedLease,
 };
@@ -85,6 +86,16 @@ impl Lease for ZookeeperLease {
         self.claim.session().handle().forget(self.held.uuid);
         self.claim.release();
         Ok(released)
+    }
+
+    async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
+        let grant = Grant {
+            claim: &self.claim,
+            request: &self.request,
+            path: &self.held.path,
+            token: self.fencing_token(),
+        };
+        grant.write_record(&write).await
     }
 }
 

@@ -16,6 +16,7 @@ mod loss_watch;
 mod pending_lock;
 mod predecessor;
 mod queue;
+mod record;
 mod revoke;
 mod session;
 mod session_tasks;

@@ -1,0 +1,351 @@
+//! The record beside a lock: one persistent node.
+//!
+//! A write is one transaction: it checks that the holder's node exists, and replaces the data if the
+//! version of the record's node is the one that was read before. Nodes of holders are never created
+//! twice, so the write of a former holder fails wherever it was delayed.
+//!
+//! A read follows a transaction on the same connection. A `sync` would not be enough: a leader that
+//! was stopped and deposed answers it without asking the other servers, and a client on its side
+//! would read a record that the next holder has replaced. The servers execute the requests of a
+//! session in order, so both take one round trip.
+
+use std::{sync::Arc, time::SystemTime};
+
+use futures_util::future::{BoxFuture, OptionFuture, join, join5};
+use leasehold_core::{
+    AcquisitionId, Error, ErrorKind, FencingToken, Mode, Result,
+    backend::{RecordRead, RecordReading, RecordWrite, Request, support::StoredRecord},
+    session::Claim,
+};
+use zookeeper_client::{
+    Client, CreateMode, Error as Driver, MultiWriteError, MultiWriteResult, Stat,
+};
+
+use crate::{
+    connection::{Cluster, Link, time_of},
+    error::{self, ERRORS, SideEffect},
+    keys::Member,
+    session::{ZookeeperSessions, note},
+    wake::{Event, event_of},
+};
+
+const READ: &str = "read_record";
+const WRITE: &str = "write_record";
+
+/// The most attempts of one write. Only other programs change the record meanwhile, and writes of
+/// the same holder whose answers were lost.
+const TRIES: usize = 8;
+
+/// The data of a record's node, if the node exists.
+type Found = Option<(Vec<u8>, Stat)>;
+
+/// Reads the record beside a lock.
+pub(crate) async fn read(cluster: &Arc<Cluster>, read: &RecordRead) -> Result<RecordReading> {
+    let link = cluster.shared(READ).await?;
+    let asked = ask(cluster, &link, read);
+    let answer = cluster.ask(READ, SideEffect::None, cluster.config.timeout, asked);
+    let Answer {
+        found,
+        children,
+        watch,
+        now,
+    } = answer.await?;
+    let stored = match found {
+        Some((data, stat)) => {
+            let stored = StoredRecord::decode(&read.key, &data);
+            let mut stored = stored.map_err(|error| ERRORS.named(error, READ))?;
+            // The writer's clock is in the data. This is the leader's.
+            stored.written = time_of(stat.mtime);
+            Some(stored)
+        }
+        None => None,
+    };
+    let mut record = stored.and_then(StoredRecord::into_record);
+    let mut holder = None;
+    if read.while_held {
+        let owner = record.as_ref().map(|record| record.owner);
+        holder = owner.and_then(|owner| children.iter().find(|name| is_of(name, owner)));
+        record = record.filter(|_| holder.is_some());
+    }
+    let mut reading = RecordReading::new(record);
+    reading.now = now;
+    if let Some(written) = watch {
+        let path = holder.map(|name| cluster.names.directory(&read.key, false).child(name));
+        reading.changed = changed(cluster, &link, written, path).await?;
+    }
+    Ok(reading)
+}
+
+/// Returns whether a node belongs to this acquisition. Once it has written a record, it holds the
+/// lock for as long as its node exists.
+fn is_of(name: &str, owner: AcquisitionId) -> bool {
+    Member::read(name)
+        .and_then(|member| member.uuid)
+        .is_some_and(|uuid| uuid.is_of(owner))
+}
+
+/// The answers to one read.
+struct Answer {
+    found: Found,
+    /// The nodes of holders and waiters, if only the record of a holder is wanted.
+    children: Vec<String>,
+    /// The watch on the record, if it is wanted and there is room for it.
+    watch: Option<Event>,
+    now: Option<SystemTime>,
+}
+
+/// Sends all requests of a read before any of them is answered.
+async fn ask(cluster: &Cluster, link: &Arc<Link>, read: &RecordRead) -> Result<Answer, Driver> {
+    let client = &link.client;
+    let path = cluster.names.record(&read.key);
+    let directory = cluster.names.directory(&read.key, false);
+    let transaction = transaction(client)?;
+    let room = read.watch.then(|| link.room(&path)).flatten();
+    let watch = room.is_some().then(|| client.check_and_watch_stat(&path));
+    let found = client.get_data(&path);
+    let children = read
+        .while_held
+        .then(|| client.list_children(directory.path()));
+    let now = read.clock.then(|| cluster.leader_time(link));
+    let (transaction, watch, found, children, now) = join5(
+        transaction,
+        OptionFuture::from(watch),
+        found,
+        OptionFuture::from(children),
+        OptionFuture::from(now),
+    )
+    .await;
+    transaction?;
+    Ok(Answer {
+        found: unless_gone(found)?,
+        children: children
+            .map(unless_gone)
+            .transpose()?
+            .flatten()
+            .unwrap_or_default(),
+        watch: watch
+            .transpose()?
+            .zip(room)
+            .map(|((_, watcher), room)| event_of(watcher, room)),
+        now: now.transpose()?,
+    })
+}
+
+/// Sends a transaction that changes nothing. Every later answer on this connection shows at least
+/// what was committed before it.
+///
+/// The servers commit a transaction that fails, too.
+fn transaction(
+    client: &Client,
+) -> Result<impl Future<Output = Result<(), Driver>> + Send + '_, Driver> {
+    let mut check = client.new_multi_writer();
+    check.add_check_version("/", -1)?;
+    let committed = check.commit();
+    Ok(async move {
+        match committed.await {
+            Ok(_) | Err(MultiWriteError::OperationFailed { .. }) => Ok(()),
+            Err(MultiWriteError::RequestFailed { source }) => Err(source),
+        }
+    })
+}
+
+/// Returns a future that completes when another read may have another answer: after a write, after
+/// the end of the `holder` that wrote the record, and at the latest after the option
+/// `fallback-poll-interval`. Returns `None` if the connection has no room for the watch.
+async fn changed(
+    cluster: &Arc<Cluster>,
+    link: &Arc<Link>,
+    written: Event,
+    holder: Option<String>,
+) -> Result<Option<BoxFuture<'static, ()>>> {
+    let ended: Event = match holder {
+        // There is no record until the next write.
+        None => Box::pin(std::future::pending()),
+        Some(path) => {
+            let Some(room) = link.room(&path) else {
+                return Ok(None);
+            };
+            let watched = link.client.check_and_watch_stat(&path);
+            let patience = cluster.config.timeout;
+            match cluster
+                .ask(READ, SideEffect::None, patience, watched)
+                .await?
+            {
+                (Some(_), watcher) => event_of(watcher, room),
+                // It has ended since the read.
+                (None, _) => return Ok(Some(Box::pin(std::future::ready(())))),
+            }
+        }
+    };
+    let interval = cluster.config.fallback_poll_interval;
+    Ok(Some(Box::pin(async move {
+        tokio::select! {
+            _ = written => {}
+            _ = ended => {}
+            () = tokio::time::sleep(interval) => {}
+        }
+    })))
+}
+
+fn unless_gone<T>(answer: Result<T, Driver>) -> Result<Option<T>, Driver> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(Driver::NoNode) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A grant, as the writer of a record.
+pub(crate) struct Grant<'a> {
+    pub(crate) claim: &'a Claim<ZookeeperSessions>,
+    pub(crate) request: &'a Request,
+    /// Its node.
+    pub(crate) path: &'a str,
+    pub(crate) token: Option<FencingToken>,
+}
+
+impl Grant<'_> {
+    /// Replaces or clears the record.
+    pub(crate) async fn write_record(&self, write: &RecordWrite) -> Result<u64> {
+        if self.request.mode() != Mode::Exclusive {
+            return Err(ERRORS.error(
+                ErrorKind::Unsupported,
+                WRITE,
+                "only the holder of an exclusive lock writes its record; use a mutex or a write lock",
+            ));
+        }
+        let handle = self.claim.session().handle();
+        let link = handle.link(WRITE)?;
+        for _ in 0..TRIES {
+            let mut tried = self.try_write(&link, write).await;
+            if handle.cluster.is_cured(WRITE, &link, &tried).await {
+                tried = self.try_write(&link, write).await;
+            }
+            match tried {
+                Ok(Some(version)) => return Ok(version),
+                Ok(None) => {}
+                Err(error) => {
+                    if error.kind() == ErrorKind::Lost {
+                        note(self.claim, &error);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Err(ERRORS.error(
+            ErrorKind::Unavailable,
+            WRITE,
+            "other programs change the record at each attempt of the write; stop them, or choose another name",
+        ))
+    }
+
+    /// Reads the record and replaces it. Returns its version, or `None` if another write came in
+    /// between.
+    async fn try_write(&self, link: &Arc<Link>, write: &RecordWrite) -> Result<Option<u64>> {
+        let handle = self.claim.session().handle();
+        let (cluster, patience, key) = (&handle.cluster, handle.patience, self.request.key());
+        let path = cluster.names.record(key);
+        let found = async {
+            // An earlier write in flight precedes this request on the same connection. On an older
+            // connection it is refused from now on, because the session has moved.
+            let (sync, read) = (link.client.sync(&path), link.client.get_data(&path));
+            let (synced, read) = join(sync, read).await;
+            unless_gone(synced)?;
+            unless_gone(read)
+        };
+        let found = cluster
+            .ask(WRITE, SideEffect::None, patience, found)
+            .await?;
+        let (previous, version) = match found {
+            None => (None, None),
+            Some((data, stat)) => {
+                let stored = StoredRecord::decode(key, &data);
+                let stored = stored.map_err(|error| ERRORS.named(error, WRITE))?;
+                (Some(stored), Some(stat.version))
+            }
+        };
+        if let Some(previous) = &previous
+            && previous.supersedes(self.request.owner(), write.sequence())
+        {
+            return Ok(Some(previous.version));
+        }
+        let now = SystemTime::now();
+        let record = StoredRecord::after(previous.as_ref(), self.request, self.token, write, now);
+        let data = record.encode();
+        let committed = self.commit(link, &path, version, &data);
+        let committed = async { Ok(committed.await) };
+        match cluster
+            .ask(WRITE, SideEffect::Writes, patience, committed)
+            .await?
+        {
+            Ok(_) => Ok(Some(record.version)),
+            Err(MultiWriteError::OperationFailed {
+                index: 0,
+                source: Driver::NoNode,
+            }) => Err(lost()),
+            Err(MultiWriteError::OperationFailed {
+                source: Driver::BadVersion | Driver::NodeExists,
+                ..
+            }) => Ok(None),
+            Err(MultiWriteError::OperationFailed {
+                source: Driver::NoNode,
+                ..
+            }) => {
+                if version.is_none() {
+                    self.make_parent(link).await?;
+                }
+                Ok(None)
+            }
+            Err(MultiWriteError::OperationFailed { source, .. }) => Err(error::from_driver(
+                source,
+                WRITE,
+                SideEffect::None,
+                &cluster.endpoint(),
+            )),
+            Err(MultiWriteError::RequestFailed { source }) => Err(error::from_driver(
+                source,
+                WRITE,
+                SideEffect::Writes,
+                &cluster.endpoint(),
+            )),
+        }
+    }
+
+    /// Replaces the record of this version, or creates it, if the node of the holder exists.
+    async fn commit(
+        &self,
+        link: &Link,
+        path: &str,
+        version: Option<i32>,
+        data: &[u8],
+    ) -> Result<Vec<MultiWriteResult>, MultiWriteError> {
+        let acls = self.claim.session().handle().cluster.config.access.acls();
+        let mut writer = link.client.new_multi_writer();
+        writer.add_check_version(self.path, -1)?;
+        match version {
+            Some(version) => writer.add_set_data(path, data, Some(version))?,
+            None => writer.add_create(path, data, &CreateMode::Persistent.with_acls(acls))?,
+        }
+        writer.commit().await
+    }
+
+    /// Creates the parent of all records.
+    async fn make_parent(&self, link: &Link) -> Result<()> {
+        let handle = self.claim.session().handle();
+        let (cluster, path) = (&handle.cluster, handle.cluster.names.records());
+        let persistent = CreateMode::Persistent.with_acls(cluster.config.access.acls());
+        let made = link.client.mkdir(&path, &persistent);
+        // A lost answer is harmless: nothing else depends on it.
+        cluster
+            .ask(WRITE, SideEffect::None, handle.patience, made)
+            .await
+    }
+}
+
+fn lost() -> Error {
+    ERRORS.error(
+        ErrorKind::Lost,
+        WRITE,
+        "the node of the holder is gone, so the lock is no longer held; acquire it again",
+    )
+}
