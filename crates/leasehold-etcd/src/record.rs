@@ -3,7 +3,7 @@
 //! A write compares the create revision of the holder's key and the modification revision of the
 //! record, in the transaction that puts the record. A copy that is late or was sent twice therefore
 //! changes nothing: the holder's key is gone, or the record has another revision. Revisions are
-//! never reused, so a record that was deleted and created again is told apart.
+//! never reused, so a record that was deleted and created again has another revision, too.
 
 use std::{
     sync::Arc,
@@ -206,8 +206,8 @@ impl Grant<'_> {
             let (token, now) = (token_of(self.revision), SystemTime::now());
             let record = StoredRecord::after(previous, self.request, token, write, now);
             let txn = self.replace(&place, found.revision, record.encode());
-            let answer = cluster
-                .txn(WRITE, SideEffect::Writes, timeout, &txn)
+            let (answer, resent) = cluster
+                .txn_tracking_resends(WRITE, SideEffect::Writes, timeout, || txn.clone())
                 .await?;
             if answer.succeeded() {
                 return Ok(record.version);
@@ -222,7 +222,7 @@ impl Grant<'_> {
                     record: Some(record),
                     ..
                 }) if record.supersedes(owner, sequence) => return Ok(record.version),
-                _ if !holds => return Err(lost()),
+                _ if !holds => return Err(not_held(resent)),
                 found => found?,
             };
         }
@@ -263,9 +263,16 @@ impl Grant<'_> {
     }
 }
 
-fn lost() -> Error {
+/// Creates the error of a write whose lock is no longer held. If it was sent again, an earlier copy
+/// may have been written before the loss, and be replaced by the next holder.
+fn not_held(resent: bool) -> Error {
+    let kind = if resent {
+        ErrorKind::Indeterminate
+    } else {
+        ErrorKind::Lost
+    };
     ERRORS.error(
-        ErrorKind::Lost,
+        kind,
         WRITE,
         "the key of the holder is gone, so the lock is no longer held; acquire it again",
     )

@@ -1,8 +1,8 @@
 //! The record beside a lock: one persistent node.
 //!
-//! A write is one transaction: it checks that the holder's node exists, and replaces the data if the
-//! version of the record's node is the one that was read before. Nodes of holders are never created
-//! twice, so the write of a former holder fails wherever it was delayed.
+//! A write is one transaction. It checks that the holder's node exists, and replaces the data if
+//! the version of the record's node is the one that was read before. Nodes of holders are never
+//! created twice, so the write of a former holder fails wherever it was delayed.
 //!
 //! A read follows a transaction on the same connection. A `sync` would not be enough: a leader that
 //! was stopped and deposed answers it without asking the other servers, and a client on its side
