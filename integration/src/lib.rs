@@ -21,6 +21,7 @@
 //! | [`steps`] | steps that many tests share |
 //! | [`panics`] | panics of the crates under test |
 //! | [`checker`], [`leftovers`] | checks of these logs, and of what remains on the servers |
+//! | [`record_history`] | holders and readers of a record during faults, and checks of what they saw |
 //! | [`chosen`] | the backends that a run of a test suite is limited to |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
 
@@ -35,6 +36,7 @@ pub mod leftovers;
 pub mod panics;
 pub mod peer;
 pub mod proxy;
+pub mod record_history;
 #[cfg(feature = "server")]
 pub mod server;
 mod spawner;

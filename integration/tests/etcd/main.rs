@@ -13,6 +13,7 @@ mod locks;
 mod orphans;
 mod partition;
 mod proxied;
+mod records;
 mod relay;
 mod releases;
 mod remedies;

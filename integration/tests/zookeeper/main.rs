@@ -7,6 +7,7 @@ mod hint;
 mod lost_replies;
 mod numbers;
 mod parent;
+mod records;
 mod session;
 mod support;
 mod waiters_session;
