@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# What integration/test.sh has cargo run in place of each test program: writes the program, its arguments, its folder
+# and its variables to a script in LEASEHOLD_QUEUE, which integration/test.sh runs later, several at a time.
+set -euo pipefail
+
+program=${1##*/}
+number=$(find "$LEASEHOLD_QUEUE" -name '*.job' | wc -l)
+{
+    export -p
+    printf 'cd %q\nexec' "$PWD"
+    printf ' %q' "$@"
+    echo
+} >"$(printf '%s/%03d %s %s.job' "$LEASEHOLD_QUEUE" "$number" "$CARGO_PKG_NAME" "${program%-*}")"
