@@ -75,6 +75,8 @@ run_queue() {
     for job in "$queue"/*.job; do
         [[ ! -e $job ]] || jobs=("$job" "${jobs[@]}")
     done
+    # None after `--no-run`.
+    [[ ${#jobs[@]} -gt 0 ]] || return 0
     # The output of a single one is visible while it runs.
     if [[ ${#jobs[@]} -eq 1 ]]; then
         env --default-signal=HUP,INT,QUIT bash "${jobs[0]}"
