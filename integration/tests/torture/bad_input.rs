@@ -136,7 +136,7 @@ async fn odd_names_are_distinct_and_invalid_names_refused() {
         each_is_a_lock_of_its_own(&client).await;
         refuses_invalid_names(&client).await;
     }
-    nothing_left(&server, millis(1000));
+    nothing_left(&server, millis(15_000));
     nothing_panicked();
 }
 

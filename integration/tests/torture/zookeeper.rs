@@ -9,7 +9,7 @@ use leasehold_integration::{
     leftovers,
     server::{ZookeeperEnsemble, ZookeeperServer},
     stage::Stage,
-    steps::{millis, until},
+    steps::{SOON, millis, until},
 };
 use leasehold_zookeeper::{
     ZookeeperBackend,
@@ -25,10 +25,11 @@ const TTL: u64 = 5500;
 /// The limit for recovery after all faults. A failed election is repeated after about 10 s.
 const COMMITS: Duration = Duration::from_secs(120);
 
-/// Injects random faults into the servers and the workers for `span`.
+/// Injects random faults into the servers and the workers for `span`, and until there were enough
+/// grants.
 fn strike(rng: &mut StdRng, ensemble: &mut ZookeeperEnsemble, crew: &mut Crew<'_>, span: Duration) {
-    let end = Instant::now() + span;
-    while Instant::now() < end {
+    let begun = Instant::now();
+    while begun.elapsed() < span || !crew.had_enough(begun) {
         // An election takes half a second, so the servers recover between faults.
         thread::sleep(millis(rng.random_range(300..1500)));
         let (at, member) = (rng.random_range(0..PROCESSES), rng.random_range(0..3));
@@ -174,7 +175,6 @@ fn zookeepers_keep_promises_with_64_tasks_of_4_processes() {
     wait_until_committing(&ensemble);
     let (grants, errors) = crew.calm();
     println!("{grants} grants by surviving workers, errors: {errors:?}");
-    assert!(grants >= 20, "only {grants} grants: nothing was tested");
     only_faults(&errors);
 
     let events = crew.events();
@@ -185,7 +185,7 @@ fn zookeepers_keep_promises_with_64_tasks_of_4_processes() {
         "fenced writes",
     );
     wait_until_committing(&ensemble);
-    heals(&stage, &crew, TTL + 8000);
+    heals(&stage, &crew);
     drop(crew);
     let queue = || {
         let leader = ensemble.leader()?;
@@ -193,5 +193,5 @@ fn zookeepers_keep_promises_with_64_tasks_of_4_processes() {
         nodes.retain(|node| node.starts_with("/k/"));
         Ok(nodes)
     };
-    leftovers::nothing_left(millis(2 * TTL + 8000), queue).unwrap();
+    leftovers::nothing_left(2 * SOON, queue).unwrap();
 }
