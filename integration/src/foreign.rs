@@ -26,7 +26,7 @@ const CURATOR: [&str; 6] = [
 ];
 
 /// The timeout of operations that must succeed.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A program of `integration/interop` that uses another project's lock client for one lock.
 /// Dropping it kills the program.

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{HarnessError, Result, peer::Peer};
 
-/// The default timeout of a command, long enough for a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// The default timeout of a command, long enough for a busy machine and for a connection.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A command whose answer is pending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

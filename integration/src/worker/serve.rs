@@ -17,7 +17,7 @@ use super::{
     register::Register,
     storm::Running,
 };
-use crate::{held::Held, peer};
+use crate::{held::Held, peer, steps::connected};
 
 /// Runs a worker process: connects, then executes commands until the test that controls it has
 /// ended.
@@ -27,7 +27,7 @@ use crate::{held::Held, peer};
 pub async fn serve(setup: Setup) -> crate::Result<()> {
     let log = Arc::new(EventLog::open(&setup.log, &setup.proc)?);
     let connected = match Ttl::from_millis(setup.ttl_ms) {
-        Ok(ttl) => client(&setup.url, ttl, &setup.proc).await,
+        Ok(ttl) => connected(|| client(&setup.url, ttl, &setup.proc)).await,
         Err(error) => Err(error),
     };
     let client = match connected {

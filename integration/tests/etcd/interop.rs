@@ -11,7 +11,7 @@ use leasehold_etcd::EtcdBackend;
 use leasehold_integration::server::EtcdCluster;
 use tokio::time::{sleep, timeout};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 /// `etcdctl lock NAME`, which prints its key once it holds the lock, and holds it until it is
 /// interrupted. Killed on drop.

@@ -6,7 +6,7 @@ use leasehold_core::ErrorKind;
 use leasehold_etcd::EtcdBackend;
 use leasehold_integration::server::{EtcdCluster, Process, later_etcd};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts `etcd grpc-proxy` in front of the cluster. Returns its process and address.
 fn proxy_before(cluster: &EtcdCluster, program: PathBuf, advertised: &str) -> (Process, String) {

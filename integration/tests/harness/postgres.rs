@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use leasehold_integration::certificates::Certificates;
 use leasehold_integration::server::{PgBouncer, PoolMode, PostgresServer, Psql, shared_postgres};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a client with this URL, as a user would.
 fn psql(url: &str, sql: &str) -> Result<String, String> {

@@ -5,7 +5,7 @@ use leasehold_integration::child::OwnedChild;
 use leasehold_integration::peer::{self, Peer};
 use leasehold_integration::server::{Process, RedisServer};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_peer_hears_and_is_heard_and_ends_when_it_wants() {

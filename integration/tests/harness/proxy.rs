@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use leasehold_integration::proxy::{Direction, Proxy};
 
 /// The timeout of events that must happen.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The wait for events that must not happen, and would happen within a millisecond.
 const QUIET: Duration = Duration::from_millis(150);

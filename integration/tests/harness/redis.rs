@@ -6,7 +6,7 @@ use leasehold_integration::child::find_program;
 use leasehold_integration::server::{Persistence, RedisServer, shared_redis};
 use redis::{Client, Commands, Connection, RedisResult};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn connect(url: &str) -> RedisResult<Connection> {
     Client::open(url)?.get_connection_with_timeout(PATIENCE)

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 use leasehold_integration::server::{ZookeeperEnsemble, ZookeeperServer};
 use zookeeper_client::{Acls, Client, CreateMode, SessionState};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The timeout of a session.
+const SESSION: Duration = Duration::from_secs(20);
 
 async fn connect(addr: SocketAddr, session: Duration) -> Client {
     Client::connector()
@@ -34,7 +36,7 @@ async fn until(what: &str, mut reached: impl AsyncFnMut() -> bool) {
 async fn a_server_answers_at_its_address_and_is_gone_when_dropped() {
     let server = ZookeeperServer::start().unwrap();
     let (addr, folder) = (server.addr(), server.folder().to_owned());
-    let client = connect(addr, PATIENCE).await;
+    let client = connect(addr, SESSION).await;
     put(&client, "/k", CreateMode::Ephemeral).await;
     assert_eq!(server.mode().unwrap(), "standalone");
     assert_eq!(server.ephemerals().unwrap(), ["/k".to_owned()].into());
@@ -57,7 +59,7 @@ async fn a_paused_server_says_nothing_until_it_is_resumed() {
 async fn a_killed_server_comes_back_at_its_address_with_its_nodes() {
     let mut server = ZookeeperServer::start().unwrap();
     put(
-        &connect(server.addr(), PATIENCE).await,
+        &connect(server.addr(), SESSION).await,
         "/k",
         CreateMode::Persistent,
     )
@@ -69,7 +71,7 @@ async fn a_killed_server_comes_back_at_its_address_with_its_nodes() {
     assert_eq!(server.addr(), addr);
     assert_ne!(server.pid(), pid);
     assert!(
-        connect(addr, PATIENCE)
+        connect(addr, SESSION)
             .await
             .check_stat("/k")
             .await
@@ -116,7 +118,7 @@ async fn clients_of_a_cut_off_member_lose_their_sessions() {
     let (leader, follower) = (ensemble.leader().unwrap(), ensemble.followers()[0]);
     let addr = ensemble.member(follower).addr();
     let inside = connect(addr, Duration::from_secs(2)).await;
-    let outside = connect(ensemble.member(leader).addr(), PATIENCE).await;
+    let outside = connect(ensemble.member(leader).addr(), SESSION).await;
     put(&inside, "/k", CreateMode::Ephemeral).await;
     assert!(outside.check_stat("/k").await.unwrap().is_some());
 

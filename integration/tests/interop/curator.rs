@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use crate::rounds;
 
 /// The timeout of operations that must succeed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The time for which a waiter is observed not to be granted.
 const A_WHILE: Duration = Duration::from_millis(300);

@@ -6,7 +6,7 @@ use leasehold_core::{LockClient, Mutex, Released};
 use leasehold_integration::foreign::Foreign;
 
 /// The timeout of operations that must succeed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The time for which a waiter is observed not to be granted.
 const A_WHILE: Duration = Duration::from_millis(300);

@@ -207,7 +207,7 @@ async fn more_locks_than_connections_carry_is_a_typed_error() {
     for guard in held {
         guard.release().await.unwrap();
     }
-    block_in_place(|| nothing_left(&server, millis(TTL)));
+    block_in_place(|| nothing_left(&server, SOON));
     nothing_panicked();
 }
 

@@ -45,7 +45,7 @@ async fn works(settings: &[&str]) {
         .unwrap();
     assert!(token(&next) > first);
     next.release().await.unwrap();
-    block_in_place(|| nothing_left(&server, millis(2 * TTL)));
+    block_in_place(|| nothing_left(&server, SOON));
     nothing_panicked();
 }
 

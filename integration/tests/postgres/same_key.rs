@@ -64,7 +64,7 @@ async fn colliding_names_contend_within_and_between_clients() {
         assert!(client.mutex(one).try_lock().await.unwrap().is_none());
         next.release().await.unwrap();
     }
-    block_in_place(|| nothing_left(&server, millis(3000)));
+    block_in_place(|| nothing_left(&server, SOON));
     nothing_panicked();
 }
 
@@ -99,7 +99,7 @@ async fn readers_of_colliding_names_exclude_each_others_writers() {
         .release()
         .await
         .unwrap();
-    block_in_place(|| nothing_left(&server, millis(3000)));
+    block_in_place(|| nothing_left(&server, SOON));
     nothing_panicked();
 }
 
@@ -190,7 +190,7 @@ async fn name_is_never_granted_twice_on_one_session() {
         .await
         .expect("the lock is not free");
     writer.release().await.unwrap();
-    block_in_place(|| nothing_left(&server, millis(3000)));
+    block_in_place(|| nothing_left(&server, SOON));
 }
 
 /// Several clients over one backend wait for each other.

@@ -59,7 +59,7 @@ async fn terminated_backend_notifies_holder_and_waiter_is_granted() {
         .release()
         .await
         .unwrap();
-    block_in_place(|| nothing_left(&server, millis(TTL)));
+    block_in_place(|| nothing_left(&server, SOON));
     nothing_panicked();
 }
 
@@ -104,7 +104,7 @@ async fn waiter_with_terminated_backends_keeps_waiting() {
         Ok(guard) => drop(guard.release().await.unwrap()),
         Err(error) => assert!(error.is_retryable(), "{error:?}"),
     }
-    block_in_place(|| nothing_left(&server, millis(TTL)));
+    block_in_place(|| nothing_left(&server, SOON));
     nothing_panicked();
 }
 
@@ -163,6 +163,6 @@ async fn a_holder_whose_backend_is_stopped_gives_up_by_its_deadline() {
         .release()
         .await
         .unwrap();
-    block_in_place(|| nothing_left(&server, millis(2 * TTL)));
+    block_in_place(|| nothing_left(&server, SOON));
     nothing_panicked();
 }

@@ -10,7 +10,7 @@ use leasehold_integration::{
     held::Held,
     leftovers,
     server::ZookeeperServer,
-    steps::{is_a_fault, millis},
+    steps::{connected, is_a_fault, millis},
 };
 use leasehold_zookeeper::{ZookeeperBackend, zookeeper_client::Client};
 
@@ -24,7 +24,8 @@ const SESSIONS: &str = "/%sessions/";
 const WAITS: &[u8] = b":waits:";
 
 pub(crate) async fn client(url: &str) -> LockClient {
-    LockClient::new(ZookeeperBackend::connect(url).await.unwrap())
+    let backend = connected(|| ZookeeperBackend::connect(url));
+    LockClient::new(backend.await.unwrap())
 }
 
 pub(crate) fn ttl(secs: u64) -> Ttl {

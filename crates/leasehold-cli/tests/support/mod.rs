@@ -14,7 +14,7 @@ use std::{
 use tempfile::TempDir;
 
 /// Longer than any step takes on a busy machine.
-pub const TIMEOUT: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Returns the command, without the `LEASEHOLD_URL` of the environment.
 pub fn leasehold() -> Command {
