@@ -15,6 +15,7 @@ use leasehold_core::{
     backend::{LockBackend, Request},
     quorum::Provision,
 };
+use leasehold_integration::steps::connected;
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -110,8 +111,10 @@ impl Proxy {
 
     async fn patient_backend(&self, timeout: Duration) -> Arc<RedisBackend> {
         let client = redis::Client::open(format!("redis://{}/", self.address)).unwrap();
-        let config = RedisConfig::new().with_timeout(timeout);
-        RedisBackend::from_client(&client, config).await.unwrap()
+        let config = || RedisConfig::new().with_timeout(timeout);
+        connected(|| RedisBackend::from_client(&client, config()))
+            .await
+            .unwrap()
     }
 
     /// Drops all answers from now on. If `cut` is set, the first one closes the connection and new

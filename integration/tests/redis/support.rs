@@ -16,7 +16,7 @@ use leasehold_core::{
     backend::{Attempt, Contention, Lease, LockBackend, Request},
     quorum::{QuorumNode, VoteRequirements},
 };
-use leasehold_integration::{leftovers, server::RedisServer};
+use leasehold_integration::{leftovers, server::RedisServer, steps::connected};
 use leasehold_redis::{RedisBackend, RedisConfig, redis};
 use tempfile::TempDir;
 
@@ -160,7 +160,8 @@ impl Server {
 
     /// Connects a new backend. To the server, each backend is another process.
     pub(crate) async fn backend(&self) -> Arc<RedisBackend> {
-        RedisBackend::connect(&self.url()).await.unwrap()
+        let url = self.url();
+        connected(|| RedisBackend::connect(&url)).await.unwrap()
     }
 
     /// Connects a backend whose waiters depend on pushed notifications.
@@ -314,9 +315,9 @@ pub(crate) fn token(lease: &Arc<dyn Lease>) -> u64 {
     lease.fencing_token().unwrap().get()
 }
 
-/// Waits until `check` returns true, for at most five seconds. That is far less than the usual TTL.
+/// Waits until `check` returns true, for at most 20 s. That is less than the default TTL, 30 s.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
-    until_within(Duration::from_secs(5), what, check).await;
+    until_within(Duration::from_secs(20), what, check).await;
 }
 
 pub(crate) async fn until_within<F: Future<Output = bool>>(
