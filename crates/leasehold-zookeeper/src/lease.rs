@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, FencingToken, Released, Result,
+    Deadline, ErrorKind, FencingToken, Released, Result,
     backend::{KeepAlive, Lease, RecordWrite, Request, async_trait, support::ReleaseTracker},
     session::Claim,
 };
@@ -89,13 +89,26 @@ impl Lease for ZookeeperLease {
     }
 
     async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
-        let grant = Grant {
-            claim: &self.claim,
-            request: &self.request,
-            path: &self.held.path,
-            token: self.fencing_token(),
-        };
-        grant.write_record(&write).await
+        // The servers keep the session while anyone uses its connection. A caller whose future is
+        // not polled for a while must not keep it beyond the deadline, so the write is a task.
+        let writing = tokio::spawn(async move {
+            let grant = Grant {
+                claim: &self.claim,
+                request: &self.request,
+                path: &self.held.path,
+                token: self.fencing_token(),
+            };
+            grant.write_record(&write).await
+        });
+        match writing.await {
+            Ok(written) => written,
+            // The driver may panic at an answer that is malformed, or the runtime shuts down.
+            Err(_ended) => Err(ERRORS.error(
+                ErrorKind::Indeterminate,
+                "write_record",
+                "the task of the write has ended without an answer",
+            )),
+        }
     }
 }
 
