@@ -15,7 +15,7 @@ use crate::{
     commands::add_keys,
     config::NotificationMode,
     connection_manager::ConnectionManager,
-    error::{ERRORS, SideEffect},
+    error::{self, ERRORS, SideEffect},
     keys::{Keys, Kind, LockValue},
     scripts,
     waiters::Generation,
@@ -127,6 +127,9 @@ impl Answer {
     }
 }
 
+/// The reply of the script that writes if the lock has another value.
+const NOT_HELD: i64 = 0;
+
 /// Writes the record of a lock that is held by this request. Returns its version, or `None` if the
 /// lock is not held any more.
 ///
@@ -148,13 +151,32 @@ pub(crate) async fn write(
             ),
         ));
     }
-    let answer = manager
-        .run(&scripts::WRITE_RECORD, WRITE, SideEffect::Writes, |cmd| {
+    let send = async || {
+        let conn = manager.connection_flushed(WRITE).await?;
+        let arguments = |cmd: &mut Cmd| {
             write_arguments(cmd, &manager.config.prefix, request, token, write);
-        })
-        .await?;
-    match answer {
-        Value::Int(0) => Ok(None),
+        };
+        manager
+            .run_on(
+                &conn,
+                &scripts::WRITE_RECORD,
+                WRITE,
+                SideEffect::Writes,
+                arguments,
+            )
+            .await
+    };
+    let answer = match send().await {
+        Err(broken) if error::is_broken_connection(&broken) => match Box::pin(send()).await {
+            // The first attempt may have taken effect before the lock was lost, and the error of
+            // the second says nothing about it.
+            Ok(Value::Int(NOT_HELD)) | Err(_) => return Err(broken),
+            again => again,
+        },
+        answer => answer,
+    };
+    match answer? {
+        Value::Int(NOT_HELD) => Ok(None),
         Value::Int(version) => u64::try_from(version)
             .map(Some)
             .map_err(|_| ERRORS.unexpected(WRITE)),
