@@ -26,7 +26,7 @@ pub(crate) const WRITE: &str = "write_record";
 /// The longest wait for a notification. It bounds the delay after a fail-over that the connection
 /// does not notice.
 const LONGEST_WATCH: Duration = Duration::from_secs(30);
-/// What is added to the remaining time of a lock, in ms. The server rounds it.
+/// The time in ms that is added to the remaining time of a lock, because the server rounds it.
 const ROUNDING: u64 = 2;
 
 /// Reads the record of a lock.

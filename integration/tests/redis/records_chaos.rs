@@ -24,7 +24,7 @@ const TTL: u64 = 600;
 /// The value of the last write.
 const THE_END: &str = "the end";
 
-/// What the clients have seen.
+/// The observations of the clients.
 #[derive(Default)]
 struct Seen {
     /// Writes that were confirmed: their values and versions.
