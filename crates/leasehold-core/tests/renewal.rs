@@ -400,3 +400,91 @@ async fn session_with_a_revoked_lock_is_renewed_as_before() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(guards[0].is_held() && !guards[1].is_held());
 }
+
+#[tokio::test(start_paused = true)]
+async fn at_most_64_renewals_run_while_none_is_urgent() {
+    let (client, watched, _clock) = spied();
+    let round_trip = Duration::from_secs(1);
+    *watched.round_trip.lock().unwrap() = round_trip;
+    let guards = locked(&client, 800, secs(60)).await;
+    // Before half of the TTL is gone, no renewal is urgent.
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    let mut sent = watched.renewals.lock().unwrap().clone();
+    sent.sort_unstable();
+    assert!(sent.len() >= guards.len(), "{} renewals", sent.len());
+    let running = |at: usize| {
+        let earlier = sent[..=at].iter().rev();
+        earlier
+            .take_while(|earlier| sent[at].since(**earlier) < round_trip)
+            .count()
+    };
+    assert_eq!((0..sent.len()).map(running).max(), Some(64));
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_waits_for_the_answer_to_a_renewal() {
+    for session in [None, Some(SessionId::new())] {
+        let (client, watched, _clock) = spied();
+        *watched.session.lock().unwrap() = session;
+        *watched.round_trip.lock().unwrap() = Duration::from_secs(2);
+        let _guard = client.mutex("a").with_ttl(secs(9)).lock().await.unwrap();
+        while watched.renewals.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(watched.renewals_answered.load(SeqCst), 0, "it is running");
+        client.close().await.unwrap();
+        assert_eq!(watched.renewals_answered.load(SeqCst), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_with_a_lost_lock_is_renewed_at_once() {
+    let (client, watched, _clock) = spied();
+    *watched.session.lock().unwrap() = Some(SessionId::new());
+    let guards = locked(&client, 2, secs(30)).await;
+    watched.renewals_lost.store(1, SeqCst);
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    let losses: Vec<_> = guards.iter().filter_map(LockGuard::loss).collect();
+    assert_eq!(losses, [LossReason::Replaced]);
+    // The answer was about one lock only. The other one has no part of its TTL to lose.
+    let renewals = watched.renewals.lock().unwrap();
+    assert_eq!(renewals[0], renewals[1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reported_loss_is_noticed_before_any_renewal() {
+    for session in [None, Some(SessionId::new())] {
+        let (client, watched, clock) = spied();
+        *watched.session.lock().unwrap() = session;
+        let guard = client.mutex("a").lock().await.unwrap();
+        let lost = guard.cancellation_token();
+        let next = tokio::spawn({
+            let client = client.clone();
+            async move { client.mutex("a").lock().await.unwrap() }
+        });
+        settle().await;
+        let (begun, holder) = (
+            clock.now(),
+            client.inspect("a").await.unwrap().holders.remove(0),
+        );
+        client.revoke(&holder, Revocation::Immediate).await.unwrap();
+        lost.cancelled().await;
+        assert!(next.await.unwrap().is_held());
+        assert_eq!(clock.now(), begun, "nothing is waited for");
+        assert!(watched.renewals.lock().unwrap().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manual_lease_is_not_renewed_among_automatic_ones() {
+    let (client, watched, clock) = spied();
+    let manual = client.mutex("manual").with_renewal(Renewal::Manual);
+    let manual = manual.with_ttl(secs(10)).lock().await.unwrap();
+    let deadline = manual.deadline();
+    let guards = locked(&client, 1_000, secs(10)).await;
+    manual.cancellation_token().cancelled().await;
+    assert_eq!(manual.deadline(), deadline);
+    let late = clock.now().since(deadline.moment());
+    assert!(late < Duration::from_millis(50), "{late:?}");
+    assert!(watched.renewals.lock().unwrap().len() > guards.len());
+}

@@ -247,6 +247,86 @@ async fn late_renewals_are_warned_of_before_a_loss() {
     }
 }
 
+/// Returns the warnings of late renewals.
+fn late_renewals(log: &Log) -> Vec<String> {
+    let text = log.text();
+    let late = text.lines().filter(|line| line.contains("WARN"));
+    late.filter(|line| line.contains("renewals are late"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_renewals_are_warned_of_in_the_last_quarter_of_the_ttl() {
+    for session in [None, Some(SessionId::new())] {
+        let log = Log::default();
+        let _recording = log.record();
+        let (client, watched, _) = spied();
+        *watched.session.lock().unwrap() = session;
+        // No renewal is answered.
+        *watched.round_trip.lock().unwrap() = Duration::from_secs(3600);
+        let guard = client.mutex("a").with_ttl(secs(8)).lock().await.unwrap();
+        let quarter = Duration::from_secs(2);
+        tokio::time::sleep(guard.remaining() - quarter - Duration::from_millis(20)).await;
+        assert_eq!(late_renewals(&log).len(), 0, "{}", log.text());
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        let warnings = late_renewals(&log);
+        assert_eq!(warnings.len(), 1, "{}", log.text());
+        for field in ["locks=1", "first=a", "under_way=1", "waiting=0"] {
+            assert!(warnings[0].contains(field), "{field}: {}", warnings[0]);
+        }
+        assert!(!warnings[0].contains("error="), "{}", warnings[0]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_renewals_are_warned_of_at_most_once_per_ttl() {
+    let log = Log::default();
+    let _recording = log.record();
+    let (client, watched, _) = spied();
+    *watched.round_trip.lock().unwrap() = Duration::from_secs(3600);
+    let lock = async |key: &str| client.mutex(key).with_ttl(secs(8)).lock().await.unwrap();
+    let first = lock("first").await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let second = lock("second").await;
+    // The second lock is late within a TTL of the first warning.
+    tokio::join!(first.lost(), second.lost());
+    assert_eq!(late_renewals(&log).len(), 1, "{}", log.text());
+    lock("third").await.lost().await;
+    let warnings = late_renewals(&log);
+    assert_eq!(warnings.len(), 2, "{}", log.text());
+    assert!(
+        warnings[0].contains("first=first") && warnings[1].contains("first=third"),
+        "{warnings:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_is_not_the_error_of_late_renewals() {
+    let log = Log::default();
+    let _recording = log.record();
+    let (client, watched, _) = spied();
+    *watched.round_trip.lock().unwrap() = Duration::from_secs(3600);
+    let late = client
+        .mutex("late")
+        .with_ttl(secs(20))
+        .lock()
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!(watched.renewals.lock().unwrap().len(), 1, "it is running");
+    *watched.round_trip.lock().unwrap() = Duration::ZERO;
+    let revoked = client.mutex("revoked").with_ttl(secs(10)).lock().await;
+    let holder = client.inspect("revoked").await.unwrap().holders.remove(0);
+    client.revoke(&holder, Revocation::Graceful).await.unwrap();
+    late.lost().await;
+    assert!(log.text().contains("lock revoked"), "{}", log.text());
+    let warnings = late_renewals(&log);
+    assert_eq!(warnings.len(), 1, "{}", log.text());
+    assert!(!warnings[0].contains("error="), "{}", warnings[0]);
+    drop(revoked);
+}
+
 #[tokio::test(start_paused = true)]
 async fn revocation_is_a_warning_and_no_late_renewal() {
     for session in [None, Some(SessionId::new())] {

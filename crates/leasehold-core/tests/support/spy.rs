@@ -56,6 +56,16 @@ pub(crate) struct Watched {
     pub(crate) session: Mutex<Option<SessionId>>,
     /// The longest TTL, if it is not memory's.
     pub(crate) max_ttl: Mutex<Option<Ttl>>,
+    /// The number of renewals whose answer is that the lock is lost.
+    pub(crate) renewals_lost: AtomicUsize,
+    /// The number of renewals that were answered after a round trip.
+    pub(crate) renewals_answered: AtomicUsize,
+}
+
+/// Takes one from a number of events, if any is left.
+fn take_one(left: &AtomicUsize) -> bool {
+    left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
+        .is_ok()
 }
 
 impl Watched {
@@ -182,16 +192,16 @@ impl Lease for SpyLease {
         if self.watched.renewals_fail.load(SeqCst) {
             return Err(Error::new(ErrorKind::Unavailable, "made to fail"));
         }
-        let panics = self
-            .watched
-            .panics
-            .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
-        assert!(panics.is_err(), "made to panic");
+        if take_one(&self.watched.renewals_lost) {
+            return Err(Error::new(ErrorKind::Lost, "made to be lost"));
+        }
+        assert!(!take_one(&self.watched.panics), "made to panic");
         let round_trip = *self.watched.round_trip.lock().unwrap();
         if !round_trip.is_zero() {
             tokio::time::sleep(round_trip / 2).await;
             let renewed = Arc::clone(&self.inner).renew().await;
             tokio::time::sleep(round_trip / 2).await;
+            self.watched.renewals_answered.fetch_add(1, SeqCst);
             return renewed;
         }
         if let Some((clock, time)) = self.watched.suspended.lock().unwrap().take() {
