@@ -2,7 +2,6 @@
 //! [`storm`]: holders and readers during faults.
 
 use std::{
-    fmt::Write,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -86,10 +85,7 @@ impl RecordHistory {
             for it in [one, other] {
                 let value = String::from_utf8_lossy(&it.value);
                 let (version, token, holder) = (it.version, it.token, it.holder);
-                let _ = write!(
-                    text,
-                    " version {version} of {token} ({value}) read by {holder:?};"
-                );
+                text += &format!(" version {version} of {token} ({value}) read by {holder:?};");
             }
             Err(text)
         };
