@@ -2,13 +2,17 @@
 
 mod support;
 
-use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 use futures_util::{FutureExt, future::join_all};
 use leasehold_core::{
     ErrorKind, LeaseInfo, LockClient, LossReason, Mode, Released, Renewal, Revocation,
 };
-use support::{secs, settle, simulated, spied, two_processes};
+use leasehold_local::MemoryBackend;
+use support::{secs, settle, simulated, spied, spy::Spy, two_processes};
 
 /// Returns whether another process could lock `key` now.
 async fn is_free(client: &LockClient, key: &str) -> bool {
@@ -364,4 +368,106 @@ async fn closing_ends_the_wait_and_frees_the_keys() {
     let error = waiting.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
     assert!(is_free(&other, "a").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiter_for_a_local_task_holds_up_no_reader() {
+    let (client, _) = simulated();
+    let held = client.mutex("item/1").lock().await.unwrap();
+    let waiter = client.all(["item/1"]).with_shared(["config"]);
+    let mut waiting = Box::pin(waiter.lock());
+    assert!((&mut waiting).now_or_never().is_none());
+    let config = client.rwlock("config");
+    assert!(
+        config.read().now_or_never().is_some(),
+        "a reader is held up by one that waits for another key"
+    );
+    let all = client.all(["item/2"]).with_shared(["config"]);
+    assert!(all.lock().now_or_never().is_some());
+    held.release().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_in_a_loop_do_not_refuse_each_other() {
+    let backend = Spy::new(MemoryBackend::new());
+    let watched = Arc::clone(&backend.watched);
+    watched.unordered.store(true, SeqCst);
+    watched.releases_yield.store(3, SeqCst);
+    let client = LockClient::new(backend);
+    let all = client.all(["a", "b", "c"]);
+    let held = client.mutex("b").lock().await.unwrap();
+    assert!(all.try_lock().await.unwrap().is_none());
+    drop(held);
+    assert!(
+        all.try_lock().await.unwrap().is_some(),
+        "refused by what an earlier attempt of this client releases"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_of_one_key_gives_back_the_others() {
+    let failures = [
+        Some(ErrorKind::Denied),
+        Some(ErrorKind::Unavailable),
+        Some(ErrorKind::Indeterminate),
+        None,
+    ];
+    for (failing, kind) in ["a", "b", "c"]
+        .iter()
+        .flat_map(|key| failures.map(|kind| (*key, kind)))
+    {
+        let (client, watched, _) = spied();
+        *watched.failing.lock().unwrap() = Some((failing, kind));
+        let all = client.all(["a", "b", "c"]);
+        let attempt = all.try_lock().await.map(|_| ()).unwrap_err();
+        let wait = all.lock().await.map(|_| ()).unwrap_err();
+        let limited = all
+            .lock_timeout(Duration::from_secs(3))
+            .await
+            .map(|_| ())
+            .unwrap_err();
+        if let Some(kind) = kind {
+            assert_eq!(
+                [attempt.kind(), wait.kind(), limited.kind()],
+                [kind, kind, kind]
+            );
+        }
+        settle().await;
+        *watched.failing.lock().unwrap() = None;
+        for key in ["a", "b", "c"] {
+            let free = client.mutex(key).lock().now_or_never();
+            assert!(free.is_some(), "{key} after {kind:?} of {failing}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_ends_the_wait_and_frees_the_keys() {
+    let (client, other) = two_processes();
+    let _held = other.mutex("b").lock().await.unwrap();
+    let all = client.all(["a", "b"]);
+    let waiting = tokio::spawn(async move { all.lock().await });
+    settle().await;
+    let drained = tokio::time::timeout(Duration::from_secs(3600), client.drain()).await;
+    drained.expect("a kept lock is not drained");
+    let error = waiting.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    assert!(is_free(&other, "a").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_release_of_one_key_does_not_hide_a_loss() {
+    let (client, watched, _) = spied();
+    *watched.failing_release.lock().unwrap() = Some("a");
+    let guard = client.all(["a", "b"]).lock().await.unwrap();
+    let error = guard.release().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    *watched.failing_release.lock().unwrap() = None;
+    let guard = client.all(["a", "b"]).lock().await.unwrap();
+    *watched.failing_release.lock().unwrap() = Some("a");
+    let b = client.inspect("b").await.unwrap().holders[0].clone();
+    client.revoke(&b, Revocation::Immediate).await.unwrap();
+    let error = guard.release().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Lost);
+    assert!(error.to_string().contains("`b`"), "{error}");
 }

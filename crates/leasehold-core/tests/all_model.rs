@@ -43,10 +43,12 @@ enum Bug {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
-    /// Takes the local place of the key at this position.
+    /// Takes the local place of the key at this position. If another has it, the keys before it
+    /// that have a place are attempted first.
     Placing(usize),
-    /// Attempts to lock the key at this position; the first refusal so far.
-    Attempting(usize, Option<usize>),
+    /// Attempts to lock the key at this position; the end of the keys that have a place, and the
+    /// first refusal so far.
+    Attempting(usize, usize, Option<usize>),
     /// Waits at the backend for the key at this position.
     Waiting(usize),
     /// Has a guard.
@@ -90,6 +92,13 @@ impl Protocol {
         keys
     }
 
+    /// Returns whether a caller has a place whose lock it has not requested yet.
+    fn has_place_without_lock(&self, state: &State, caller: usize) -> bool {
+        self.keys(caller).into_iter().any(|key| {
+            state.places[CALLERS[caller].0][key] == Some(caller) && state.locks[key] != Some(caller)
+        })
+    }
+
     /// Returns whether the next step of a caller is possible.
     fn can_step(&self, state: &State, caller: usize) -> bool {
         let keys = self.keys(caller);
@@ -97,6 +106,7 @@ impl Protocol {
             Phase::Placing(at) => {
                 let place = state.places[CALLERS[caller].0][keys[at]];
                 place.is_none_or(|other| other == caller)
+                    || caller != SINGLE && self.has_place_without_lock(state, caller)
             }
             Phase::Waiting(at) => state.locks[keys[at]].is_none(),
             Phase::Attempting(..) | Phase::Holding => true,
@@ -108,19 +118,24 @@ impl Protocol {
         let (keys, process) = (self.keys(caller), CALLERS[caller].0);
         state.phases[caller] = match state.phases[caller] {
             Phase::Placing(at) => {
-                state.places[process][keys[at]] = Some(caller);
-                let missing: Vec<_> = (0..keys.len())
+                let place = &mut state.places[process][keys[at]];
+                let is_taken = place.is_some_and(|other| other != caller);
+                if !is_taken {
+                    *place = Some(caller);
+                }
+                let placed = at + usize::from(!is_taken);
+                let missing: Vec<_> = (0..placed)
                     .filter(|at| state.locks[keys[*at]] != Some(caller))
                     .collect();
                 match missing.as_slice() {
                     _ if caller == SINGLE => Phase::Waiting(at),
-                    _ if at + 1 < keys.len() => Phase::Placing(at + 1),
-                    [last] => Phase::Waiting(*last),
-                    [first, ..] => Phase::Attempting(*first, None),
+                    _ if !is_taken && placed < keys.len() => Phase::Placing(placed),
+                    [only] => Phase::Waiting(*only),
+                    [first, ..] => Phase::Attempting(*first, placed, None),
                     [] => Phase::Holding,
                 }
             }
-            Phase::Attempting(at, refused) => {
+            Phase::Attempting(at, placed, refused) => {
                 let lock = &mut state.locks[keys[at]];
                 let refused = if lock.is_none_or(|other| other == caller) {
                     *lock = Some(caller);
@@ -129,7 +144,8 @@ impl Protocol {
                     refused.or(Some(at))
                 };
                 match refused {
-                    _ if at + 1 < keys.len() => Phase::Attempting(at + 1, refused),
+                    _ if at + 1 < placed => Phase::Attempting(at + 1, placed, refused),
+                    None if placed < keys.len() => Phase::Placing(placed),
                     None => Phase::Holding,
                     Some(_) if self.has(Bug::AcceptsPart) => Phase::Holding,
                     Some(refused) => {

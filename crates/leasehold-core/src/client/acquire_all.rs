@@ -3,8 +3,9 @@
 //! Every caller requests its keys in the order of their bytes. While it waits for a key, it holds
 //! only smaller ones, so that no two callers wait for each other:
 //!
-//! 1. It takes its places in the local queues, in order.
-//! 2. It makes one attempt for all keys together. They travel in one or two requests.
+//! 1. It waits for its place in the local queue of the first key, and takes those of the following
+//!    keys up to the first that it would have to wait for.
+//! 2. It makes one attempt for all keys that have a place. They travel in one or two requests.
 //! 3. It keeps the grants before the first refusal. It releases the grants and leaves the places
 //!    behind it at once.
 //! 4. It waits for the refused key as [`Mutex::lock`](crate::Mutex::lock) does, and continues with
@@ -19,7 +20,7 @@ use std::{
 };
 
 use futures_util::{
-    future::join_all,
+    future::{FutureExt, join_all},
     stream::{FuturesUnordered, StreamExt},
 };
 use tokio::time::Instant;
@@ -310,7 +311,8 @@ struct Round<'a> {
     refused: Option<(Request, Place)>,
 }
 
-/// Takes places in the queues of all keys, and makes one attempt for all of them together.
+/// Takes places in the queues of the keys, up to the first that must be waited for, and makes one
+/// attempt for all of these keys together.
 async fn attempt_in_order<'a>(
     client: &'a Arc<Client>,
     rest: &[Wanted<'_>],
@@ -320,10 +322,20 @@ async fn attempt_in_order<'a>(
     asked.set(&requests);
     let mut placed = Vec::with_capacity(requests.len());
     for request in requests {
-        let place = enter_queue(client, &request).await?;
+        let entering = enter_queue(client, &request);
+        let place = if placed.is_empty() {
+            entering.await?
+        } else {
+            // Nobody waits with a place whose lock is not requested yet: it would hold up other
+            // tasks of this process, and among them readers that could share the lock.
+            match entering.now_or_never() {
+                Some(place) => place?,
+                None => break,
+            }
+        };
         placed.push((request, place));
     }
-    // The last key can be waited for at once, because no other is held up meanwhile.
+    // A single key can be waited for at once, because no other is held up meanwhile.
     if placed.len() == 1 {
         return Ok(Round {
             granted: Vec::new(),

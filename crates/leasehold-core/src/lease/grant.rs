@@ -2,6 +2,7 @@
 //! [`Grant`], a lease that was granted and has no guard yet.
 
 use std::{
+    future::poll_fn,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -111,7 +112,7 @@ impl<T: IntoLease> Drop for CompleteOnDrop<'_, T> {
             if let (Some(lease), Some(request)) =
                 (operation.await.ok().and_then(IntoLease::lease), request)
             {
-                release_grant(&context, ContainedLease::new(lease), &request).await;
+                release_grant(&context, ContainedLease::new(lease), &request, None).await;
             }
         });
     }
@@ -197,21 +198,41 @@ impl<'a> Grant<'a> {
 impl Drop for Grant<'_> {
     fn drop(&mut self) {
         if self.owned {
-            let (context, lease, request) = (
+            let (context, lease, request, mut place) = (
                 Arc::clone(self.context),
                 self.lease.clone(),
                 self.request.clone(),
+                self.place.take(),
             );
-            self.context
-                .in_background(async move { release_grant(&context, lease, &request).await });
+            if let Some(place) = &mut place {
+                place.released();
+                place.begin_release();
+            }
+            self.context.in_background(async move {
+                release_grant(&context, lease, &request, place).await;
+            });
         }
     }
 }
 
-/// Releases a lease that has no guard. Retries until the release succeeds or the lease expires.
-pub(crate) async fn release_detached(context: &ClientContext, lease: ContainedLease, span: Span) {
+/// Releases a lease that has no guard. Retries until the release succeeds or the lease expires. The
+/// place passes to the next task when the release is sent, or else answered.
+pub(crate) async fn release_detached(
+    context: &ClientContext,
+    lease: ContainedLease,
+    mut place: Option<Place>,
+    span: Span,
+) {
     let releasing = async {
-        let outcome = lease.release().await;
+        let mut operation = lease.release();
+        let outcome = poll_fn(|cx| {
+            let polled = Pin::new(&mut operation).poll(cx);
+            if polled.is_ready() || context.capabilities.pipelined_release {
+                drop(place.take());
+            }
+            polled
+        })
+        .await;
         retry_until_expired(context, &lease, outcome).await
     };
     let outcome = span.around(releasing).await;
@@ -226,10 +247,11 @@ pub(crate) async fn release_grant(
     context: &ClientContext,
     lease: ContainedLease,
     request: &Request,
+    place: Option<Place>,
 ) {
     let token = lease.facts().ok().and_then(|(token, _)| token);
     let span = telemetry::release_span(&Span::none(), context, request, token);
-    release_detached(context, lease, span).await;
+    release_detached(context, lease, place, span).await;
 }
 
 /// Retries a release with this outcome until it succeeds, cannot be retried, or the lease expires.

@@ -365,7 +365,7 @@ impl HeldLease {
                 self.release_span(),
             );
             self.context
-                .in_background(async move { release_detached(&context, lease, span).await });
+                .in_background(async move { release_detached(&context, lease, None, span).await });
         }
     }
 

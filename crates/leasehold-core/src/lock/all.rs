@@ -13,7 +13,7 @@ use crate::{
         handle::LockClient,
     },
     clock::{Deadline, Timestamp},
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     key::LockKey,
     lease::{held_lease::Renewal, release::OwnedLease},
@@ -267,16 +267,36 @@ impl AllGuard {
     ///
     /// # Errors
     /// The first error in the order of the keys, after all releases were answered. A failed release
-    /// is then retried in the background until the lease expires.
+    /// is then retried in the background until the lease expires. If another lock was already lost,
+    /// the error is [`Lost`](crate::ErrorKind::Lost) and names its key.
     ///
     /// # Cancel safety
     /// Safe: if the future is dropped, the releases continue in the background.
     pub async fn release(self) -> Result<Vec<(LockKey, Released)>> {
         let releases = self.leases.into_iter().map(async |lease| {
             let key = lease.held().request.key().clone();
-            Ok((key, lease.release().await?))
+            (key, lease.release().await)
         });
-        join_all(releases).await.into_iter().collect()
+        let outcomes = join_all(releases).await;
+        let lost = outcomes
+            .iter()
+            .find(|(_, outcome)| matches!(outcome, Ok(Released::AlreadyLost)))
+            .map(|(key, _)| key.clone());
+        let released = outcomes
+            .into_iter()
+            .map(|(key, outcome)| Ok((key, outcome?)))
+            .collect();
+        match (released, lost) {
+            // The error of another release must not hide the loss.
+            (Err(error), Some(key)) => Err(Error::new(
+                ErrorKind::Lost,
+                format!(
+                    "the lock `{key}` was lost before it was released, and another was not \
+                     released: {error}"
+                ),
+            )),
+            (released, _) => released,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    panic::resume_unwind,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -47,11 +48,15 @@ pub(crate) struct Watched {
     pub(crate) answer: Notify,
     /// If set, releases panic.
     pub(crate) releases_panic: AtomicBool,
+    /// The key whose releases fail.
+    pub(crate) failing_release: Mutex<Option<&'static str>>,
     /// The number of times that a release yields before it takes effect.
     pub(crate) releases_yield: AtomicUsize,
     pub(crate) unordered: AtomicBool,
     /// If set, acquisitions get no answer.
     pub(crate) acquisitions_hang: AtomicBool,
+    /// The key whose acquisitions fail with this kind of error, or panic without one.
+    pub(crate) failing: Mutex<Option<(&'static str, Option<ErrorKind>)>>,
     /// The session to which all leases belong.
     pub(crate) session: Mutex<Option<SessionId>>,
     /// The longest TTL, if it is not memory's.
@@ -69,7 +74,17 @@ fn take_one(left: &AtomicUsize) -> bool {
 }
 
 impl Watched {
-    async fn hang_if_told(&self, request: &Request) -> Result<()> {
+    async fn misbehave_if_told(&self, request: &Request) -> Result<()> {
+        let failing = *self.failing.lock().unwrap();
+        if let Some((key, kind)) = failing
+            && request.key().as_str() == Some(key)
+        {
+            let Some(kind) = kind else {
+                // Suppresses the message of each panic.
+                resume_unwind(Box::new("made to panic"));
+            };
+            return Err(Error::new(kind, "made to fail"));
+        }
         if self.acquisitions_hang.load(SeqCst) {
             request.cancelled().await;
             return Err(Error::new(ErrorKind::Cancelled, "no answer"));
@@ -116,7 +131,7 @@ impl LockBackend for Spy {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         self.watched.tries.fetch_add(1, SeqCst);
-        self.watched.hang_if_told(&request).await?;
+        self.watched.misbehave_if_told(&request).await?;
         self.watched
             .yielding
             .lock()
@@ -132,7 +147,7 @@ impl LockBackend for Spy {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         self.watched.acquires.fetch_add(1, SeqCst);
-        self.watched.hang_if_told(&request).await?;
+        self.watched.misbehave_if_told(&request).await?;
         self.watched
             .yielding
             .lock()
@@ -213,6 +228,10 @@ impl Lease for SpyLease {
     async fn release(self: Arc<Self>) -> Result<Released> {
         self.watched.releases.fetch_add(1, SeqCst);
         assert!(!self.watched.releases_panic.load(SeqCst), "made to panic");
+        let failing = *self.watched.failing_release.lock().unwrap();
+        if failing.is_some() && failing == self.request.key().as_str() {
+            return Err(Error::new(ErrorKind::Unavailable, "made to fail"));
+        }
         for _ in 0..self.watched.releases_yield.load(SeqCst) {
             tokio::task::yield_now().await;
         }
