@@ -29,8 +29,9 @@ const CRATES: [(&str, &[&str]); 9] = [
 ];
 
 /// The folders and files of `leasehold-core`. A new one is added where its imports allow it.
-const CORE: [&str; 22] = [
+const CORE: [&str; 23] = [
     // The public API of users.
+    "once",
     "lock",
     "client",
     "lease",

@@ -20,6 +20,7 @@ mod lease;
 mod local_queue;
 mod lock;
 mod mode;
+pub mod once;
 mod panics;
 pub mod quorum;
 mod runtime;
