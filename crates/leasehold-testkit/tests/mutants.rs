@@ -22,12 +22,26 @@ async fn crash_between_two_steps_is_found_in_real_time() {
     assert_eq!(report.failed(), [bug.case()], "\n{report}");
 }
 
+/// Returns whether a case checks one property. Those of `once` need all properties of locks and
+/// records at once, so that many bugs fail them.
+fn is_of_one_property(case: &leasehold_testkit::Case) -> bool {
+    case.concept != "once"
+}
+
+#[tokio::test(start_paused = true)]
+async fn record_that_dies_with_its_lock_runs_work_again() {
+    let fixture = ModelFixture::with(Bug::RecordDiesWithLock);
+    let report = run_all(&fixture, |case| !is_of_one_property(case)).await;
+    let failed = report.failed();
+    assert_eq!(failed, ["once_decides_each_occurrence_once"], "\n{report}");
+}
+
 macro_rules! each_fails_exactly_its_case {
     ($($test:ident: $bug:ident,)*) => {
         $(
             #[tokio::test(start_paused = true)]
             async fn $test() {
-                let report = run_all(&ModelFixture::with(Bug::$bug), |_| true).await;
+                let report = run_all(&ModelFixture::with(Bug::$bug), is_of_one_property).await;
                 assert_eq!(report.failed(), [Bug::$bug.case()], "\n{report}");
             }
         )*

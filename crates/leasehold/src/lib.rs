@@ -160,6 +160,49 @@
 //! - A record is written with the speed of the server's commits. It is meant for results and
 //!   positions, not for each step of a busy loop.
 //!
+//! # Work that runs once
+//!
+//! A lock alone does not make scheduled work run once: if a quick run ends before a slow clock
+//! fires, the second replica acquires the lock and runs the work again. [`LockClient::once`]
+//! identifies a run by the instant for which it was scheduled, and keeps in the record what has
+//! been decided. Start this in every replica:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+//! # #[cfg(feature = "local")] {
+//! use std::time::Duration;
+//! use leasehold::once::{Every, Turn};
+//!
+//! let client = leasehold::connect("memory:").await?; // or a server that keeps records
+//! let report = client.once("report").with_schedule(Every::new(Duration::from_secs(60))?);
+//!
+//! // Runs what is due now, if no other replica has run it. `serve` does so for ever.
+//! match report.run_due(async |run| send_report(run.attempt()).await).await? {
+//!     Turn::Ran(mails) => println!("sent {mails} mails"),
+//!     Turn::Failed(error) => eprintln!("failed, which is recorded: {error}"),
+//!     turn => println!("nothing to do here: {turn:?}"),
+//! }
+//!
+//! for run in report.history().await?.runs {
+//!     println!("{:?}: {} by {}", run.occurrence, run.state, run.by);
+//! }
+//! # }
+//! # Ok(()) }
+//! # #[cfg(feature = "local")]
+//! async fn send_report(attempt: u32) -> std::io::Result<u32> {
+//!     Ok(12 / attempt)
+//! }
+//! ```
+//!
+//! - What is due is judged by the clock of the server. [`Once`](once::Once) states the guarantees.
+//! - If the runner crashes, a replica that waits takes over. [`Retry`](once::Retry) says how often.
+//!   With no crashes and no failures allowed, the work begins at most once.
+//! - [`Missed`](once::Missed) and [`Overlap`](once::Overlap) say what happens to occurrences that
+//!   nobody ran in time, or that fall due during a run.
+//! - The feature `cron` has schedules such as `0 3 * * *` in a time zone.
+//! - Work that a scheduler of your own starts, or that has a name instead of an instant, is run by
+//!   [`Once::run`](once::Once::run).
+//!
 //! # Backends, features and URLs
 //!
 //! | feature | module | URLs | |
@@ -174,6 +217,7 @@
 //! | `postgres-tls` | `postgres` | `…?sslmode=verify-full` | the same over TLS |
 //! | `zookeeper` | `zookeeper` | `zookeeper://h1,h2,h3/PATH` | ZooKeeper ≥ 3.6 |
 //! | `zookeeper-tls` | `zookeeper` | `zookeepers://` | the same over TLS |
+//! | `cron` | | | no backend, but [`Cron`](once), schedules as text in a time zone |
 //! | `metrics` | | | no backend, but [metrics](#metrics) for the recorder of the crate `metrics` |
 //! | `serde` | | | no backend, but [JSON](#json) for capabilities, inspections and errors |
 //!
@@ -338,6 +382,8 @@ mod named;
 mod redact;
 mod scheme;
 
+/// Work that runs once per occurrence. [`LockClient::once`] is its start.
+pub use leasehold_core::once;
 pub use leasehold_core::{
     AcquisitionId, All, AllGuard, AllInfo, Capabilities, Clock, ClockDrift, Credentials,
     CredentialsProvider, Deadline, Error, ErrorKind, Expiry, Fairness, Fencing, FencingToken,

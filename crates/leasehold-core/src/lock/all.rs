@@ -338,6 +338,15 @@ pub struct AllInfo {
     leases: Arc<[LeaseInfo]>,
 }
 
+/// A view of one lease, for code that monitors any number of them.
+impl From<LeaseInfo> for AllInfo {
+    fn from(lease: LeaseInfo) -> Self {
+        Self {
+            leases: Arc::new([lease]),
+        }
+    }
+}
+
 impl AllInfo {
     /// Returns the leases in the order of their keys.
     #[must_use]

@@ -19,8 +19,9 @@ use crate::{
 ///
 /// The text is that of cron: `*`, lists `1,15`, ranges `1-5`, steps `*/10`, names such as `MON` and
 /// `JAN`, `L` for the last day, `15W` for the nearest weekday, `5#2` for the second Friday, and
-/// `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. If the day of the month and the day of the
-/// week are both restricted, either suffices; with `+` before the day of the week both are needed.
+/// `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. If both the day of the month and the day
+/// of the week are restricted, either suffices. With `+` before the day of the week, both must
+/// match.
 ///
 /// # Time zone
 /// The fields are in UTC unless [`in_zone`](Self::in_zone) names another zone. The zone of the host

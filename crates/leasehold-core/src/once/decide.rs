@@ -1,4 +1,4 @@
-//! [`decide`]: what to do about a name, and what to write.
+//! [`decide`]: decides what to do about a name, and what to write.
 //!
 //! These are plain functions of the record, the time and the policies. The exploration in `model`
 //! calls them as the client does.
@@ -8,26 +8,26 @@ use std::time::Duration;
 use crate::{
     error::{Error, ErrorKind, Result},
     once::{
-        history::RunState,
         occurrence::OccurrenceId,
         policies::{Missed, Policies},
+        run_state::RunState,
         schedule::Schedule,
         state::{Entry, State, clipped},
         unix_millis::UnixMillis,
     },
 };
 
-/// What a replica wants to run.
+/// The question of a replica.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked<'a> {
-    /// This occurrence, or what is due now.
+    /// The occurrence to run. `None` asks for the one that is due now.
     pub(crate) occurrence: Option<&'a OccurrenceId>,
     /// Without a schedule, the present instant is due.
     pub(crate) schedule: Option<&'a dyn Schedule>,
     pub(crate) policies: &'a Policies,
 }
 
-/// What to do.
+/// The answer to a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// Write this state, whose first entry is the claim. Once the write is confirmed, begin.
@@ -36,7 +36,7 @@ pub(crate) enum Decision {
     Rest(Rest, Option<State>),
 }
 
-/// Why nothing is run.
+/// The reason for which nothing is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Rest {
     /// The occurrence ran or never will. The entry is missing if it has been forgotten.
@@ -143,7 +143,7 @@ struct Draft<'a> {
     policies: &'a Policies,
 }
 
-/// What becomes of an occurrence that has begun before.
+/// The fate of an occurrence that has begun before.
 enum Resumed {
     /// It is begun again.
     Again,
@@ -195,8 +195,8 @@ impl Draft<'_> {
         self.begin(next)
     }
 
-    /// Decides about the first occurrence of a new name. What fell due before the name was known is
-    /// never made up for.
+    /// Decides about the first occurrence of a new name. An occurrence that fell due before the
+    /// name was known is made up for only within the grace period.
     fn new_name(mut self, schedule: &dyn Schedule, newest: Option<UnixMillis>) -> Decision {
         match newest.filter(|newest| self.is_in_time(*newest)) {
             Some(newest) => {
@@ -310,8 +310,8 @@ impl Draft<'_> {
         self.claim(again)
     }
 
-    /// Begins the first attempt of an occurrence, unless it is too soon after the last one. What
-    /// lies before it is skipped.
+    /// Begins the first attempt of an occurrence, unless it is too soon after the last one. Earlier
+    /// occurrences are skipped.
     fn begin(mut self, at: UnixMillis) -> Decision {
         if let Some(wait) = self.too_soon() {
             return self.rest(Rest::NotYet(wait));

@@ -15,11 +15,12 @@ use std::fmt::Write;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::{
+    backend::record::Record,
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     once::{
-        history::RunState,
         occurrence::OccurrenceId,
+        run_state::RunState,
         state::{Entry, State},
         unix_millis::UnixMillis,
     },
@@ -27,10 +28,8 @@ use crate::{
 
 const VERSION: &str = "once1";
 
-/// The maximum length of the text. Runs that do not fit are forgotten, the oldest first.
-pub(crate) const MAX_LEN: usize = 16 * 1024;
-
-/// What is encoded: all but letters, digits and some marks. A lone `-` means that there is no word.
+/// The characters that are encoded: all but letters, digits and some marks. A lone `-` means that
+/// there is no word.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'_')
@@ -39,7 +38,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'*')
     .remove(b',');
 
-/// Writes the text.
+/// Writes the text. Runs that do not fit into a record are forgotten, the oldest first.
 pub(crate) fn write(state: &State) -> String {
     let through = or_dash(state.through.map(UnixMillis::get));
     let schedule = text(state.schedule.as_deref());
@@ -47,7 +46,7 @@ pub(crate) fn write(state: &State) -> String {
     for entry in &state.runs {
         let before = out.len();
         line(&mut out, entry);
-        if out.len() > MAX_LEN {
+        if out.len() > Record::MAX_LEN {
             out.truncate(before);
             break;
         }
@@ -358,7 +357,7 @@ mod tests {
             runs: (0..Policies::MAX_HISTORY as u64).map(longest).collect(),
         };
         let text = write(&state);
-        assert!(text.len() <= MAX_LEN, "{}", text.len());
+        assert!(text.len() <= Record::MAX_LEN, "{}", text.len());
         let read = parse(text.as_bytes()).unwrap();
         assert!(read.runs.len() > 10, "{}", read.runs.len());
         assert_eq!(read.runs[..], state.runs[..read.runs.len()]);
@@ -438,7 +437,7 @@ mod tests {
                 value[place] = byte;
             }
             match parse(&value) {
-                // What is read can be written, and is the same then.
+                // It can be written again.
                 Ok(read) => prop_assert_eq!(parse(write(&read).as_bytes()).unwrap(), read),
                 Err(error) => prop_assert!(
                     matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unsupported)

@@ -1,17 +1,18 @@
-//! [`History`]: what is known of past runs.
+//! [`History`]: the record of a name, for people and programs.
 
-use std::{fmt, time::SystemTime};
+use std::time::SystemTime;
 
 use crate::{
     fencing::FencingToken,
     once::{
         occurrence::Occurrence,
+        run_state::RunState,
         state::{Entry, State},
         unix_millis::UnixMillis,
     },
 };
 
-/// What has been decided under a name, and its latest runs.
+/// The decisions under a name, and its latest runs.
 ///
 /// ```
 /// # use leasehold_core::once::{History, RunState};
@@ -44,7 +45,7 @@ impl From<State> for History {
     }
 }
 
-/// What is known of one occurrence. See [`History`] for an example.
+/// One occurrence and its attempts. See [`History`] for an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -58,13 +59,13 @@ pub struct RunInfo {
     pub crashes: u32,
     /// The number of earlier attempts whose work failed or took too long.
     pub failures: u32,
-    /// How the latest attempt stands.
+    /// The state of the latest attempt.
     pub state: RunState,
-    /// When the latest attempt began, by the clock that judges what is due.
+    /// The time at which the latest attempt began, by the clock that judges what is due.
     #[cfg_attr(feature = "serde", serde(rename = "began_unix_ms"))]
     #[cfg_attr(feature = "serde", serde(serialize_with = "unix_ms::maybe"))]
     pub began: Option<SystemTime>,
-    /// When it ended, by the same clock.
+    /// The time at which it ended, by the same clock.
     #[cfg_attr(feature = "serde", serde(rename = "ended_unix_ms"))]
     #[cfg_attr(feature = "serde", serde(serialize_with = "unix_ms::maybe"))]
     pub ended: Option<SystemTime>,
@@ -90,62 +91,6 @@ impl From<&Entry> for RunInfo {
             by: entry.by.clone(),
             note: entry.note.clone(),
         }
-    }
-}
-
-/// How an occurrence stands.
-///
-/// ```
-/// use leasehold_core::once::RunState;
-///
-/// assert_eq!(RunState::Ok.to_string(), "ok");
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
-#[non_exhaustive]
-pub enum RunState {
-    /// An attempt began, and its end is not recorded: it runs, or its runner crashed.
-    Started,
-    /// The work was completed.
-    Ok,
-    /// The work failed.
-    Failed,
-    /// The work took too long and was cancelled.
-    Overtime,
-    /// A runner crashed, and the occurrence is not begun again.
-    Abandoned,
-    /// The occurrence never ran, and never will. The entry stands for this occurrence and for all
-    /// that were skipped with it.
-    Skipped,
-}
-
-impl RunState {
-    pub(crate) const ALL: [Self; 6] = [
-        Self::Started,
-        Self::Ok,
-        Self::Failed,
-        Self::Overtime,
-        Self::Abandoned,
-        Self::Skipped,
-    ];
-
-    /// Returns the word of the wire format.
-    pub(crate) const fn word(self) -> &'static str {
-        match self {
-            Self::Started => "started",
-            Self::Ok => "ok",
-            Self::Failed => "failed",
-            Self::Overtime => "overtime",
-            Self::Abandoned => "abandoned",
-            Self::Skipped => "skipped",
-        }
-    }
-}
-
-impl fmt::Display for RunState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
     }
 }
 

@@ -1,4 +1,4 @@
-//! [`Occurrence`]: what happens once.
+//! [`Occurrence`]: identifies work that runs once.
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
@@ -8,7 +8,7 @@ use crate::{
     text::Escaped,
 };
 
-/// Identifies what is to run once: a scheduled instant, or a name.
+/// The identity of work that runs once: a scheduled instant, or a name.
 ///
 /// The instant is the one for which the work was scheduled, not the one at which it runs. All
 /// replicas must give the same one: two replicas whose clocks differ would otherwise run it twice.
@@ -23,8 +23,8 @@ use crate::{
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Occurrence {
-    /// A scheduled instant, in whole milliseconds, from 1970 to 9999. What lies before a decided
-    /// instant is decided too.
+    /// A scheduled instant, in whole milliseconds, from 1970 to 9999. If an instant is decided, all
+    /// earlier ones are decided too.
     At(SystemTime),
     /// A name of 1 to 128 bytes. It counts as decided while the history has it.
     Named(String),

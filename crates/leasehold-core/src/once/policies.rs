@@ -1,10 +1,10 @@
-//! The policies: what is skipped, what is repeated, and how much is remembered.
+//! The policies for missed, overlapping and failed occurrences.
 
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// What happens to occurrences that fell due while nobody ran them, such as during an outage.
+/// The policy for occurrences that fell due while nobody ran them, such as during an outage.
 ///
 /// ```
 /// use leasehold_core::once::Missed;
@@ -24,14 +24,14 @@ pub enum Missed {
     /// period.
     Skip,
     /// The last `limit` of them run one after the other, the oldest first. The limit is 1 to 1 000.
-    /// What falls due during a run is never skipped, as with [`Overlap::Queue`].
+    /// An occurrence that falls due during a run is not skipped, as with [`Overlap::Queue`].
     All {
         /// The number of occurrences that run at most.
         limit: u32,
     },
 }
 
-/// What happens to occurrences that fall due while an earlier one runs.
+/// The policy for occurrences that fall due while an earlier one runs.
 ///
 /// ```
 /// use leasehold_core::once::Overlap;
@@ -48,7 +48,7 @@ pub enum Overlap {
     Queue,
 }
 
-/// How often an occurrence is begun again.
+/// The policy for beginning an occurrence again.
 ///
 /// An occurrence begins at most `1 + crashes + failures` times. With both 0 it begins at most once.
 ///
@@ -132,7 +132,7 @@ impl Policies {
     /// The most missed occurrences that are run. Each step back in a schedule takes microseconds.
     const MAX_MISSED: u32 = 1_000;
 
-    /// Checks what the types do not.
+    /// Checks the ranges that the types do not.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] with the policy and its range.

@@ -1,11 +1,11 @@
-//! [`State`]: what the record of a name says.
+//! [`State`]: the content of the record of a name.
 
 use crate::{
     fencing::FencingToken,
-    once::{history::RunState, occurrence::OccurrenceId, unix_millis::UnixMillis},
+    once::{occurrence::OccurrenceId, run_state::RunState, unix_millis::UnixMillis},
 };
 
-/// What has been decided under one name.
+/// The decisions under one name.
 ///
 /// An occurrence at an instant is decided if the instant is not after `through`. A named one is
 /// decided if its entry says so.
@@ -81,7 +81,7 @@ impl State {
         self.runs[0].began = None;
     }
 
-    /// Forgets all but the newest runs. What was skipped since counts with the run before it.
+    /// Forgets all but the newest runs. Skipped occurrences do not count.
     pub(crate) fn trim(&mut self, history: usize) {
         let mut begun = 0;
         self.runs.retain(|entry| {

@@ -112,6 +112,9 @@ macro_rules! __with_cases {
                 watcher_is_notified_of_the_end_of_the_hold: records_and_notification,
                 missing_records_are_refused_typed: no_records,
             }
+            once {
+                once_decides_each_occurrence_once: records,
+            }
             liveness {
                 ping_is_answered_beside_a_held_lock: exclusive,
             }

@@ -16,6 +16,7 @@ pub mod inspection;
 pub mod liveness;
 pub mod local_queue;
 pub mod modes;
+pub mod once;
 pub mod panics;
 pub mod records;
 pub mod reentrancy;

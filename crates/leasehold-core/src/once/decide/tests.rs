@@ -94,7 +94,7 @@ impl Name {
             ),
         };
         if let Some(state) = write {
-            // What is decided survives the text.
+            // The text keeps the whole state.
             let text = format::write(&state);
             assert_eq!(format::parse(text.as_bytes()).unwrap(), state);
             self.record = Some(state);
@@ -302,7 +302,7 @@ fn given_instants_are_claimed_in_order_however_late() {
     assert_eq!(name.ask_for(101, &instant(103)), "claims 103, attempt 1");
     name.end(104, Outcome::Ok);
     assert_eq!(name.ask_for(500, &instant(103)), "decided: Some(\"ok\")");
-    // What lies before a decided instant is decided, and it has no entry.
+    // An earlier instant is decided too, and it has no entry.
     assert_eq!(name.ask_for(500, &instant(102)), "decided: None");
     assert_eq!(name.ask_for(500, &instant(110)), "claims 110, attempt 1");
     // The runner crashed, and a later instant is asked for.

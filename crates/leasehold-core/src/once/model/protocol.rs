@@ -7,7 +7,6 @@ use stateright::{Model, Property};
 use crate::once::{
     decide::{Asked, Decision, Outcome, Rest, decide, finish},
     format,
-    history::RunState,
     model::{
         scope::{Asks, Bug, OCCURRENCES, PERIOD, Scope, instant, number},
         truth::{self, AGAIN, FELL, LOST, OFTEN, OVERLAPPED, SOON, Truth, Written},
@@ -15,6 +14,7 @@ use crate::once::{
     },
     occurrence::OccurrenceId,
     policies::{Overlap, Policies},
+    run_state::RunState,
     schedule::{Every, Schedule},
     state::State,
     unix_millis::UnixMillis,
@@ -57,7 +57,8 @@ pub(super) struct Protocol {
 
 impl Protocol {
     fn now(&self, world: &World, replica: usize) -> UnixMillis {
-        instant(i16::from(world.time) + self.scope.clocks[replica])
+        let steps = PERIOD * u32::from(world.time) / u32::from(self.scope.steps);
+        instant(self.scope.clocks[replica]).after(steps)
     }
 
     fn schedule(&self, replica: usize) -> Option<Every> {
@@ -215,7 +216,7 @@ impl Model for Protocol {
 
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
         let scope = &self.scope;
-        if world.time < scope.last {
+        if world.time < scope.last * scope.steps {
             steps.push(Step::Tick);
         }
         if world.lock == Lock::Orphaned {

@@ -20,7 +20,7 @@ pub(super) fn instant(occurrence: i16) -> UnixMillis {
 /// Returns the number of the occurrence.
 pub(super) fn number(id: &OccurrenceId) -> usize {
     match id {
-        // The instants of a clock of its own are a little later. What is before the first is 0.
+        // The instants of a clock of its own are a little later. Earlier instants are 0.
         OccurrenceId::At(at) => {
             (at.get().saturating_sub(ORIGIN) / PERIOD.as_millis() as u64) as usize
         }
@@ -41,7 +41,8 @@ pub(super) enum Bug {
     CrashesNotCounted,
     /// The work begins although the answer to the claim was lost.
     BeginsUnconfirmed,
-    /// What falls due during a run is left for the next claim, although the policy skips it.
+    /// An occurrence that falls due during a run is left for the next claim, although the policy
+    /// skips it.
     OverlapNotSkipped,
     /// The write of a replica that lost the lock takes effect.
     WritesNotFenced,
@@ -49,16 +50,16 @@ pub(super) enum Bug {
     GapNotKept,
 }
 
-/// What replicas ask for.
+/// The question of the replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asks {
-    /// What is due by the schedule.
+    /// Run the occurrence that is due by the schedule.
     Due,
-    /// What is due without a schedule.
+    /// Run without a schedule.
     Present,
-    /// Any scheduled instant, with the schedule.
+    /// Run a given instant of the schedule.
     Instants,
-    /// Any of the named occurrences.
+    /// Run a named occurrence.
     Named,
 }
 
@@ -71,6 +72,8 @@ pub(super) struct Scope {
     pub(super) asks: Asks,
     /// The number of the last occurrence.
     pub(super) last: u8,
+    /// The number of steps of time in a period.
+    pub(super) steps: u8,
     /// How many replicas crash.
     pub(super) crashes: u8,
     /// How many answers to writes are lost.

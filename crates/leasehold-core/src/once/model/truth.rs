@@ -1,11 +1,11 @@
-//! What has really happened to each occurrence, and the promises that were broken.
+//! The true fate of each occurrence, and the promises that were broken.
 
 use crate::once::{
     decide::Outcome,
-    history::RunState,
     model::scope::{Asks, OCCURRENCES, Scope, instant, number},
     occurrence::OccurrenceId,
     policies::Missed,
+    run_state::RunState,
     state::State,
     unix_millis::UnixMillis,
 };
@@ -60,7 +60,7 @@ impl Truth {
         }
     }
 
-    /// The work of an occurrence begins.
+    /// Records that the work of an occurrence begins.
     pub(super) fn begin(&mut self, scope: &Scope, id: &OccurrenceId, losses: u8) {
         let fate = &mut self.fates[number(id)];
         fate.begins += 1;
@@ -78,7 +78,7 @@ impl Truth {
         }
     }
 
-    /// The store loses its data, and with it what was promised.
+    /// Records that the store loses its data, and with it the promises.
     pub(super) fn forget(&mut self) {
         self.watermark = None;
         self.last_claim = None;
@@ -91,7 +91,7 @@ impl Truth {
         }
     }
 
-    /// A write takes effect.
+    /// Records that a write takes effect.
     pub(super) fn write(&mut self, scope: &Scope, written: &Written<'_>) {
         let Written { after, now, .. } = *written;
         if after.through < self.watermark {
@@ -105,7 +105,7 @@ impl Truth {
                 let least = self
                     .last_claim
                     .map(|last| last.after(scope.policies.at_least));
-                if least > Some(now) {
+                if least > Some(now) && !scope.policies.at_least.is_zero() {
                     self.breaks(SOON);
                 }
                 self.last_claim = Some(now);
@@ -130,7 +130,7 @@ impl Truth {
                 continue;
             }
             self.fates[occurrence].decided = true;
-            // What fell due before a name was known is never made up for.
+            // Occurrences before the first record of a name need not run.
             if written.before.is_some() && !self.is_justified(scope, written, occurrence) {
                 self.breaks(LOST);
             }
@@ -161,7 +161,7 @@ impl Truth {
         let still_to_run = newer
             .clone()
             .any(|newer| due(newer) && !decided(scope, after, newer));
-        // Whoever gives an instant skips what lies before it.
+        // A given instant skips the earlier ones.
         if scope.asks == Asks::Instants {
             return written.claims && number(&after.runs[0].id) > occurrence || fate.overlapped;
         }

@@ -1,4 +1,4 @@
-//! One state of the world: the store, the replicas, and what has really happened.
+//! One state of the world: the store, the replicas, and the truth.
 
 use crate::once::{format, model::truth::Truth, state::State, unix_millis::UnixMillis};
 
@@ -12,7 +12,7 @@ pub(super) enum Lock {
     Orphaned,
 }
 
-/// What happens once a write is confirmed.
+/// The step that follows a confirmed write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Then {
     /// The work begins.
