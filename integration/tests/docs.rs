@@ -179,8 +179,10 @@ fn every_variable_of_the_tests_is_documented() {
     // Variables of the command, and variables that tests set for their child processes.
     used.retain(|name| {
         ![
+            "LEASEHOLD_ATTEMPT",
             "LEASEHOLD_KEY",
             "LEASEHOLD_KEYS",
+            "LEASEHOLD_OCCURRENCE",
             "LEASEHOLD_TOKEN",
             "LEASEHOLD_URL",
         ]

@@ -6,7 +6,10 @@ use clap::{
     ArgAction, Args as ClapArgs, Parser, Subcommand,
     error::{ContextKind, ContextValue},
 };
-use leasehold::Ttl;
+use leasehold::{
+    Ttl,
+    once::{Cron, Every, Missed, Occurrence, Overlap, Retry},
+};
 
 use crate::{
     exit::{self, Failure},
@@ -88,6 +91,31 @@ Exit codes:
   127  the program was not found
   128 + N  signal N ended the wait for the lock";
 
+const ONCE_AFTER: &str = "\
+Call it on every host, for example from cron. Each occurrence is run by one of them.
+Examples:
+  leasehold once --cron '0 3 * * *' --zone Europe/Berlin nightly-report -- ./report.sh
+  leasehold once --every 1h mails -- ./send.sh
+  leasehold once --occurrence 2031-04 invoices -- ./invoices.sh
+  leasehold once --at-least 10m cleanup -- ./cleanup.sh    # at most every ten minutes
+
+What is due is judged by the clock of the server. The command waits for an occurrence that is less
+than 10 s ahead, and while another host runs it: if that host crashes, this one takes over. The
+backend must keep records: `leasehold info` shows whether it does.
+
+Environment of the program: as for `leasehold run`, and
+  LEASEHOLD_OCCURRENCE  the scheduled instant in RFC 3339, or the name of the occurrence
+  LEASEHOLD_ATTEMPT     the number of the attempt, from 1
+
+Exit codes:
+  The exit code of the program if it ran here, or 128 + N if signal N ended it. Every code but 0 is
+  recorded as a failure. Otherwise:
+    0  nothing is due, or the occurrence ran already; standard error says which
+   75  another host runs it (--no-wait), or it may begin again later
+   76  the lock was lost or about to be lost, and the program was terminated
+  124  the program took longer than --at-most, and was terminated
+  others as for `leasehold run`";
+
 /// Runs a program under a distributed lock, and shows and revokes locks.
 #[derive(Debug, Parser)]
 #[command(name = "leasehold", version, about, after_help = after(), disable_help_subcommand = false)]
@@ -104,6 +132,11 @@ pub(crate) enum Command {
     /// Run a program under a lock, or under several
     #[command(after_help = RUN_AFTER, override_usage = "leasehold run [OPTIONS] NAME... -- COMMAND [ARGUMENT]...")]
     Run(Run),
+    /// Run a program once per occurrence, on whichever host comes first
+    #[command(after_help = ONCE_AFTER, override_usage = "leasehold once [OPTIONS] NAME -- COMMAND [ARGUMENT]...")]
+    Once(Box<Once>),
+    /// Show the latest runs of a name; exit code 1 if none is known
+    Runs(Runs),
     /// Show the holders of a lock and its waiters; exit code 1 if it is not held
     ///
     /// The column EXPIRES IN shows when the lock becomes free if it is not renewed. A holder renews
@@ -202,6 +235,84 @@ impl Run {
     }
 }
 
+/// The policy of `--missed`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MissedArg(pub(crate) Missed);
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Once {
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    /// The schedule as five fields: minute, hour, day of the month, month, day of the week
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["every", "occurrence"])]
+    pub(crate) cron: Option<Cron>,
+    /// The time zone of --cron, such as Europe/Berlin [default: UTC]
+    #[arg(long, value_name = "ZONE", requires = "cron")]
+    pub(crate) zone: Option<String>,
+    /// The schedule as a period, counted from 1970-01-01 00:00 UTC
+    #[arg(long, value_name = "D", value_parser = every, conflicts_with = "occurrence")]
+    pub(crate) every: Option<Every>,
+    /// The occurrence: a scheduled instant in RFC 3339 such as 2031-04-01T03:00:00Z, or a name,
+    /// which counts as decided while the history has it
+    #[arg(long, value_name = "ID", value_parser = occurrence)]
+    pub(crate) occurrence: Option<Occurrence>,
+    /// The least time from one begin to the next. Without a schedule, the program is due whenever
+    /// this time has passed
+    #[arg(long, value_name = "D", value_parser = duration, required_unless_present_any = ["cron", "every", "occurrence"])]
+    pub(crate) at_least: Option<Duration>,
+    /// The policy for occurrences that nobody ran in time: latest, skip, or all:N
+    #[arg(long, value_name = "POLICY", value_parser = missed, default_value = "latest")]
+    pub(crate) missed: MissedArg,
+    /// The policy for occurrences that fall due during a run: skip or queue
+    #[arg(long, value_name = "POLICY", value_parser = overlap, default_value = "skip")]
+    pub(crate) overlap: Overlap,
+    /// How often an occurrence begins again after its runner crashed or lost the lock
+    #[arg(long, value_name = "N", default_value_t = Retry::default().crashes)]
+    pub(crate) crashes: u32,
+    /// How often an occurrence begins again after the program failed
+    #[arg(long, value_name = "N", default_value_t = Retry::default().failures)]
+    pub(crate) failures: u32,
+    /// The time from a failure to the next attempt
+    #[arg(long, value_name = "D", value_parser = duration, default_value = "30s")]
+    pub(crate) retry_delay: Duration,
+    /// The longest time for the program. After it the program gets TERM, and KILL after 5 s
+    #[arg(long, value_name = "D", value_parser = duration)]
+    pub(crate) at_most: Option<Duration>,
+    /// How many runs are remembered, from 1 to 100
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) history: usize,
+    /// Do not wait while another host runs it: exit with code 75
+    #[arg(short = 'n', long)]
+    pub(crate) no_wait: bool,
+    /// How long the lock stays held after its holder died, was stopped or lost its connection
+    /// [default: 30s, or the nearest that the backend accepts]
+    #[arg(long, value_name = "D", value_parser = ttl)]
+    pub(crate) ttl: Option<Ttl>,
+    /// The label that `runs` and `status` show [default: host, process id and program]
+    #[arg(long, value_name = "L")]
+    pub(crate) label: Option<String>,
+    /// Pass the URL, and the password in it, to the program, as its variable LEASEHOLD_URL
+    #[arg(long)]
+    pub(crate) keep_url: bool,
+    /// The name under which the runs are recorded: any bytes, up to 1024
+    #[arg(value_name = "NAME")]
+    pub(crate) name: OsString,
+    /// The program and its arguments, after `--`
+    #[arg(last = true, value_name = "COMMAND", required = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Runs {
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The name under which the runs are recorded
+    pub(crate) name: OsString,
+}
+
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Status {
     #[command(flatten)]
@@ -288,6 +399,37 @@ pub(crate) fn renamed(error: &clap::Error) -> Option<(&'static str, &'static str
         return None;
     };
     RENAMED.into_iter().find(|(old, _)| old == unknown)
+}
+
+fn every(text: &str) -> Result<Every, String> {
+    Every::new(duration(text)?).map_err(|error| error.message().to_owned())
+}
+
+fn occurrence(text: &str) -> Result<Occurrence, String> {
+    Ok(match humantime::parse_rfc3339(text) {
+        Ok(instant) => instant.into(),
+        Err(_) => text.into(),
+    })
+}
+
+fn missed(text: &str) -> Result<MissedArg, String> {
+    let limit = text.strip_prefix("all:").map(str::parse);
+    match (text, limit) {
+        ("latest", _) => Ok(MissedArg(Missed::Latest)),
+        ("skip", _) => Ok(MissedArg(Missed::Skip)),
+        (_, Some(Ok(limit))) => Ok(MissedArg(Missed::All { limit })),
+        _ => Err(String::from(
+            "write `latest`, `skip`, or `all:N`, as in all:24",
+        )),
+    }
+}
+
+fn overlap(text: &str) -> Result<Overlap, String> {
+    match text {
+        "skip" => Ok(Overlap::Skip),
+        "queue" => Ok(Overlap::Queue),
+        _ => Err(String::from("write `skip` or `queue`")),
+    }
 }
 
 fn ttl(text: &str) -> Result<Ttl, String> {

@@ -11,7 +11,7 @@ use leasehold::{Error, ErrorKind};
 
 use crate::stderr;
 
-/// The lock is not held (`status`, `revoke`).
+/// The lock is not held (`status`, `revoke`), or no run is known (`runs`).
 pub(crate) const NOT_HELD: u8 = 1;
 /// `EX_USAGE`: a name, option, URL or duration is wrong, or the backend does not support it.
 pub(crate) const USAGE: u8 = 64;
@@ -19,7 +19,9 @@ pub(crate) const USAGE: u8 = 64;
 pub(crate) const UNAVAILABLE: u8 = 69;
 /// `EX_SOFTWARE`: an internal error.
 pub(crate) const SOFTWARE: u8 = 70;
-/// `EX_TEMPFAIL`: another process holds the lock.
+/// The program of `once` took longer than `--at-most`; the code of `timeout(1)`.
+pub(crate) const OVERTIME: u8 = 124;
+/// `EX_TEMPFAIL`: another process holds the lock, or the occurrence may begin later.
 pub(crate) const CONTENDED: u8 = 75;
 /// The lock was lost or about to be lost, and the program was terminated.
 pub(crate) const LOST: u8 = 76;
@@ -53,6 +55,16 @@ impl Failure {
             NOT_EXECUTABLE
         };
         Self::new(code, format!("cannot run `{}`: {error}", program.display()))
+    }
+
+    /// Returns the exit code.
+    pub(crate) fn code(&self) -> u8 {
+        self.code
+    }
+
+    /// Returns the line for people.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     /// Writes the failure to standard error as one line, and returns its exit code.

@@ -10,7 +10,7 @@
 //! # Modules
 //! | modules | |
 //! |---|---|
-//! | `run`, `status`, `revoke`, `info`, `init`, `exec` | one verb each |
+//! | `once`, `runs`, `run`, `status`, `revoke`, `info`, `init`, `exec` | one verb each |
 //! | `args` | the command line |
 //! | `backend`, `schemes` | from a URL to a client; the schemes and their features |
 //! | `child`, `watchdog`, `signals` | the program; when it must end; signals in both directions |
@@ -28,10 +28,12 @@ mod exit;
 mod info;
 #[cfg(feature = "redlock")]
 mod init;
+mod once;
 mod os_string;
 mod output;
 mod revoke;
 mod run;
+mod runs;
 mod schemes;
 mod signals;
 mod status;
@@ -66,6 +68,8 @@ fn main() -> ExitCode {
     let done = runtime.block_on(async {
         match command {
             Command::Run(run) => run::run(&run).await,
+            Command::Once(once) => once::once(&once).await,
+            Command::Runs(runs) => runs::runs(&runs).await,
             Command::Status(status) => status::status(&status).await,
             Command::Revoke(revoke) => revoke::revoke(&revoke).await,
             Command::Info(info) => info::info(&info).await,

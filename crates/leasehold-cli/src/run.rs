@@ -35,7 +35,7 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
     schemes::check_names(names)?;
     let client = tokio::select! {
         code = signals.end() => return Ok(code),
-        backend = backend::open(&args.backend.url) => client(args, command, backend?),
+        backend = backend::open(&args.backend.url) => client(args.label.as_deref(), command, backend?),
     };
     // A deadline would end the lease of a command that was stopped for longer, although nobody else
     // can get the lock.
@@ -91,15 +91,13 @@ fn listed(keys: &[LockKey]) -> String {
     keys.join(", ")
 }
 
-fn client(
-    args: &Run,
+/// Returns the client of a program, with its label.
+pub(crate) fn client(
+    label: Option<&str>,
     command: &[OsString],
     backend: impl leasehold::backend::LockBackend,
 ) -> LockClient {
-    let label = args
-        .label
-        .clone()
-        .unwrap_or_else(|| label_of(program_of(command).0));
+    let label = label.map_or_else(|| label_of(program_of(command).0), str::to_owned);
     LockClient::builder(backend).with_label(label).build()
 }
 
@@ -132,6 +130,7 @@ async fn run_under(
     let (names, command) = args.names_and_command()?;
     let environment = Environment {
         names,
+        run: None,
         url: args.keep_url.then_some(args.backend.url.as_str()),
         dies_with_us,
     };
@@ -141,7 +140,7 @@ async fn run_under(
     let status = loop {
         tokio::select! {
             biased;
-            action = watchdog.next() => act(action, &mut child, &guard),
+            action = watchdog.next() => act(action, &mut child, &guard.info()),
             status = child.ended() => break status?,
             signal = signals.next() => child.pass_on(signal),
             // This notices a lock file that was removed. The watchdog sees the loss.
@@ -208,11 +207,12 @@ fn endangered(leases: &AllInfo) -> LockKey {
 }
 
 /// Returns whether only the death of its holder frees a lock. Then a lock needs no deadline.
-fn is_freed_by_death(client: &LockClient) -> bool {
+pub(crate) fn is_freed_by_death(client: &LockClient) -> bool {
     client.capabilities().expiry == Expiry::ProcessDeath
 }
 
-fn act(action: Action, child: &mut Child, guard: &AllGuard) {
+/// Ends the program as the watchdog demands.
+pub(crate) fn act(action: Action, child: &mut Child, guard: &AllInfo) {
     let why = match guard.loss() {
         Some((_, reason)) => format!("is lost ({reason})"),
         None => format!("expires in {:.0?} and cannot be renewed", guard.remaining()),

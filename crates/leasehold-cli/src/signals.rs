@@ -1,10 +1,10 @@
 //! Signals that this process receives and sends.
 
 #[cfg(unix)]
-pub(crate) use self::unix::{Signal, Signals, is_from_terminal, send};
+pub(crate) use self::unix::{Signal, Signals, exit_code, is_from_terminal, send};
 
 #[cfg(not(unix))]
-pub(crate) use self::other::{Signal, Signals};
+pub(crate) use self::other::{Signal, Signals, exit_code};
 
 #[cfg(unix)]
 mod unix {
@@ -67,12 +67,16 @@ mod unix {
         /// Waits for a signal that ends this command, and returns the exit code.
         pub(crate) async fn end(&mut self) -> u8 {
             loop {
-                let signal = self.next().await;
-                if signal != Signal::CONT {
-                    return 128 + u8::try_from(signal.as_raw()).unwrap_or(0);
+                if let Some(code) = exit_code(self.next().await) {
+                    return code;
                 }
             }
         }
+    }
+
+    /// Returns the exit code if the signal ends this command while no program runs.
+    pub(crate) fn exit_code(signal: Signal) -> Option<u8> {
+        (signal != Signal::CONT).then(|| 128 + u8::try_from(signal.as_raw()).unwrap_or(0))
     }
 
     /// Sends a signal. A process that has ended is no failure.
@@ -137,5 +141,10 @@ mod other {
             self.next().await;
             130
         }
+    }
+
+    /// Returns the exit code if the signal ends this command while no program runs.
+    pub(crate) fn exit_code(_: Signal) -> Option<u8> {
+        Some(130)
     }
 }

@@ -14,6 +14,8 @@ use crate::{
 pub(crate) struct Environment<'a> {
     /// The names of the locks, in the order of the command line.
     pub(crate) names: &'a [OsString],
+    /// The occurrence of a program that runs once, and the number of the attempt.
+    pub(crate) run: Option<(String, u32)>,
     /// The URL for the program. It may contain a password.
     pub(crate) url: Option<&'a str>,
     /// Whether the kernel kills the program when this command dies. Linux only.
@@ -38,9 +40,19 @@ pub(super) fn command(
     // The variables of an outer `leasehold run` belong to other locks.
     for (inherited, _) in std::env::vars_os() {
         let name = inherited.to_string_lossy();
-        if name.starts_with("LEASEHOLD_KEY") || name.starts_with("LEASEHOLD_TOKEN") {
+        let of_lock = [
+            "LEASEHOLD_KEY",
+            "LEASEHOLD_TOKEN",
+            "LEASEHOLD_OCCURRENCE",
+            "LEASEHOLD_ATTEMPT",
+        ];
+        if of_lock.iter().any(|known| name.starts_with(known)) {
             command.env_remove(&inherited);
         }
+    }
+    if let Some((occurrence, attempt)) = &environment.run {
+        command.env("LEASEHOLD_OCCURRENCE", occurrence);
+        command.env("LEASEHOLD_ATTEMPT", attempt.to_string());
     }
     command.env("LEASEHOLD_KEYS", environment.names.len().to_string());
     for (name, number) in environment.names.iter().zip(1..) {
