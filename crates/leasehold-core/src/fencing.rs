@@ -64,16 +64,19 @@ impl FromStr for FencingToken {
     type Err = Error;
 
     fn from_str(token: &str) -> Result<Self, Error> {
-        token.parse().map(Self).map_err(|source| {
-            Error::new(
-                ErrorKind::InvalidInput,
-                format!(
-                    "`{}` is not a fencing token; write a decimal number below 2^64",
-                    token.escape_debug()
-                ),
-            )
-            .with_source(source)
-        })
+        // A number in Rust may have a sign.
+        if token.bytes().all(|byte| byte.is_ascii_digit())
+            && let Ok(value) = token.parse()
+        {
+            return Ok(Self(value));
+        }
+        Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "`{}` is not a fencing token; write a decimal number below 2^64",
+                token.escape_debug()
+            ),
+        ))
     }
 }
 
@@ -97,5 +100,14 @@ mod tests {
     fn a_token_above_the_signed_range_has_no_signed_form() {
         assert_eq!(FencingToken::new(i64::MAX as u64).as_i64(), Some(i64::MAX));
         assert_eq!(FencingToken::new(i64::MAX as u64 + 1).as_i64(), None);
+    }
+
+    #[test]
+    fn text_that_is_not_only_digits_is_no_token() {
+        assert_eq!("42".parse::<FencingToken>().unwrap(), FencingToken::new(42));
+        for text in ["", "+42", "-1", "4 2", "0x2a", "18446744073709551616"] {
+            let error = text.parse::<FencingToken>().unwrap_err();
+            assert!(error.to_string().contains(&format!("`{text}`")), "{error}");
+        }
     }
 }

@@ -1,6 +1,10 @@
-//! [`Escaped`]: untrusted text, made safe to print.
+//! [`Escaped`]: untrusted text, made safe to print. [`parse_exact`]: what this program wrote, among
+//! what others did.
 
-use std::fmt::{self, Write};
+use std::{
+    fmt::{self, Write},
+    str::FromStr,
+};
 
 /// Text shown on one line, for terminals and logs.
 ///
@@ -30,6 +34,26 @@ impl fmt::Display for Escaped<'_> {
         }
         Ok(())
     }
+}
+
+/// Parses `text` if it is exactly what the parsed value prints.
+///
+/// Use it to recognize what Leasehold wrote among what other programs wrote. The parsers of numbers
+/// in Rust also accept a sign and leading zeros, and that of an id accepts capital letters, so that
+/// they would take a text of another program for one of ours.
+///
+/// ```
+/// use leasehold_core::text::parse_exact;
+///
+/// assert_eq!(parse_exact("42"), Some(42_u64));
+/// assert_eq!(parse_exact::<u64>("+42"), None);
+/// assert_eq!(parse_exact::<u64>("042"), None);
+/// ```
+#[must_use]
+pub fn parse_exact<T: FromStr + fmt::Display>(text: &str) -> Option<T> {
+    text.parse()
+        .ok()
+        .filter(|parsed: &T| parsed.to_string() == text)
 }
 
 /// Returns whether Rust escapes `c` only because it combines with the preceding character.

@@ -76,7 +76,8 @@ impl Host {
     }
 
     fn parse(text: &str) -> Result<Self> {
-        let (name, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        let (name, port) = match bracketed {
             Some((address, port)) => {
                 let address: std::net::Ipv6Addr = address
                     .parse()
@@ -95,15 +96,13 @@ impl Host {
         };
         let bad_port = || invalid("the port of a host is not a number from 1 to 65535");
         let port = match port.ok_or_else(bad_port)? {
-            Some(port) => Some(
-                port.parse()
-                    .ok()
-                    .filter(|port| *port > 0)
-                    .ok_or_else(bad_port)?,
-            ),
+            Some(port) => Some(number(port).filter(|port| *port > 0).ok_or_else(bad_port)?),
             None => None,
         };
-        let known = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+        // A colon that is encoded is part of no name, and the host would be shown as another one.
+        let known = |c: char| {
+            c.is_alphanumeric() || matches!(c, '.' | '-' | '_') || c == ':' && bracketed.is_some()
+        };
         if name.is_empty() || !name.chars().all(known) {
             return Err(invalid(
                 "one of the hosts is empty or has a character that no host name has",
@@ -396,7 +395,6 @@ pub fn decode(part: &str, text: &str) -> Result<String> {
 ///
 /// # Errors
 /// Returns [`ErrorKind::InvalidInput`], naming the option, for any other value.
-/// [`ErrorKind::InvalidInput`], naming the option, if it is anything else.
 ///
 /// ```
 /// use std::time::Duration;
@@ -410,21 +408,22 @@ pub fn decode(part: &str, text: &str) -> Result<String> {
 /// ```
 pub fn duration(option: &str, text: &str) -> Result<Duration> {
     let parsed = match text.strip_suffix("ms") {
-        Some(millis) => millis.parse().map(Duration::from_millis),
-        None => text
-            .strip_suffix('s')
-            .unwrap_or_default()
-            .parse()
-            .map(Duration::from_secs),
+        Some(millis) => number(millis).map(Duration::from_millis),
+        None => number(text.strip_suffix('s').unwrap_or_default()).map(Duration::from_secs),
     };
     parsed
-        .ok()
         .filter(|duration| !duration.is_zero())
         .ok_or_else(|| {
             invalid(format!(
                 "the option `{option}` is not a time such as 500ms or 2s"
             ))
         })
+}
+
+/// Parses a number without a sign.
+fn number<N: std::str::FromStr>(text: &str) -> Option<N> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits)
 }
 
 fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -449,6 +448,8 @@ mod tests {
             "0s",
             "0ms",
             "-1s",
+            "+1s",
+            "+1ms",
             "1.5s",
             "1 s",
             "1m",
@@ -525,6 +526,8 @@ mod tests {
             ("redis://h/?prefix=a@b", "%40"),
             ("redis://h:99999", "port"),
             ("redis://h:0", "port"),
+            ("redis://h:+1", "port"),
+            ("redis://h%3A1", "host"),
             ("redis://:secret", "port"),
             ("redis://[::1", "host"),
             ("redis://[::1]x", "port"),
