@@ -8,7 +8,7 @@ use etcd_client::{
 };
 use leasehold_core::{
     ErrorKind, FencingToken, HolderRef, Inspection, LockKey, Mode, Result, Revocation,
-    RevokeOutcome, WaiterRef,
+    RevokeOutcome, WaiterRef, text::parse_exact,
 };
 
 use crate::{
@@ -110,9 +110,9 @@ pub(crate) fn id_of(kv: &KeyValue) -> Vec<u8> {
     [format!("{}:", kv.create_revision()).as_bytes(), kv.key()].concat()
 }
 
-fn read_id(id: &[u8]) -> Option<(i64, EtcdKey)> {
+pub(crate) fn read_id(id: &[u8]) -> Option<(i64, EtcdKey)> {
     let colon = id.iter().position(|byte| *byte == b':')?;
-    let revision = std::str::from_utf8(&id[..colon]).ok()?.parse().ok()?;
+    let revision = parse_exact(std::str::from_utf8(&id[..colon]).ok()?)?;
     Some((revision, EtcdKey::from(&id[colon + 1..])))
 }
 

@@ -16,9 +16,9 @@
 //! `<owner in hex>:<label>`. In `<name>`, the bytes `/` and `%` are written as `%2F` and `%25`, so
 //! that `a` never sees `a/b`. With exact names, names are written unchanged.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, num::NonZeroU32, sync::Arc};
 
-use leasehold_core::{ErrorKind, LockKey, Mode, Result, backend::Request};
+use leasehold_core::{ErrorKind, LockKey, Mode, Result, backend::Request, text::parse_exact};
 
 use crate::error::ERRORS;
 
@@ -108,23 +108,21 @@ impl LockPrefix {
         let Ok(rest) = std::str::from_utf8(rest) else {
             return foreign;
         };
-        let mut parts = rest.split('-').map(|part| {
-            part.bytes()
-                .all(|byte| byte.is_ascii_hexdigit())
-                .then_some(part)
-        });
-        match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(Some(_)), Some(Some(_)), None, None) => KeyOwner {
-                is_leasehold: true,
-                shared,
-                of: None,
-            },
-            (Some(Some(_)), Some(Some(_)), Some(Some(of)), None) => KeyOwner {
-                is_leasehold: true,
-                shared,
-                of: of.parse().ok(),
-            },
-            _ => foreign,
+        let Some((lease, numbers)) = rest.split_once('-') else {
+            return foreign;
+        };
+        let (slot, of) = match numbers.split_once('-') {
+            Some((slot, of)) => (slot, parse_exact::<NonZeroU32>(of).filter(|_| !shared)),
+            None => (numbers, None),
+        };
+        let is_permit = slot.len() < numbers.len();
+        if !is_hex(lease, 16) || !is_hex(slot, 8) || is_permit && of.is_none() {
+            return foreign;
+        }
+        KeyOwner {
+            is_leasehold: true,
+            shared,
+            of: of.map(NonZeroU32::get),
         }
     }
 
@@ -226,7 +224,7 @@ impl KeyLayout {
     pub(crate) fn marked(&self, mark: &[u8]) -> Option<(EtcdKey, i64)> {
         let rest = mark.strip_prefix(&*self.prefix)?.strip_prefix(REVOKED)?;
         let slash = rest.iter().position(|byte| *byte == b'/')?;
-        let revision = std::str::from_utf8(&rest[..slash]).ok()?.parse().ok()?;
+        let revision = parse_exact(std::str::from_utf8(&rest[..slash]).ok()?)?;
         Some((
             EtcdKey::from([&*self.prefix, &rest[slash + 1..]].concat()),
             revision,
@@ -247,6 +245,15 @@ pub(crate) fn value_of(request: &Request) -> Vec<u8> {
 /// Returns the label in a value.
 pub(crate) fn label_of(value: &[u8]) -> String {
     String::from_utf8_lossy(value.get(33..).unwrap_or_default()).into_owned()
+}
+
+/// Returns whether the text is a number of at most this many digits, as `{:x}` writes it.
+fn is_hex(text: &str, digits: usize) -> bool {
+    (1..=digits).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        && (text == "0" || !text.starts_with('0'))
 }
 
 /// Returns the first key after all keys with this prefix.
@@ -394,7 +401,28 @@ mod tests {
         let lock_prefix = layout(false)
             .lock_prefix(&LockKey::new("a").unwrap(), false)
             .unwrap();
-        for key in ["694d1234", "r-1", "", "x-y-z", "1-2-3-4", "1-x"] {
+        for key in [
+            "694d1234",
+            "r-1",
+            "",
+            "x-y-z",
+            "1-2-3-4",
+            "1-x",
+            "-",
+            "r--",
+            "1-",
+            "-1",
+            "A-1",
+            "01-2",
+            "1-02",
+            "12345678901234567-1",
+            "1-123456789",
+            "1-2-ff",
+            "1-2-0",
+            "1-2-03",
+            "1-2-",
+            "r-1-2-3",
+        ] {
             assert!(
                 !lock_prefix
                     .read(format!("shop:a/{key}").as_bytes())
@@ -411,7 +439,13 @@ mod tests {
             layout(false).marked(mark.as_bytes()),
             Some((b"shop:item/1-2".as_slice().into(), 77))
         );
-        assert_eq!(layout(false).marked(b"shop:item/1-2"), None);
+        for key in [
+            b"shop:item/1-2".as_slice(),
+            b"shop:%revoked/+77/item/1-2",
+            b"shop:%revoked/077/item/1-2",
+        ] {
+            assert_eq!(layout(false).marked(key), None);
+        }
     }
 
     #[test]

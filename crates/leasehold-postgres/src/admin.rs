@@ -10,7 +10,7 @@ use std::{
 
 use leasehold_core::{
     ErrorKind, HolderConnection, HolderRef, Inspection, LockKey, Mode, Result, Revocation,
-    RevokeOutcome, WaiterRef,
+    RevokeOutcome, WaiterRef, text::parse_exact,
 };
 use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgRow};
 
@@ -46,19 +46,19 @@ fn read_locks() -> String {
 }
 
 /// A row of `pg_locks`: a session that holds a key, or that waits for it in the server.
-struct PgLockRow {
-    key: AdvisoryKey,
-    exclusive: bool,
-    granted: bool,
-    pid: i32,
-    name: String,
-    address: Option<String>,
+pub(crate) struct PgLockRow {
+    pub(crate) key: AdvisoryKey,
+    pub(crate) exclusive: bool,
+    pub(crate) granted: bool,
+    pub(crate) pid: i32,
+    pub(crate) name: String,
+    pub(crate) address: Option<String>,
     /// The start of the session, in microseconds since 1970.
-    started: i64,
+    pub(crate) started: i64,
     /// The time since its last statement, if it is idle.
-    silent: Option<Duration>,
+    pub(crate) silent: Option<Duration>,
     /// The time since it connected.
-    connected: Option<Duration>,
+    pub(crate) connected: Option<Duration>,
 }
 
 /// Returns the holders of `key` and its waiters.
@@ -252,7 +252,7 @@ fn read(connector: &Connector, row: &PgRow) -> Result<PgLockRow> {
 }
 
 impl PgLockRow {
-    fn holder(&self, key: &LockKey, mode: Mode) -> HolderRef {
+    pub(crate) fn holder(&self, key: &LockKey, mode: Mode) -> HolderRef {
         let id = HolderId {
             pid: self.pid,
             started: self.started,
@@ -326,8 +326,8 @@ impl FromStr for HolderId {
         let mut next = || parts.next().ok_or(());
         let (pid, started, key) = (next()?, next()?, next()?);
         Ok(Self {
-            pid: pid.parse().map_err(drop)?,
-            started: started.parse().map_err(drop)?,
+            pid: parse_exact(pid).ok_or(())?,
+            started: parse_exact(started).ok_or(())?,
             key: AdvisoryKey::of_payload(key).ok_or(())?,
         })
     }

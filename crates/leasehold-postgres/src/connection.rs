@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind, Result, Ttl, backend::support::on_driver_thread};
+use leasehold_core::{
+    Error, ErrorKind, Result, Ttl, backend::support::on_driver_thread, text::parse_exact,
+};
 use sqlx::{
     AssertSqlSafe, ColumnIndex, ConnectOptions, Connection, Decode, PgConnection, PgExecutor,
     Postgres, Row, Type,
@@ -335,7 +337,8 @@ pub(crate) fn session_name(ttl: Ttl, label: &str) -> String {
 /// Returns the TTL and the label of a Leasehold session; `None` for other programs.
 pub(crate) fn parse_session_name(name: &str) -> Option<(Duration, &str)> {
     let (millis, label) = name.strip_prefix(NAME_PREFIX)?.split_once("ms ")?;
-    Some((Duration::from_millis(millis.parse().ok()?), label))
+    let ttl = Ttl::from_millis(parse_exact(millis)?).ok()?;
+    Some((ttl.as_duration(), label))
 }
 
 impl fmt::Debug for Connector {
@@ -381,7 +384,15 @@ mod tests {
             parse_session_name(&name),
             Some((Duration::from_secs(30), "web-3/4711/shop ms d"))
         );
-        assert_eq!(parse_session_name("psql"), None);
+        for other in [
+            "psql",
+            "leasehold +30000ms x",
+            "leasehold 030000ms x",
+            "leasehold 0ms x",
+            "leasehold 18446744073709551615ms x",
+        ] {
+            assert_eq!(parse_session_name(other), None, "{other}");
+        }
         let name = session_name(Ttl::from_secs(30).unwrap(), "a\0user\0postgres\u{1b}");
         assert_eq!(name, "leasehold 30000ms a?user?postgres?");
         assert!(session_name(Ttl::from_secs(30).unwrap(), &"ä".repeat(100_000)).len() < 200);

@@ -19,7 +19,7 @@ use std::{
     sync::Arc,
 };
 
-use leasehold_core::{ErrorKind, LockKey, Result};
+use leasehold_core::{ErrorKind, LockKey, Result, text::parse_exact};
 use sqlx::postgres::{PgAdvisoryLock, PgAdvisoryLockKey};
 
 use crate::{error::ERRORS, hash::hash_text_extended};
@@ -101,7 +101,7 @@ impl AdvisoryKey {
     /// Parses the payload of a notification.
     pub(crate) fn of_payload(payload: &str) -> Option<Self> {
         let (space, bits) = payload.split_at_checked(1)?;
-        let bits = bits.parse().ok()?;
+        let bits = parse_exact(bits)?;
         match space {
             "b" => Some(Self::of_bits(bits, false)),
             "p" => Some(Self::of_bits(bits, true)),
@@ -214,11 +214,8 @@ fn text(name: &[u8]) -> Result<&str> {
 }
 
 /// Parses a decimal number in its canonical form, so that no two names have the same key.
-fn number<N: std::str::FromStr + ToString>(name: &[u8]) -> Option<N> {
-    let text = std::str::from_utf8(name).ok()?;
-    text.parse()
-        .ok()
-        .filter(|number: &N| number.to_string() == text)
+fn number<N: std::str::FromStr + fmt::Display>(name: &[u8]) -> Option<N> {
+    parse_exact(std::str::from_utf8(name).ok()?)
 }
 
 fn pair(name: &[u8]) -> Option<AdvisoryKey> {
@@ -450,8 +447,9 @@ mod tests {
             ),
             ("b-5".into(), "p7".into())
         );
-        assert_eq!(AdvisoryKey::of_payload("🔒1"), None);
-        assert_eq!(AdvisoryKey::of_payload(""), None);
+        for other in ["🔒1", "", "b", "b+5", "b05", "b-0", "p 1", "x1"] {
+            assert_eq!(AdvisoryKey::of_payload(other), None, "{other}");
+        }
     }
 
     #[test]

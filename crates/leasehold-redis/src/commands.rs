@@ -17,7 +17,7 @@
 
 use redis::{Cmd, Pipeline, RedisError, Value};
 
-use leasehold_core::{FencingToken, Mode, Result, backend::Request};
+use leasehold_core::{FencingToken, Mode, Result, backend::Request, text::parse_exact};
 
 use crate::{
     connection::{Connection, by_hash},
@@ -354,20 +354,24 @@ pub(crate) enum AcquireReply {
 }
 
 impl AcquireReply {
+    /// Returns the reply that grants this token, or an error if no script draws it.
+    fn granted(token: Option<u64>) -> Result<Self> {
+        token
+            .filter(|token| *token < TOKEN_LIMIT)
+            .map(|token| Self::Granted(Some(FencingToken::new(token))))
+            .ok_or_else(|| ERRORS.unexpected("acquire"))
+    }
+
     pub(crate) fn read(answer: &Value, mode: Mode) -> Result<Self> {
         match answer {
             Value::BulkString(token) => {
-                let token = std::str::from_utf8(token)
-                    .ok()
-                    .and_then(|token| token.parse().ok());
-                token
-                    .map(|token| Self::Granted(Some(token)))
-                    .ok_or_else(|| ERRORS.unexpected("acquire"))
+                let token = std::str::from_utf8(token).ok().and_then(parse_exact);
+                Self::granted(token)
             }
             Value::Nil if mode == Mode::Exclusive => Ok(Self::RefusedNoInfo),
             // The reply of the plain commands.
             Value::Int(token) if mode == Mode::Exclusive => {
-                Ok(Self::Granted(Some(FencingToken::new(token.unsigned_abs()))))
+                Self::granted(u64::try_from(*token).ok())
             }
             Value::Int(1) if mode.is_permit() => Ok(Self::Granted(None)),
             Value::Array(parts) => match parts.as_slice() {
@@ -396,6 +400,36 @@ impl AcquireReply {
                 _ => Err(ERRORS.unexpected("acquire")),
             },
             _ => Err(ERRORS.unexpected("acquire")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leasehold_core::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn a_reply_that_is_no_token_of_a_script_grants_nothing() {
+        let text = |token: &str| Value::BulkString(token.as_bytes().to_vec());
+        for reply in [
+            Value::Int(-1_700_000_000_000_001),
+            Value::Int(1 << 53),
+            text("+1700000000000001"),
+            text("01700000000000001"),
+            text("9007199254740992"),
+            text(""),
+        ] {
+            let error = AcquireReply::read(&reply, Mode::Exclusive).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::UnexpectedResponse, "{reply:?}");
+        }
+        for reply in [Value::Int(1_700_000_000_000_001), text("1700000000000001")] {
+            let read = AcquireReply::read(&reply, Mode::Exclusive).unwrap();
+            let AcquireReply::Granted(Some(token)) = read else {
+                panic!("{reply:?}")
+            };
+            assert_eq!(token.get(), 1_700_000_000_000_001);
         }
     }
 }

@@ -22,14 +22,16 @@
 //! The value of a holder or waiter is `<owner in hex>:<label>`. The value of a permit starts with
 //! `<of>|`.
 
-use std::{borrow::Cow, fmt, io::Write, sync::LazyLock};
+use std::{borrow::Cow, fmt, io::Write, num::NonZeroU32, sync::LazyLock};
 
-use leasehold_core::{AcquisitionId, Error, ErrorKind, LockKey, Mode, Result, backend::Request};
+use leasehold_core::{
+    AcquisitionId, Error, ErrorKind, LockKey, Mode, Result, backend::Request, text::parse_exact,
+};
 use redis::{RedisWrite, ToRedisArgs};
 
 /// The number of cluster slots.
 pub(crate) const SLOTS: usize = 16_384;
-const KINDS: [Kind; 8] = [
+pub(crate) const KINDS: [Kind; 8] = [
     Kind::Readers,
     Kind::Writers,
     Kind::Order,
@@ -294,7 +296,7 @@ impl ToRedisArgs for Parts<'_> {
 }
 
 /// Returns the cluster slot of a key as the Redis Cluster specification defines it.
-fn slot_of(key: &[u8]) -> Slot {
+pub(crate) fn slot_of(key: &[u8]) -> Slot {
     let tag = key.iter().position(|byte| *byte == b'{').and_then(|open| {
         let rest = &key[open + 1..];
         rest.iter()
@@ -409,22 +411,24 @@ impl ParsedValue {
             return foreign;
         };
         let value = value.strip_prefix("revoked:").unwrap_or(value);
-        let (of, value) = match value.split_once('|') {
-            Some((of, rest)) if of.bytes().all(|byte| byte.is_ascii_digit()) => {
-                (of.parse().ok(), rest)
-            }
-            _ => (None, value),
+        let permit = value
+            .split_once('|')
+            .and_then(|(of, rest)| Some((parse_exact::<NonZeroU32>(of)?, rest)));
+        let (of, value) = match permit {
+            Some((of, rest)) => (Some(of.get()), rest),
+            None => (None, value),
         };
-        match value.split_at_checked(32) {
-            Some((hex, rest)) if rest.starts_with(':') => match hex.parse() {
-                Ok(owner) => Self {
-                    owner: Some(owner),
-                    label: rest[1..].to_owned(),
-                    of,
-                },
-                Err(_) => foreign,
+        let ours = value.split_at_checked(32).and_then(|(hex, rest)| {
+            let owner = parse_exact(hex)?;
+            Some((owner, rest.strip_prefix(':')?))
+        });
+        match ours {
+            Some((owner, label)) => Self {
+                owner: Some(owner),
+                label: label.to_owned(),
+                of,
             },
-            _ => foreign,
+            None => foreign,
         }
     }
 }
@@ -635,6 +639,20 @@ mod tests {
             );
         }
         assert!(ParsedValue::read(b"\xff\xfe").owner.is_none());
+        let hex = format!("{:032x}", 0xab);
+        for value in [
+            format!("{}:x", hex.to_uppercase()),
+            format!("|{hex}:x"),
+            format!("+4|{hex}:x"),
+            format!("04|{hex}:x"),
+            format!("0|{hex}:x"),
+            format!("4294967296|{hex}:x"),
+        ] {
+            assert!(
+                ParsedValue::read(value.as_bytes()).owner.is_none(),
+                "{value}"
+            );
+        }
         // The mark of a revoked holder is ignored.
         assert!(
             ParsedValue::read(format!("revoked:{:032x}:", 1).as_bytes())

@@ -19,10 +19,11 @@
 use std::{
     fmt,
     hash::{Hash, Hasher},
+    num::NonZeroU32,
     sync::Arc,
 };
 
-use leasehold_core::{AcquisitionId, LockKey, Mode, backend::Request};
+use leasehold_core::{AcquisitionId, LockKey, Mode, backend::Request, text::parse_exact};
 
 use crate::config::ExclusiveNodes;
 
@@ -124,7 +125,9 @@ impl Uuid {
                 }
                 continue;
             }
-            bits = bits << 4 | u128::from(char::from(byte).to_digit(16)?);
+            // Every program writes it in lower case.
+            let digit = char::from(byte).to_digit(16);
+            bits = bits << 4 | u128::from(digit.filter(|_| !byte.is_ascii_uppercase())?);
         }
         Some(Self(bits))
     }
@@ -207,10 +210,13 @@ impl Member {
             Part::Permit => Some(name[..at].rsplit('-').next()?.parse().ok()?),
             _ => None,
         };
+        // A name that another program made up has no uuid of ours.
+        let uuid = Uuid::of_name(name)
+            .filter(|uuid| uuid.session().is_none() || is_written_by_us(name, at, mark, of));
         Some(Self {
             part,
             sequence,
-            uuid: Uuid::of_name(name),
+            uuid,
             of,
         })
     }
@@ -219,6 +225,30 @@ impl Member {
     pub(crate) fn is_ours(&self) -> bool {
         self.uuid.is_some_and(|uuid| uuid.session().is_some())
     }
+}
+
+/// Returns whether Leasehold and the server write a name so whose mark is at `at`.
+fn is_written_by_us(name: &str, at: usize, mark: &str, of: Option<u32>) -> bool {
+    let number = &name[at + mark.len()..];
+    // Ten digits, or more with a sign.
+    let is_padded = match number.strip_prefix('-') {
+        Some(digits) => {
+            number.len() == 10 && digits != "000000000"
+                || number.len() == 11 && !digits.starts_with('0')
+        }
+        None => number.len() == 10 && !number.starts_with('+'),
+    };
+    let between = name.get(PROTECTED.len() + UUID_LEN..at);
+    let is_ours = match (mark, of) {
+        ("-lease-", Some(of)) => between
+            .and_then(|between| between.strip_prefix('-'))
+            .is_some_and(|between| {
+                parse_exact::<NonZeroU32>(between).is_some_and(|number| number.get() == of)
+            }),
+        ("lock-" | "__READ__" | "__WRIT__", None) => between == Some("-"),
+        _ => false,
+    };
+    is_padded && is_ours
 }
 
 /// The number that the server appends to a node: the count of children that the parent has had.
@@ -401,7 +431,9 @@ impl Data {
     /// Parses the data of a node. Returns `None` if another program wrote it.
     pub(crate) fn read(data: &[u8]) -> Option<Self> {
         let data = data.strip_prefix(REVOKE).unwrap_or(data);
-        let rest = data.get(32..)?.strip_prefix(b":")?;
+        let (owner, rest) = data.split_at_checked(32)?;
+        parse_exact::<AcquisitionId>(std::str::from_utf8(owner).ok()?)?;
+        let rest = rest.strip_prefix(b":")?;
         let colon = rest.iter().position(|byte| *byte == b':')?;
         let label = String::from_utf8_lossy(&rest[colon + 1..]).into_owned();
         let said = std::str::from_utf8(&rest[..colon]).ok()?;
@@ -413,12 +445,12 @@ impl Data {
             });
         }
         let (ttl, since) = match said.split_once('@') {
-            Some((ttl, czxid)) => (ttl, Some(czxid.parse().ok()?)),
+            Some((ttl, czxid)) => (ttl, Some(parse_exact(czxid)?)),
             None => (said, None),
         };
         Some(Self {
             says: Says::Holds { since },
-            ttl: Some(ttl.parse().ok()?),
+            ttl: Some(parse_exact(ttl)?),
             label,
         })
     }
@@ -553,6 +585,39 @@ mod tests {
     }
 
     #[test]
+    fn names_that_resemble_ours_are_of_another_program() {
+        let start = "_c_01020304-0000-8000-8000-00000000abcd";
+        let is_ours =
+            |end: &str| Member::read(&format!("{start}{end}")).map(|member| member.is_ours());
+        for end in [
+            "-lock-0000000007",
+            "-lock--000000007",
+            "-lock--2147483648",
+            "-__WRIT__2147483647",
+            "-__READ__0000000007",
+            "-14-lease-0000000007",
+        ] {
+            assert_eq!(is_ours(end), Some(true), "{end}");
+        }
+        for end in [
+            "-lock-7",
+            "-lock-+000000007",
+            "-lock--000000000",
+            "-x-lock-0000000007",
+            "lock-0000000007",
+            "-__lock__0000000007",
+            "-__rlock__0000000007",
+            "-014-lease-0000000007",
+            "-0-lease-0000000007",
+            "-x-14-lease-0000000007",
+        ] {
+            assert_eq!(is_ours(end), Some(false), "{end}");
+        }
+        let capital = format!("{}-lock-0000000007", start.replace("abcd", "ABCD"));
+        assert!(!Member::read(&capital).unwrap().is_ours());
+    }
+
+    #[test]
     fn nodes_of_other_programs_take_part() {
         for (name, part, sequence) in [
             (
@@ -632,6 +697,16 @@ mod tests {
             assert_eq!(Data::read(&[REVOKE, &data].concat()), read);
         }
         assert_eq!(Data::read(b"127.0.0.1"), None);
+        let hex = format!("{:032x}", 0xab);
+        for data in [
+            format!("{}:30000:x", "z".repeat(32)),
+            format!("{}:30000:x", hex.to_uppercase()),
+            format!("{hex}:+30000:x"),
+            format!("{hex}:030000:x"),
+            format!("{hex}:30000@+7:x"),
+        ] {
+            assert_eq!(Data::read(data.as_bytes()), None, "{data}");
+        }
         assert_eq!(shown(&"ä".repeat(600)).chars().count(), 512);
     }
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use leasehold_core::{ErrorKind, HolderRef, Mode, Result, Revocation, RevokeOutcome};
+use leasehold_core::{
+    ErrorKind, HolderRef, Mode, Result, Revocation, RevokeOutcome, text::parse_exact,
+};
 use zookeeper_client::{Error as Driver, Stat};
 
 use crate::{
@@ -16,9 +18,9 @@ pub(crate) fn id_of(stat: &Stat, name: &str) -> Vec<u8> {
     format!("{}:{name}", stat.czxid).into_bytes()
 }
 
-fn read_id(id: &[u8]) -> Option<(i64, &str)> {
+pub(crate) fn read_id(id: &[u8]) -> Option<(i64, &str)> {
     let (czxid, name) = std::str::from_utf8(id).ok()?.split_once(':')?;
-    Some((czxid.parse().ok()?, name))
+    Some((parse_exact(czxid)?, name))
 }
 
 /// Revokes the lock of `holder`.

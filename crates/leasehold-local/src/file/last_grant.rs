@@ -1,6 +1,7 @@
 //! [`LastGrant`]: the last fencing token of a lock, in a file beside the lock file.
 
 use std::{
+    fmt,
     fs::{self, File},
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
@@ -11,9 +12,9 @@ use leasehold_core::{AcquisitionId, backend::Request};
 use super::access;
 
 /// The beginning of the file.
-const HEAD: &str = "leasehold1 ";
+pub(super) const HEAD: &str = "leasehold1 ";
 /// Larger than a file with the longest label.
-const MAX_LEN: u64 = 512;
+pub(super) const MAX_LEN: u64 = 512;
 const MAX_LABEL: usize = 200;
 
 /// The token of the last exclusive grant, and its holder.
@@ -66,26 +67,15 @@ impl LastGrant {
     /// Writes the file in one call, so that a process that is killed leaves either the old or the
     /// new content.
     fn write(&self, mut file: &File) -> io::Result<()> {
-        let Self { token, pid, label } = self;
-        let text = format!(
-            "{HEAD}{token:020} {:016x}\n{pid} {label}\n",
-            checksum(*token)
-        );
         file.rewind()?;
-        file.write_all(text.as_bytes())
+        file.write_all(self.to_string().as_bytes())
     }
 
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let mut lines = bytes.split(|byte| *byte == b'\n');
         let head = std::str::from_utf8(lines.next()?).ok()?;
-        let mut words = head.strip_prefix(HEAD)?.split(' ');
-        let token = words
-            .next()
-            .filter(|digits| digits.len() == 20)?
-            .parse()
-            .ok()?;
-        let sum = u64::from_str_radix(words.next()?, 16).ok()?;
-        if sum != checksum(token) || words.next().is_some() {
+        let token = head.strip_prefix(HEAD)?.get(..20)?.parse().ok()?;
+        if head != head_of(token) {
             return None;
         }
         let who = String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
@@ -96,6 +86,18 @@ impl LastGrant {
             label: String::from(label),
         })
     }
+}
+
+impl fmt::Display for LastGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { token, pid, label } = self;
+        writeln!(f, "{}\n{pid} {label}", head_of(*token))
+    }
+}
+
+/// Returns the first line of the file.
+fn head_of(token: u64) -> String {
+    format!("{HEAD}{token:020} {:016x}", checksum(token))
 }
 
 /// The token file of a lock, with what was read from it.
@@ -239,6 +241,20 @@ mod tests {
             );
         }
         assert!(LastGrant::parse(&[0; 64]).is_none());
+        let sum = format!("{:016x}", checksum(42));
+        for (written, foreign) in [
+            (sum.clone(), sum.to_uppercase()),
+            (sum.clone(), format!("0{sum}")),
+            (sum.clone(), format!("+{sum}")),
+            (sum.clone(), format!("{sum} x")),
+            (format!("{:020}", 42), format!("+{:019}", 42)),
+        ] {
+            let resembling = whole.replace(&written, &foreign);
+            assert!(
+                LastGrant::parse(resembling.as_bytes()).is_none(),
+                "{resembling}"
+            );
+        }
         for (bytes, torn) in [
             (&b""[..], true),
             (&[0; 64], true),

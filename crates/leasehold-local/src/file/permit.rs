@@ -9,7 +9,7 @@ use std::{
     ops::ControlFlow,
 };
 
-use leasehold_core::{ErrorKind, Result};
+use leasehold_core::{ErrorKind, Result, text::parse_exact};
 
 use super::{
     access,
@@ -99,12 +99,17 @@ pub(super) fn read_number(mut file: &File) -> io::Result<Option<u32>> {
     let mut bytes = Vec::new();
     file.rewind()?;
     file.take(MAX_LEN).read_to_end(&mut bytes)?;
-    let text = std::str::from_utf8(&bytes)
+    parse_number(&bytes)
+}
+
+/// Parses the content of `.permits`, of which at most [`MAX_LEN`] bytes are given.
+pub(super) fn parse_number(bytes: &[u8]) -> io::Result<Option<u32>> {
+    let text = std::str::from_utf8(bytes)
         .ok()
         .and_then(|text| text.strip_prefix(HEAD)?.strip_suffix('\n'));
-    match text.and_then(|number| number.parse().ok()) {
+    match text.and_then(parse_exact) {
         Some(number) => Ok(Some(number)),
-        None if last_grant::is_torn(&bytes, HEAD, MAX_LEN) => Ok(None),
+        None if last_grant::is_torn(bytes, HEAD, MAX_LEN) => Ok(None),
         None => Err(last_grant::foreign()),
     }
 }

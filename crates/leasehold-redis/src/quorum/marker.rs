@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use leasehold_core::{FencingToken, Ttl, quorum::EpochRecord};
+use leasehold_core::{FencingToken, Ttl, quorum::EpochRecord, text::parse_exact};
 
 /// The marker of a provisioned node: `R:<run>:<largest TTL in ms>:<above>`, or `D:…` for a node
 /// that loses no token in a restart.
@@ -32,25 +32,26 @@ impl NodeMarker {
 
     /// Parses a marker. A text that cannot be parsed is the marker of no run.
     pub(crate) fn parse(text: String) -> Self {
-        let mut parts = text.split(':');
-        let (kind, run) = (
-            parts.next().unwrap_or_default(),
-            parts.next().unwrap_or_default().to_owned(),
-        );
-        let ttl = parts
-            .next()
-            .and_then(|ttl| ttl.parse().ok())
-            .and_then(|ttl| Ttl::from_millis(ttl).ok());
-        let above = parts
-            .next()
-            .and_then(|above| above.parse().ok())
-            .unwrap_or_default();
-        Self {
-            durable: kind == "D",
-            run,
-            largest_ttl: ttl,
-            above,
-            text,
+        let parts: Vec<&str> = text.split(':').collect();
+        let parsed = match parts[..] {
+            [kind @ ("R" | "D"), run, ttl, above] => parse_exact(ttl)
+                .and_then(|ttl| Ttl::from_millis(ttl).ok())
+                .zip(parse_exact(above))
+                .map(|(ttl, above)| (kind == "D", run.to_owned(), ttl, above)),
+            _ => None,
+        };
+        match parsed {
+            Some((durable, run, ttl, above)) => Self {
+                durable,
+                run,
+                largest_ttl: Some(ttl),
+                above,
+                text,
+            },
+            None => Self {
+                text,
+                ..Self::default()
+            },
         }
     }
 
@@ -113,6 +114,21 @@ mod tests {
         assert!(NodeMarker::new(&record).is_durable());
         assert_eq!(NodeMarker::parse(mark.as_str().to_owned()), mark);
         assert!(NodeMarker::parse(String::new()).is_blank());
-        assert!(!NodeMarker::parse(String::from("x")).is_of_run("x"));
+        for text in [
+            "x",
+            "x:5f",
+            "R:5f",
+            "R:5f:0:7",
+            "R:5f:+1:7",
+            "R:5f:1:07",
+            "R:5f:1:7:",
+        ] {
+            let foreign = NodeMarker::parse(String::from(text));
+            assert!(
+                !foreign.is_of_run("5f") && !foreign.is_of_run("x"),
+                "{text}"
+            );
+            assert!(!foreign.is_durable() && !foreign.is_blank(), "{text}");
+        }
     }
 }
