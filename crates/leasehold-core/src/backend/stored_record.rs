@@ -11,6 +11,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     key::LockKey,
+    text::parse_exact,
 };
 
 /// The first bytes of every record, of this and of later formats.
@@ -186,12 +187,12 @@ fn parse(bytes: &[u8]) -> Option<StoredRecord> {
     let line = bytes.iter().position(|byte| *byte == b'\n')?;
     let (header, body) = (&bytes[..line], &bytes[line + 1..]);
     let mut fields = std::str::from_utf8(header).ok()?.split(' ');
-    let version = number(fields.next()?)?;
-    let sequence = number(fields.next()?)?;
-    let owner = fields.next()?.parse().ok()?;
+    let version = parse_exact(fields.next()?)?;
+    let sequence = parse_exact(fields.next()?)?;
+    let owner = parse_exact(fields.next()?)?;
     let token = optional(fields.next()?)?.map(FencingToken::new);
-    let written = number(fields.next()?)?;
-    let label_len = usize::try_from(number(fields.next()?)?).ok()?;
+    let written = parse_exact(fields.next()?)?;
+    let label_len = parse_exact(fields.next()?)?;
     let value_len = optional(fields.next()?)?;
     if fields.next().is_some() {
         return None;
@@ -211,22 +212,13 @@ fn parse(bytes: &[u8]) -> Option<StoredRecord> {
     })
 }
 
-/// Reads a number as this module writes it: without a sign.
-fn number(field: &str) -> Option<u64> {
-    field
-        .bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| field.parse().ok())
-        .flatten()
-}
-
 /// Reads a number, or `-` for none.
 #[expect(clippy::option_option, reason = "`None` is a field that is neither")]
 fn optional(field: &str) -> Option<Option<u64>> {
     if field == "-" {
         Some(None)
     } else {
-        number(field).map(Some)
+        parse_exact(field).map(Some)
     }
 }
 
@@ -313,6 +305,10 @@ mod tests {
             text(&|good| good.replacen(" 12 ", " 18446744073709551616 ", 1)),
             text(&|good| good.replacen("ab ", "ag ", 1)),
             text(&|good| good.replacen("00ab ", "0ab ", 1)),
+            text(&|good| good.replacen("00ab ", "00AB ", 1)),
+            text(&|good| good.replacen(" 3 ", " 03 ", 1)),
+            text(&|good| good.replacen(" 7 3\n", " 7 03\n", 1)),
+            text(&|good| good.replacen(" 7 3\n", " 07 3\n", 1)),
             text(&|good| good.replacen(" 7 3\n", " 7 3 0\n", 1)),
             text(&|good| good.replacen(" 7 3\n", " 7 -\n", 1)),
             text(&|good| good.replacen(" 7 3\n", " 7\n", 1)),
