@@ -405,9 +405,11 @@ fn is_hidden(attributes: &[Attribute]) -> bool {
 }
 
 fn is_for_tests(attributes: &[Attribute]) -> bool {
-    attributes
-        .iter()
-        .any(|attribute| attribute.path().is_ident("cfg") && shown(attribute).contains("test"))
+    attributes.iter().any(|attribute| {
+        let condition = shown(attribute);
+        attribute.path().is_ident("cfg")
+            && (condition.contains("test") || condition.contains("fuzzing"))
+    })
 }
 
 /// Returns the names that a `use` imports.

@@ -81,6 +81,7 @@ fn every_backend_is_listed_here() {
         "cli",
         "core",
         "examples",
+        "fuzz",
         "integration",
         "sqlite-example",
         "testkit",

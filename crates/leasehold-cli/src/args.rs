@@ -12,6 +12,7 @@ use leasehold::{
 };
 
 use crate::{
+    duration::{duration, ttl},
     exit::{self, Failure},
     schemes,
 };
@@ -430,15 +431,6 @@ fn overlap(text: &str) -> Result<Overlap, String> {
         "queue" => Ok(Overlap::Queue),
         _ => Err(String::from("write `skip` or `queue`")),
     }
-}
-
-fn ttl(text: &str) -> Result<Ttl, String> {
-    Ttl::new(duration(text)?).map_err(|error| error.to_string())
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write a number and its unit, as in 500ms, 30s or 5m"))
 }
 
 #[cfg(test)]

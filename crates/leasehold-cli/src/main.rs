@@ -11,7 +11,7 @@
 //! | modules | |
 //! |---|---|
 //! | `once`, `runs`, `run`, `status`, `revoke`, `info`, `init`, `exec` | one verb each |
-//! | `args` | the command line |
+//! | `args`, `duration` | the command line; the times in it |
 //! | `backend`, `schemes` | from a URL to a client; the schemes and their features |
 //! | `child`, `watchdog`, `signals` | the program; when it must end; signals in both directions |
 //! | `os_string`, `output` | names of locks; tables and JSON |
@@ -23,6 +23,7 @@
 mod args;
 mod backend;
 mod child;
+mod duration;
 mod exec;
 mod exit;
 mod info;

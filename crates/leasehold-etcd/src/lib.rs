@@ -10,6 +10,9 @@ mod config;
 mod connection;
 mod connector;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod keys;
 mod lease;

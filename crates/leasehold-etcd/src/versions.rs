@@ -184,7 +184,7 @@ async fn status(cluster: &Cluster, member: &Member) -> Result<Option<(u64, Strin
 
 /// Returns whether a leader of this version that was deposed while it was paused revokes channel
 /// leases.
-fn has_lease_revocation_bug(version: &str) -> bool {
+pub(crate) fn has_lease_revocation_bug(version: &str) -> bool {
     let mut numbers = version
         .split(['.', '-', '+'])
         .map_while(|number| number.parse::<u32>().ok());

@@ -2,6 +2,11 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod file;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::file::fuzzing::{beside, proc_locks};
+}
 mod memory;
 
 pub use leasehold_core::{Error, ErrorKind, Result};

@@ -9,6 +9,9 @@ mod config;
 mod connection;
 mod error;
 mod fencing;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod hash;
 mod identity;

@@ -41,6 +41,11 @@ pub(crate) async fn inspect(manager: &ConnectionManager, key: &LockKey) -> Resul
             arguments(cmd, &keys);
         })
         .await?;
+    read(key, answer)
+}
+
+/// Parses the reply of the script of [`inspect`].
+pub(crate) fn read(key: &LockKey, answer: Value) -> Result<Inspection> {
     let answer = parse(answer).ok_or_else(|| ERRORS.unexpected("inspect"))?;
     let (now, value, left, readers, writers, waiters, permits, queue) = answer;
 

@@ -114,7 +114,7 @@ pub(crate) async fn check(
 
 /// Returns what happens to held locks in a restart, by the settings of the server. `save` is its
 /// option of that name, if the user may read it.
-fn restart(info: &str, save: Option<&str>) -> Restart {
+pub(crate) fn restart(info: &str, save: Option<&str>) -> Restart {
     let forgets = field(info, "aof_enabled") == "0" && save == Some("");
     if forgets || evicts(info) {
         Restart::FreesAtOnce
@@ -129,7 +129,7 @@ fn evicts(info: &str) -> bool {
         && !matches!(field(info, "maxmemory_policy"), "" | "noeviction")
 }
 
-fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
+pub(crate) fn judge(info: &str, first: bool, endpoint: &str) -> Result<()> {
     let field = |name| field(info, name);
     // On the first connection, the address is wrong. Later, a fail-over or an upgrade may be in
     // progress, after which the server can be used.

@@ -11,6 +11,9 @@ mod config;
 mod connection;
 mod connection_manager;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod keys;
 mod lease;

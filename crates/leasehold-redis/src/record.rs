@@ -104,17 +104,17 @@ fn changed(
 }
 
 /// The reply of the script that reads.
-struct Answer {
-    now: SystemTime,
-    stored: Option<Vec<u8>>,
+pub(crate) struct Answer {
+    pub(crate) now: SystemTime,
+    pub(crate) stored: Option<Vec<u8>>,
     /// Whether the writer holds the lock, or it is of no interest.
-    matters: bool,
+    pub(crate) matters: bool,
     /// The time after which the lock has expired.
-    left: Option<Duration>,
+    pub(crate) left: Option<Duration>,
 }
 
 impl Answer {
-    fn parse(answer: Value) -> Option<Self> {
+    pub(crate) fn parse(answer: Value) -> Option<Self> {
         let (now, stored, matters, left): (u64, Option<Vec<u8>>, i64, i64) =
             redis::from_redis_value(answer).ok()?;
         let left = u64::try_from(left).ok();
@@ -175,12 +175,17 @@ pub(crate) async fn write(
         },
         answer => answer,
     };
-    match answer? {
+    written(request.key(), &answer?)
+}
+
+/// Parses the reply of the script that writes.
+pub(crate) fn written(key: &LockKey, answer: &Value) -> Result<Option<u64>> {
+    match answer {
         Value::Int(NOT_HELD) => Ok(None),
-        Value::Int(version) => u64::try_from(version)
+        Value::Int(version) => u64::try_from(*version)
             .map(Some)
             .map_err(|_| ERRORS.unexpected(WRITE)),
-        Value::BulkString(beginning) => match decode(request.key(), &beginning, WRITE) {
+        Value::BulkString(beginning) => match decode(key, beginning, WRITE) {
             Err(error) => Err(error),
             Ok(_) => Err(ERRORS.unexpected(WRITE)),
         },

@@ -78,7 +78,7 @@ async fn ask(mut stream: TcpStream) -> io::Result<Vec<u8>> {
 }
 
 /// Returns the fault that an answer shows. `None` if the server serves.
-fn read(answer: &[u8]) -> Option<String> {
+pub(crate) fn read(answer: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(answer);
     if text.starts_with(SERVES) || text.starts_with(NOT_ALLOWED) {
         return None;

@@ -8,6 +8,9 @@ mod connection;
 mod contended;
 mod diagnosis;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod inspect;
 mod keys;
 mod lease;

@@ -34,14 +34,14 @@ const TRIES: usize = 16;
 
 /// A line of `/proc/locks`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Flock {
+pub(super) struct Flock {
     exclusive: bool,
-    blocked: bool,
+    pub(super) blocked: bool,
     /// `None` if the process is not in the table.
     pid: Option<u32>,
     /// The major and minor number.
     device: (u32, u32),
-    inode: u64,
+    pub(super) inode: u64,
 }
 
 /// The contents of `/proc/locks`, for one directory.
@@ -264,7 +264,7 @@ fn device_numbers(_: u64) -> (u32, u32) {
 /// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`, which begin with the mount,
 /// its parent and its device.
 #[cfg(target_os = "linux")]
-fn device_in(mounts: &str, mount: &str) -> Option<(u32, u32)> {
+pub(super) fn device_in(mounts: &str, mount: &str) -> Option<(u32, u32)> {
     let device = mounts.lines().find_map(|line| {
         let mut words = line.split(' ');
         (words.next() == Some(mount)).then(|| words.nth(1))?
@@ -305,7 +305,7 @@ fn process_label(pid: Option<u32>) -> String {
 
 /// Parses a line such as `1: FLOCK ADVISORY WRITE 9767 fe:00:10010751 0 EOF`. A process that is
 /// blocked in `flock(2)` has a `->` after the number.
-fn parse(line: &str) -> Option<Flock> {
+pub(super) fn parse(line: &str) -> Option<Flock> {
     let mut words = line.split_ascii_whitespace().skip(1).peekable();
     let blocked = words.next_if_eq(&"->").is_some();
     if words.next()? != "FLOCK" {

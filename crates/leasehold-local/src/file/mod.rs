@@ -6,6 +6,9 @@ mod backend;
 mod config;
 mod directory;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub(crate) mod fuzzing;
 mod identity;
 mod keys;
 mod last_grant;
