@@ -5,7 +5,9 @@ use std::{
     path::Path,
 };
 
-use leasehold::{AllGuard, AllInfo, Expiry, LockClient, LockKey, Released, Result, Ttl};
+use leasehold::{
+    AllGuard, AllInfo, ErrorKind, Expiry, LeaseInfo, LockClient, LockKey, Released, Result, Ttl,
+};
 
 use crate::{
     args::Run,
@@ -164,7 +166,8 @@ async fn run_under(
         .iter()
         .map(|lease| lease.key().clone())
         .collect();
-    let remaining = guard.remaining();
+    let leases = guard.leases().iter();
+    let remaining = leases.map(LeaseInfo::remaining).max().unwrap_or_default();
     match guard.release().await {
         Ok(released) => {
             let lost = |(_, released): &&(LockKey, Released)| *released == Released::AlreadyLost;
@@ -178,6 +181,7 @@ async fn run_under(
                 None => Ok(code_of_status(status)),
             }
         }
+        Err(error) if error.kind() == ErrorKind::Lost => Err(error.into()),
         // The program ended under the locks, so its own exit code is the result.
         Err(error) => {
             let causes = with_causes(&error);

@@ -22,6 +22,21 @@ pub(crate) struct Environment<'a> {
     pub(crate) dies_with_us: bool,
 }
 
+/// Returns whether a variable is one that this command sets for the locks.
+fn is_of_locks(name: &str) -> bool {
+    if name == "LEASEHOLD_OCCURRENCE" || name == "LEASEHOLD_ATTEMPT" {
+        return true;
+    }
+    let rest = name
+        .strip_prefix("LEASEHOLD_KEY")
+        .or_else(|| name.strip_prefix("LEASEHOLD_TOKEN"));
+    let is_number = |rest: &str| {
+        rest.strip_prefix('_')
+            .is_some_and(|number| number.parse::<u8>().is_ok())
+    };
+    rest.is_some_and(|rest| rest.is_empty() || rest == "S" || is_number(rest))
+}
+
 /// Returns the command that starts the program.
 pub(super) fn command(
     line: &[OsString],
@@ -40,13 +55,7 @@ pub(super) fn command(
     // The variables of an outer `leasehold run` belong to other locks.
     for (inherited, _) in std::env::vars_os() {
         let name = inherited.to_string_lossy();
-        let of_lock = [
-            "LEASEHOLD_KEY",
-            "LEASEHOLD_TOKEN",
-            "LEASEHOLD_OCCURRENCE",
-            "LEASEHOLD_ATTEMPT",
-        ];
-        if of_lock.iter().any(|known| name.starts_with(known)) {
+        if is_of_locks(&name) {
             command.env_remove(&inherited);
         }
     }
