@@ -311,3 +311,54 @@ async fn default_ttl_of_the_first_lock_adapts_to_the_server() {
     let error = client(Some(secs(30))).mutex("k").lock().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
 }
+
+/// A server that refuses every attempt.
+#[derive(Debug)]
+struct Refusing {
+    kind: ErrorKind,
+    attempts: AtomicUsize,
+}
+
+impl std::fmt::Display for Refusing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("refusing")
+    }
+}
+
+#[async_trait]
+impl LockBackend for Refusing {
+    fn capabilities(&self) -> Capabilities {
+        weakest()
+    }
+
+    async fn try_acquire(self: Arc<Self>, _request: Request) -> Result<Attempt, Error> {
+        self.attempts.fetch_add(1, SeqCst);
+        Err(Error::new(self.kind, "made to refuse"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_is_not_about_the_ttl_is_final() {
+    for (kind, is_lazy) in [
+        (ErrorKind::Denied, true),
+        (ErrorKind::Denied, false),
+        (ErrorKind::InvalidInput, false),
+    ] {
+        let server = Arc::new(Refusing {
+            kind,
+            attempts: AtomicUsize::new(0),
+        });
+        let client = if is_lazy {
+            let server = Arc::clone(&server);
+            LockClient::new(LazyBackend::new(weakest(), move || {
+                let server = Arc::clone(&server);
+                async move { Ok(server) }
+            }))
+        } else {
+            LockClient::new(Arc::clone(&server))
+        };
+        let error = client.mutex("k").try_lock().await.unwrap_err();
+        assert_eq!(error.kind(), kind);
+        assert_eq!(server.attempts.load(SeqCst), 1, "{kind:?}, {is_lazy}");
+    }
+}

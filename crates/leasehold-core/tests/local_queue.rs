@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use leasehold_core::LockClient;
 use support::{settle, spied, two_processes};
 use tokio::task::JoinHandle;
@@ -429,4 +430,31 @@ async fn a_try_for_a_permit_waits_for_a_release_that_makes_room() {
     drop(semaphore.acquire().await.unwrap());
     drop(semaphore.try_acquire().await.unwrap().unwrap());
     assert_eq!(watched.tries.load(SeqCst), 2, "refused, and then granted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_tries_waits_for_the_release_of_a_writer() {
+    let (client, _) = unordered(3);
+    let lock = client.rwlock("a");
+    drop(lock.write().await.unwrap());
+    drop(lock.try_read().await.unwrap().expect("it is released"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_of_a_waiter_that_left_meanwhile_is_passed_on() {
+    let (client, _, _) = spied();
+    let (mutex, order) = (client.mutex("a"), Arc::default());
+    let held = mutex.lock().await.unwrap();
+    let mut leaves = Box::pin(mutex.lock());
+    settle().await;
+    assert!((&mut leaves).now_or_never().is_none());
+    let next = lock_in_background(&client, &order, 0);
+    settle().await;
+    // The place is assigned to the first waiter, which is not polled any more.
+    held.release().await.unwrap();
+    drop(leaves);
+    tokio::time::timeout(Duration::from_secs(3600), next)
+        .await
+        .expect("the place is lost")
+        .unwrap();
 }

@@ -3,12 +3,12 @@
 
 mod support;
 
-use std::{future::poll_fn, pin::pin, sync::atomic::Ordering::SeqCst, task::Poll};
+use std::{future::poll_fn, pin::pin, sync::atomic::Ordering::SeqCst, task::Poll, time::Duration};
 
 use futures_util::FutureExt;
 use leasehold_core::{ErrorKind, LockClient};
 use leasehold_local::MemoryBackend;
-use support::{settle, spied};
+use support::{secs, settle, spied};
 use tokio::runtime::Handle;
 
 /// If more releases than this run in the background, acquisitions wait.
@@ -61,6 +61,22 @@ async fn dropped_acquisitions_leave_no_task_behind_on_memory() {
         assert_eq!(alive_tasks(), before);
         assert_eq!(client.inspect("a").await.unwrap().waiters.len(), 0);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_that_is_dropped_before_its_answer_locks_nothing() {
+    let (client, watched, _) = spied();
+    watched.tries_yield.store(10, SeqCst);
+    let mutex = client.mutex("a");
+    {
+        let mut trying = pin!(mutex.try_lock());
+        while watched.tries.load(SeqCst) == 0 {
+            assert!(poll_fn(|cx| Poll::Ready(trying.poll_unpin(cx).is_pending())).await);
+        }
+    }
+    assert_eq!(client.inspect("a").await.unwrap().holders.len(), 1);
+    settle().await;
+    assert!(client.inspect("a").await.unwrap().holders.is_empty());
 }
 
 /// The release is dropped before it is polled, or while it is under way.
@@ -140,9 +156,7 @@ async fn acquisitions_wait_for_releases_that_pile_up() {
     assert!((BOUND..BOUND + 4).contains(&begun), "{begun}");
     // This delay counts as waiting: it ends at the caller's limit, and a try is hardly delayed.
     let mutex = client.mutex("a");
-    let within = mutex
-        .lock_timeout(std::time::Duration::from_millis(100))
-        .await;
+    let within = mutex.lock_timeout(Duration::from_millis(100)).await;
     assert_eq!(within.unwrap_err().kind(), ErrorKind::Unavailable);
     drop(mutex.try_lock().await.unwrap().unwrap());
     watched.answers_wait.store(false, SeqCst);
@@ -151,4 +165,45 @@ async fn acquisitions_wait_for_releases_that_pile_up() {
         tokio::task::yield_now().await;
     }
     assert_eq!(watched.acquires.load(SeqCst), 4 * BOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_release_is_retried_until_it_succeeds() {
+    for drops in [true, false] {
+        let (client, watched, _) = spied();
+        let guard = client.mutex("a").with_ttl(secs(10)).lock().await.unwrap();
+        watched.releases_fail.store(3, SeqCst);
+        if drops {
+            drop(guard);
+        } else {
+            let error = guard.release().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(client.inspect("a").await.unwrap().holders.is_empty());
+        assert_eq!(watched.releases.load(SeqCst), 4, "dropped: {drops}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_release_is_retried_with_pauses_until_the_deadline() {
+    let (client, watched, _) = spied();
+    watched.releases_fail.store(usize::MAX, SeqCst);
+    drop(client.mutex("a").with_ttl(secs(10)).lock().await.unwrap());
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let releases = watched.releases.load(SeqCst);
+    assert!((10..=20).contains(&releases), "{releases} releases");
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(watched.releases.load(SeqCst), releases);
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_retries_a_failed_release_for_two_seconds() {
+    let (client, watched, _) = spied();
+    let guard = client.mutex("a").with_ttl(secs(60)).lock().await.unwrap();
+    watched.releases_fail.store(usize::MAX, SeqCst);
+    let begun = tokio::time::Instant::now();
+    client.close().await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 2, "in paused time");
+    drop(guard);
 }

@@ -4,13 +4,16 @@ mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, atomic::Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
 use leasehold_core::{
-    Clock, ErrorKind, LockClient, LockGuard, LossReason, Renewal, Revocation, Ttl,
-    backend::SessionId,
+    Clock, Deadline, ErrorKind, LockClient, LockGuard, LossReason, Renewal, Revocation, TestClock,
+    Timestamp, Ttl, backend::SessionId,
 };
 use support::{secs, settle, spied};
 use tokio::{runtime::Handle, time::timeout};
@@ -487,4 +490,80 @@ async fn a_manual_lease_is_not_renewed_among_automatic_ones() {
     let late = clock.now().since(deadline.moment());
     assert!(late < Duration::from_millis(50), "{late:?}");
     assert!(watched.renewals.lock().unwrap().len() > guards.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_lease_survives_renewals_that_fail_until_late() {
+    let (client, watched, _clock) = spied();
+    let guard = client.mutex("a").with_ttl(secs(2)).lock().await.unwrap();
+    watched.renewals_fail.store(true, SeqCst);
+    tokio::time::sleep(Duration::from_millis(1_700)).await;
+    watched.renewals_fail.store(false, SeqCst);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(guard.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspend_delays_a_renewal_by_a_tenth_of_the_ttl_at_most() {
+    for session in [None, Some(SessionId::new())] {
+        let (client, watched, clock) = spied();
+        *watched.session.lock().unwrap() = session;
+        let guard = client.mutex("a").with_ttl(secs(1)).lock().await.unwrap();
+        settle().await;
+        clock.suspend(Duration::from_millis(850));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(guard.is_held());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manual_lease_in_a_session_has_a_deadline_of_its_own() {
+    let (client, watched, clock) = spied();
+    *watched.session.lock().unwrap() = Some(SessionId::new());
+    let mutex = client.mutex("a").with_renewal(Renewal::Manual);
+    let guard = mutex.with_ttl(secs(5)).lock().await.unwrap();
+    // The locks of the session that are renewed automatically keep it alive.
+    let moved = Deadline::at(clock.now() + Duration::from_secs(3600));
+    *watched.session_deadline.lock().unwrap() = Some(moved);
+    assert_eq!(guard.remaining(), Duration::from_secs(5));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    guard.renew().await.unwrap();
+    assert_eq!(guard.remaining(), Duration::from_secs(5));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(guard.is_held());
+    *watched.suspended.lock().unwrap() = Some((clock, Duration::from_secs(3)));
+    assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::Lost);
+    assert_eq!(guard.loss(), Some(LossReason::Expired));
+}
+
+/// A clock that counts how often it is read.
+#[derive(Debug)]
+struct CountingClock {
+    clock: TestClock,
+    readings: AtomicUsize,
+}
+
+impl Clock for CountingClock {
+    fn now(&self) -> Timestamp {
+        self.readings.fetch_add(1, SeqCst);
+        self.clock.now()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_holds_nothing_sleeps() {
+    let (client, _watched, _clock) = spied();
+    let clock = Arc::new(CountingClock {
+        clock: TestClock::new(),
+        readings: AtomicUsize::new(0),
+    });
+    let client = LockClient::builder(Arc::clone(client.backend()))
+        .with_clock(clock.clone())
+        .build();
+    drop(client.mutex("a").lock().await.unwrap());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let readings = clock.readings.load(SeqCst);
+    assert!(readings > 0);
+    tokio::time::sleep(Duration::from_secs(1_800)).await;
+    assert_eq!(clock.readings.load(SeqCst), readings);
 }

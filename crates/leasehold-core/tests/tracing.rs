@@ -280,6 +280,22 @@ async fn late_renewals_are_warned_of_in_the_last_quarter_of_the_ttl() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn late_leases_and_late_sessions_share_a_warning() {
+    let log = Log::default();
+    let _recording = log.record();
+    let (client, watched, _) = spied();
+    *watched.round_trip.lock().unwrap() = Duration::from_secs(3600);
+    let mutex = |key| client.mutex(key).with_ttl(secs(8));
+    let lease = mutex("lease").lock().await.unwrap();
+    *watched.session.lock().unwrap() = Some(SessionId::new());
+    let session = mutex("session").lock().await.unwrap();
+    tokio::join!(lease.lost(), session.lost());
+    let warnings = late_renewals(&log);
+    assert_eq!(warnings.len(), 1, "{}", log.text());
+    assert!(warnings[0].contains("locks=2"), "{}", warnings[0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn late_renewals_are_warned_of_at_most_once_per_ttl() {
     let log = Log::default();
     let _recording = log.record();
@@ -563,4 +579,26 @@ async fn an_acquisition_of_several_keys_is_one_span() {
     for (span, outcome) in of_all.iter().zip(["granted", "contended", "timed_out"]) {
         assert!(span.contains("keys=2") && span.contains(outcome), "{span}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn task_that_waits_for_another_is_not_warned() {
+    let log = Log::default();
+    let _recording = log.record();
+    let (ours, theirs) = two_processes();
+    let limit = Duration::from_secs(90);
+    let _held = ours.mutex("ours").lock().await.unwrap();
+    let _theirs = theirs.mutex("theirs").lock().await.unwrap();
+    // This task holds another key.
+    assert!(
+        ours.mutex("theirs")
+            .lock_timeout(limit)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let mutex = ours.mutex("ours");
+    let waits = async move { mutex.lock_timeout(limit).await.unwrap().is_none() };
+    assert!(tokio::spawn(waits).await.unwrap());
+    assert!(!log.text().contains("WARN"), "{}", log.text());
 }

@@ -414,3 +414,31 @@ fn closed() -> Error {
         "the client is closed or drains; create a new one",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::TestClock;
+
+    fn request(key: &str) -> Request {
+        Request::new(LockKey::new(key).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn queues_of_keys_that_are_no_longer_used_are_removed() {
+        let queues = Arc::new(LocalQueues::new(Arc::new(TestClock::new())));
+        let used = queues.try_enter(&request("used")).await.unwrap().unwrap();
+        for key in 0..10_000 {
+            let place = queues.try_enter(&request(&format!("{key}"))).await;
+            drop(place.unwrap().unwrap());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let kept = queues.lock().queues.len();
+        assert!(kept < 4 * MIN_PURGE, "{kept} queues are kept");
+        let again = queues.try_enter(&request("used")).await.unwrap();
+        assert!(again.is_none(), "the queue of a key in use is kept");
+        drop(used);
+    }
+}

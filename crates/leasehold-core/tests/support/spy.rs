@@ -63,6 +63,12 @@ pub(crate) struct Watched {
     pub(crate) max_ttl: Mutex<Option<Ttl>>,
     /// The number of renewals whose answer is that the lock is lost.
     pub(crate) renewals_lost: AtomicUsize,
+    /// The number of releases that fail.
+    pub(crate) releases_fail: AtomicUsize,
+    /// The deadline of all leases, if renewals of their session have moved it.
+    pub(crate) session_deadline: Mutex<Option<Deadline>>,
+    /// The number of times that an attempt yields after it took effect.
+    pub(crate) tries_yield: AtomicUsize,
     /// The number of renewals that were answered after a round trip.
     pub(crate) renewals_answered: AtomicUsize,
 }
@@ -137,12 +143,14 @@ impl LockBackend for Spy {
             .lock()
             .unwrap()
             .push(request.waiting().yields);
-        Ok(
-            match Arc::clone(&self.inner).try_acquire(request.clone()).await? {
-                Attempt::Granted(lease) => Attempt::Granted(self.watch(lease, &request)),
-                contended => contended,
-            },
-        )
+        let attempt = Arc::clone(&self.inner).try_acquire(request.clone()).await?;
+        for _ in 0..self.watched.tries_yield.load(SeqCst) {
+            tokio::task::yield_now().await;
+        }
+        Ok(match attempt {
+            Attempt::Granted(lease) => Attempt::Granted(self.watch(lease, &request)),
+            contended => contended,
+        })
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
@@ -191,7 +199,8 @@ impl Lease for SpyLease {
     }
 
     fn valid_until(&self) -> Deadline {
-        self.inner.valid_until()
+        let moved = *self.watched.session_deadline.lock().unwrap();
+        moved.unwrap_or_else(|| self.inner.valid_until())
     }
 
     fn keep_alive(&self) -> KeepAlive {
@@ -229,7 +238,8 @@ impl Lease for SpyLease {
         self.watched.releases.fetch_add(1, SeqCst);
         assert!(!self.watched.releases_panic.load(SeqCst), "made to panic");
         let failing = *self.watched.failing_release.lock().unwrap();
-        if failing.is_some() && failing == self.request.key().as_str() {
+        let this_fails = failing.is_some() && failing == self.request.key().as_str();
+        if this_fails || take_one(&self.watched.releases_fail) {
             return Err(Error::new(ErrorKind::Unavailable, "made to fail"));
         }
         for _ in 0..self.watched.releases_yield.load(SeqCst) {
