@@ -1,8 +1,8 @@
-//! A nightly job on three replicas: each night it runs once, although the clocks of the replicas are
-//! minutes apart and one of them is killed at work.
+//! A nightly job on three replicas: each night it runs once, although the clocks of the replicas
+//! are minutes apart and one of them is killed at work.
 //!
-//! The nights are a second long. Each replica is a process of its own. It believes a clock that is
-//! minutes fast or slow, which it prints beside its work. A lock alone would not help here: each
+//! The nights are a second long. Each replica is a process of its own. Its clock is minutes fast or
+//! slow, and it prints its time beside its work. A lock alone would not help here: each
 //! replica would come at its own three o'clock, and find the lock free.
 //!
 //! ```console
@@ -38,7 +38,7 @@ const NIGHT: Duration = Duration::from_secs(1);
 const CLOCKS: [i64; 3] = [0, 180, -120];
 /// How many nights are run before the program ends.
 const NIGHTS: u64 = 6;
-/// What a replica prints that waits to be killed: the first attempt of every sixth night.
+/// The output of a replica that waits to be killed: the first attempt of every sixth night.
 const STUCK: &str = "in the middle of its work is replica";
 
 /// Runs a nightly job on three replicas.

@@ -99,7 +99,7 @@ struct Account {
     balance: u64,
     /// The largest fencing token that has written it.
     token: u64,
-    /// What was withdrawn and is due to another account.
+    /// The sum that was withdrawn and is due to another account.
     due: Option<Due>,
     /// The number of the last transfer from each account that was paid in.
     paid_in: [u64; ACCOUNTS],

@@ -390,7 +390,7 @@ fn loss_of_one_of_several_locks_ends_the_program() {
         "{}",
         stderr(&output)
     );
-    // The others are given back.
+    // The locks before it are released.
     let next = ended(&mut run_on(&redis.url, &["-n", "a", "b"], &["true"]));
     assert!(next.status.success(), "{}", stderr(&next));
 }

@@ -1,10 +1,10 @@
-//! A model of `all`, explored exhaustively: every order in which callers in two processes take local
-//! places, attempt, wait, are granted, release and give up. One of them locks one key after the
-//! other. Wrong variants are explored too, and each must be detected.
+//! A model of `all`, explored exhaustively: every order in which callers in two processes take
+//! local places, attempt, wait, are granted, release and give up. One of them locks one key after
+//! the other. Wrong variants are explored too, and each must be detected.
 //!
-//! The model admits whoever comes first, where the real queues are in order. It therefore has more
-//! behaviours, and a cycle of waiters is found if there is one. Whether the code does what the model
-//! does is tested in `all.rs`.
+//! In the model any waiter may be next, where the real queues are in order. It therefore has more
+//! behaviours, and a cycle of waiters is found if there is one. `all.rs` tests that the code does
+//! what the model does.
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 

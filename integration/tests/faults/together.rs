@@ -92,7 +92,7 @@ pub(crate) async fn a_killed_waiter_for_several_keys_keeps_no_part(fixture: &mut
     let mut doomed = stage.worker("doomed");
     let asked = doomed.send(lock_all()).unwrap();
     until_held(&client, "a").await;
-    // The larger key is given back.
+    // The larger key is released.
     locked(&client, "c").await.release().await.unwrap();
     assert!(
         doomed.answer(asked, millis(0)).is_err(),

@@ -317,7 +317,7 @@ async fn deposed_holders_write_nothing() {
     assert_eq!(stored(&other).await, is("before", 2));
 }
 
-/// The server process of the holder is stopped between the request and its execution, and goes on
+/// The server process of the holder is stopped between the request and its execution, and resumes
 /// after the lock has passed to another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn write_that_was_held_up_in_the_server_changes_nothing() {

@@ -24,7 +24,7 @@ const WRITERS: u64 = 4;
 /// Short, so that many faults last longer.
 const TTL: u64 = 1_000;
 
-/// What the clients have seen.
+/// The observations of the clients.
 #[derive(Default)]
 struct Seen {
     /// Writes that were confirmed: their versions and values.

@@ -22,7 +22,8 @@ const TASKS: u32 = 16;
 
 /// The timeout for a storm to end. Pending acquisitions end at their own timeouts.
 const CALM: Duration = Duration::from_secs(120);
-/// The number of grants without which a storm has tested nothing. On a slow machine it lasts longer.
+/// The number of grants without which a storm has tested nothing. It lasts longer on a slow
+/// machine.
 const ENOUGH: usize = 100;
 /// The timeout for this number of grants.
 const GRANTS_WITHIN: Duration = Duration::from_secs(300);

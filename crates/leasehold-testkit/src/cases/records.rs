@@ -344,8 +344,8 @@ pub async fn records_of_awkward_names_are_distinct(fixture: &dyn BackendFixture)
                 write(&lease, 1, &number.to_string()).await;
                 written.push((key, number.to_string(), lease));
             }
-            // `awkward_names_are_distinct` fails for names that share a lock. Whether a record is in
-            // the way is checked below.
+            // `awkward_names_are_distinct` fails for names that share a lock. A record that is in
+            // the way is detected below.
             Ok(Attempt::Contended(_)) => contended.push(key),
             Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidInput, "`{key}`: {error:?}"),
         }

@@ -41,7 +41,8 @@ const READERS: u32 = 4;
 const WITHIN_MS: u64 = 20_000;
 /// The timeout for a storm to end. Pending acquisitions end at their own timeouts.
 const STORM_END: Duration = Duration::from_secs(120);
-/// The number of grants without which a storm has tested nothing. On a slow machine it lasts longer.
+/// The number of grants without which a storm has tested nothing. It lasts longer on a slow
+/// machine.
 const ENOUGH: usize = 20;
 /// The timeout for this number of grants.
 const GRANTS_WITHIN: Duration = Duration::from_secs(300);
