@@ -364,7 +364,7 @@ impl AcquireReply {
 
     pub(crate) fn read(answer: &Value, mode: Mode) -> Result<Self> {
         match answer {
-            Value::BulkString(token) => {
+            Value::BulkString(token) if !mode.is_permit() => {
                 let token = std::str::from_utf8(token).ok().and_then(parse_exact);
                 Self::granted(token)
             }
@@ -424,6 +424,13 @@ mod tests {
             let error = AcquireReply::read(&reply, Mode::Exclusive).err().unwrap();
             assert_eq!(error.kind(), ErrorKind::UnexpectedResponse, "{reply:?}");
         }
+        let permit = Mode::Permit {
+            of: 2.try_into().unwrap(),
+        };
+        let error = AcquireReply::read(&text("1700000000000001"), permit)
+            .err()
+            .unwrap();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedResponse);
         for reply in [Value::Int(1_700_000_000_000_001), text("1700000000000001")] {
             let read = AcquireReply::read(&reply, Mode::Exclusive).unwrap();
             let AcquireReply::Granted(Some(token)) = read else {

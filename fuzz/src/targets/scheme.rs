@@ -6,7 +6,11 @@ use leasehold::{connect_lazily, file_options};
 const SECRET: &str = "Zq7xWv9Kt3Bm";
 
 pub(super) fn check(data: &[u8]) {
-    let url = String::from_utf8_lossy(data).replace('\u{1}', SECRET);
+    let text = String::from_utf8_lossy(data);
+    if text.contains(SECRET) {
+        return;
+    }
+    let url = text.replace('\u{1}', SECRET);
     match file_options(&url) {
         Ok(Some((dir, _))) => {
             assert!(
@@ -31,6 +35,8 @@ pub(super) fn check(data: &[u8]) {
                 shown.len() < 2048 && !shown.contains(char::is_control),
                 "{url:?}: {shown}"
             );
+            // It names the directory, which is no secret.
+            return;
         }
     }
     if let Err(error) = connect_lazily(&url) {
@@ -39,12 +45,12 @@ pub(super) fn check(data: &[u8]) {
             shown.len() < 4096 && !shown.contains(char::is_control),
             "{url:?}: {shown}"
         );
-        // Only a user or an option can be followed by a secret.
-        let authority = url.split_once("://").map_or("", |(_, rest)| rest);
+        // Only a user or an option can be followed by a secret. A scheme is none.
+        let (scheme, authority) = url.split_once("://").unwrap_or_default();
         let secret = authority
             .split_once(SECRET)
             .is_some_and(|(_, after)| after.contains('@'));
-        if secret {
+        if secret && !scheme.contains(SECRET) {
             assert!(!shown.contains(SECRET), "{url:?}: {shown}");
         }
     }

@@ -7,7 +7,6 @@ mod config;
 mod directory;
 mod error;
 #[cfg(fuzzing)]
-#[doc(hidden)]
 pub(crate) mod fuzzing;
 mod identity;
 mod keys;
