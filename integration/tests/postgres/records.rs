@@ -453,7 +453,7 @@ async fn record_wanted_while_held_ends_with_its_session() {
     block_in_place(|| {
         until("no lock is left", MINUTE, || {
             server.psql(markers).unwrap() == "0"
-        })
+        });
     });
 }
 
