@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What integration/test.sh has cargo run in place of each test program: writes the program, its arguments, its folder
-# and its variables to a script in LEASEHOLD_QUEUE, which integration/test.sh runs later, several at a time.
+# and its variables to a script in LEASEHOLD_QUEUE, which integration/test.sh runs later.
 set -euo pipefail
 
 program=${1##*/}
