@@ -545,6 +545,29 @@ async fn locks_that_cannot_deadlock_are_not_warned_of() {
     assert!(!log.text().contains("WARN"), "{}", log.text());
 }
 
+/// The time of an acquisition must not grow with the number of locks that its task holds.
+#[tokio::test(start_paused = true)]
+async fn order_of_the_first_16_locks_of_a_task_is_checked() {
+    let log = Log::default();
+    let _recording = log.record();
+    let (client, _) = simulated();
+    let task = tokio::spawn({
+        let client = client.clone();
+        async move {
+            let mut held = Vec::new();
+            for n in 0..17 {
+                held.push(client.mutex(format!("k{n}")).lock().await.unwrap());
+            }
+            let _last = client.mutex("last").lock().await.unwrap();
+        }
+    });
+    task.await.unwrap();
+    lock_in_turn(&client, &[("last", "k16")]).await;
+    assert!(!log.text().contains("WARN"), "{}", log.text());
+    lock_in_turn(&client, &[("last", "k15")]).await;
+    assert!(log.text().contains("`k15` is locked while `last`"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn warnings_of_the_order_can_be_switched_off() {
     let log = Log::default();

@@ -98,7 +98,8 @@ impl LockClientBuilder {
     ///
     /// Only the locks of this client are seen, and only as those of the task that acquired them.
     /// Futures that run concurrently within one task count as that task. Permits of semaphores, and
-    /// attempts that do not wait, are not considered. At most 10 000 pairs are remembered.
+    /// attempts that do not wait, are not considered. The first 16 locks that a task holds are
+    /// compared, and at most 10 000 pairs are remembered.
     ///
     /// ```
     /// # use leasehold_local::MemoryBackend;

@@ -10,6 +10,9 @@ use crate::{key::LockKey, lease::held_lease::HeldLease, panics::contain, runtime
 /// The number of pairs of keys that are remembered; the oldest are forgotten. It bounds the memory,
 /// and the time of a search.
 const MAX_PAIRS: usize = 10_000;
+/// The number of locks of a task that are recorded. It bounds the time of an acquisition of a task
+/// that holds thousands.
+const MAX_HELD: usize = 16;
 /// Tasks without locks are not forgotten while there are fewer than this.
 const MIN_SWEEP: usize = 64;
 
@@ -22,7 +25,7 @@ pub(crate) struct LockOrder(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The locks that each task was granted. Those that have ended are removed later.
+    /// The first locks that each task was granted. Those that have ended are removed later.
     held: HashMap<Asker, Vec<Weak<HeldLease>>>,
     /// The number of tasks at which those without locks are forgotten.
     sweep_at: usize,
@@ -69,7 +72,9 @@ impl LockOrder {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let own = state.held.entry(lease.asker).or_default();
         own.retain(|held| held.strong_count() > 0);
-        own.push(Arc::downgrade(lease));
+        if own.len() < MAX_HELD {
+            own.push(Arc::downgrade(lease));
+        }
         if state.held.len() >= state.sweep_at.max(MIN_SWEEP) {
             state
                 .held
