@@ -19,8 +19,6 @@ mod job;
 mod keys;
 mod lease;
 mod pending_lock;
-mod record;
-mod record_table;
 mod server;
 mod session;
 mod session_connection;

@@ -40,9 +40,6 @@ pub(crate) enum Op {
     ClearWriterMarker,
     /// Releases a permit, as `Unlock`, and notifies the waiters for its semaphore.
     UnlockPermit,
-    /// Clears the marker of a record, and notifies the watchers of the record. Returns
-    /// [`NOTIFIED`], or [`REFUSED`] if it was not set.
-    ClearRecordMarker,
 }
 
 impl Op {
@@ -57,15 +54,14 @@ impl Op {
     /// Returns whether the operation may draw a token.
     pub(crate) fn acquires(self) -> bool {
         use Op::{
-            ClearMarker, ClearRecordMarker, ClearWriterMarker, Exclusive, ExclusiveOfWaiter,
-            ExclusiveYielding, Join, SetMarker, Shared, SharedOfWaiter, SharedYielding, Unlock,
-            UnlockPermit, UnlockShared,
+            ClearMarker, ClearWriterMarker, Exclusive, ExclusiveOfWaiter, ExclusiveYielding, Join,
+            SetMarker, Shared, SharedOfWaiter, SharedYielding, Unlock, UnlockPermit, UnlockShared,
         };
         match self {
             Exclusive | Shared | ExclusiveOfWaiter | SharedOfWaiter | ExclusiveYielding
             | SharedYielding => true,
             Unlock | UnlockShared | UnlockPermit | Join | SetMarker | ClearMarker
-            | ClearWriterMarker | ClearRecordMarker => false,
+            | ClearWriterMarker => false,
         }
     }
 }
@@ -77,8 +73,7 @@ pub(crate) struct Row {
     pub(crate) key: AdvisoryKey,
     /// The marker of waiters.
     pub(crate) waiter_marker: i64,
-    /// The marker of waiting writers, the key of the semaphore of a permit, or the key under which
-    /// the watchers of a record are notified.
+    /// The marker of waiting writers, or the key of the semaphore of a permit.
     pub(crate) beside: i64,
 }
 
