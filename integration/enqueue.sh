@@ -4,10 +4,13 @@
 set -euo pipefail
 
 program=${1##*/}
-number=$(find "$LEASEHOLD_QUEUE" -name '*.job' | wc -l)
+queue=$LEASEHOLD_QUEUE
+# The tests see the variables of whoever runs them, and not this one.
+unset LEASEHOLD_QUEUE
+number=$(find "$queue" -name '*.job' | wc -l)
 {
     export -p
     printf 'cd %q\nexec' "$PWD"
     printf ' %q' "$@"
     echo
-} >"$(printf '%s/%03d %s %s.job' "$LEASEHOLD_QUEUE" "$number" "$CARGO_PKG_NAME" "${program%-*}")"
+} >"$(printf '%s/%03d %s %s.job' "$queue" "$number" "$CARGO_PKG_NAME" "${program%-*}")"
