@@ -178,6 +178,7 @@ async fn value_of_another_program_is_a_conflict_and_stays() {
     write(&lease, 1, "ours").await.unwrap();
     let ours = bytes(&server).await;
     let text = String::from_utf8(ours.clone()).unwrap();
+    let owner = text.split(' ').nth(3).unwrap();
     let huge = vec![b'x'; 9 << 20];
     let conflicts = [
         Vec::new(),
@@ -187,6 +188,10 @@ async fn value_of_another_program_is_a_conflict_and_stays() {
         ours[..ours.len() - 1].to_vec(),
         text.replacen(" 1 1 ", " 1  1 ", 1).into_bytes(),
         text.replacen(" 1 1 ", " -1 1 ", 1).into_bytes(),
+        text.replacen(" 1 1 ", " 01 1 ", 1).into_bytes(),
+        text.replacen(" 1 1 ", " 1 01 ", 1).into_bytes(),
+        text.replacen(owner, &owner.to_uppercase(), 1).into_bytes(),
+        text.replacen(" 5 4\n", " 05 4\n", 1).into_bytes(),
         text.replacen(" 5 4\n", " 5 4 \n", 1).into_bytes(),
         text.replacen(" 5 4\n", " 5 x\n", 1).into_bytes(),
     ];

@@ -13,9 +13,14 @@ local sequence, token, label, content = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local clear = ARGV[6] == 'clear'
 local BEGINNING = 40
 
+-- Returns whether a field is a number as Leasehold writes it, without leading zeros.
+local function is_number(field)
+  return field == '0' or string.match(field, '^[1-9]%d*$') ~= nil
+end
+
 -- Returns whether a field is a number, or `-`.
 local function is_optional(field)
-  return field == '-' or string.match(field, '^%d+$') ~= nil
+  return field == '-' or is_number(field)
 end
 
 local holder, failure = value_of(lock)
@@ -33,9 +38,10 @@ elseif stored == NO_STRING then
 end
 local owner, version = string.sub(value, 1, 32), 0
 if stored then
-  local of, nth, writer, fence, label_len, len, body = string.match(
-    stored, '^leasehold%-record1 (%d+) (%d+) (%x+) (%S+) %d+ (%d+) (%S+)\n()')
+  local of, nth, writer, fence, time, label_len, len, body = string.match(
+    stored, '^leasehold%-record1 (%d+) (%d+) ([0-9a-f]+) (%S+) (%d+) (%d+) (%S+)\n()')
   local valid = of and of + 0 < TOKEN_LIMIT and nth + 0 < TOKEN_LIMIT and #writer == 32
+    and is_number(of) and is_number(nth) and is_number(time) and is_number(label_len)
     and is_optional(fence) and is_optional(len)
     and #stored == body - 1 + label_len + (len == '-' and 0 or len)
   if not valid then
