@@ -2,8 +2,8 @@
 //! are minutes apart and one of them is killed at work.
 //!
 //! The nights are a second long. Each replica is a process of its own. Its clock is minutes fast or
-//! slow, and it prints its time beside its work. A lock alone would not help here: each
-//! replica would come at its own three o'clock, and find the lock free.
+//! slow, and it prints its time beside its work. A lock alone would not help here: each replica
+//! would come at its own three o'clock, and find the lock free.
 //!
 //! ```console
 //! $ cargo run --release -p leasehold-examples --example nightly_once
@@ -22,7 +22,7 @@ use std::{
 
 use clap::Parser;
 use leasehold::{
-    LockClient,
+    LockClient, Ttl,
     once::{Every, Missed, Occurrence, Once, Run, RunState},
 };
 use tokio::{
@@ -75,12 +75,14 @@ async fn main() -> ExitCode {
 
 /// Returns the job. All replicas have the same schedule and the same policies.
 fn nightly(client: &LockClient, job: &str) -> Result<Once> {
+    // The work of a killed replica is taken over after this time, on most servers.
+    let ttl = Ttl::from_secs(2)?.max(client.capabilities().min_ttl);
     Ok(client
         .once(job)
         .with_schedule(Every::new(NIGHT)?)
         // A night that nobody could run in time is made up for.
         .with_missed(Missed::All { limit: 100 })
-        .with_ttl(Duration::from_secs(2)))
+        .with_ttl(ttl))
 }
 
 /// Runs the job for as long as the process lives.
