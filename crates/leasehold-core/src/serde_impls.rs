@@ -190,6 +190,7 @@ mod tests {
             "inspect": false,
             "revoke": false,
             "records": "none",
+            "proposals": false,
             "provisional": false,
         });
         assert_eq!(to_value(Capabilities::new("sled")).unwrap(), expected);

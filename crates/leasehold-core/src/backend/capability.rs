@@ -75,6 +75,15 @@ pub struct Capabilities {
     /// The reason why records are not supported, if there is a particular one.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub why_no_records: Option<&'static str>,
+    /// Whether the backend stores the [proposal](crate::backend::Request::proposal) of a candidate
+    /// of an election with its acquisition, as other clients of the same server do. If so:
+    /// - [`write_record`](crate::backend::Lease::write_record) on the lease of such a request
+    ///   replaces the proposal, and leaves the record as it is;
+    /// - a read of the record [while held](crate::backend::RecordRead::while_held) returns the
+    ///   proposal of the candidate that holds the lock.
+    ///
+    /// Otherwise the client writes the proposal into the record, once the lock is granted.
+    pub proposals: bool,
     /// Whether these capabilities hold for any server of this kind, because a client that connects
     /// [lazily](crate::backend::LazyBackend) has not reached its server yet. Each promise is then
     /// the weakest, and the range of TTLs is the widest. The first connection replaces them.
@@ -107,6 +116,7 @@ impl Capabilities {
             revoke: false,
             records: Records::None,
             why_no_records: None,
+            proposals: false,
             provisional: false,
         }
     }

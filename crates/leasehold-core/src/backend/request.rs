@@ -35,6 +35,7 @@ pub struct Request {
     ttl: Ttl,
     owner: AcquisitionId,
     waiting: Waiting,
+    proposal: Option<Arc<[u8]>>,
     context: Arc<RequestContext>,
     signal: Arc<Signal>,
 }
@@ -86,6 +87,14 @@ impl Request {
     #[must_use]
     pub fn owner(&self) -> AcquisitionId {
         self.owner
+    }
+
+    /// Returns the value that a candidate of an election publishes while it holds the lock. A
+    /// backend whose [`Capabilities::proposals`](crate::Capabilities::proposals) is not set ignores
+    /// it.
+    #[must_use]
+    pub fn proposal(&self) -> Option<&Arc<[u8]>> {
+        self.proposal.as_ref()
     }
 
     /// Returns the human-readable label that `inspect` shows.
@@ -214,6 +223,14 @@ impl Request {
         self
     }
 
+    /// Makes this the request of a candidate of an election, which publishes `proposal` while it
+    /// holds the lock.
+    #[must_use]
+    pub fn with_proposal(mut self, proposal: impl Into<Arc<[u8]>>) -> Self {
+        self.proposal = Some(proposal.into());
+        self
+    }
+
     /// Replaces the human-readable label.
     #[must_use]
     pub fn with_label(self, label: impl Into<Arc<str>>) -> Self {
@@ -273,6 +290,7 @@ impl Request {
                 yields: false,
                 in_order: false,
             },
+            proposal: None,
             context,
             signal: Arc::default(),
         }
