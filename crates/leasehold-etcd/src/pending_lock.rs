@@ -108,7 +108,6 @@ impl PendingLock {
             tracing::debug!(target: "leasehold", key = ?self.queue_key.key, %error, "the key was not deleted; the next renewal deletes it");
             for claim in claims() {
                 claim.tombstone();
-                claim.mark_uncertain();
             }
         }
     }

@@ -126,7 +126,6 @@ pub(crate) async fn run(
                 ErrorKind::Indeterminate | ErrorKind::UnexpectedResponse => {
                     for claim in claims {
                         claim.tombstone();
-                        claim.mark_uncertain();
                     }
                 }
                 _ => {}

@@ -18,6 +18,8 @@ use crate::{
 const RENEW_AFTER: u32 = 3;
 /// The delay after a failed renewal, as a part of the TTL.
 const RETRY_AFTER: u32 = 20;
+/// The time from an uncertain operation to the first reconciliation.
+const FIRST_CHECK: Duration = Duration::from_millis(500);
 /// Timers do not count the time of a suspend, so the clock is read at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
@@ -28,7 +30,8 @@ enum Action {
     End,
 }
 
-/// Renews a session while acquisitions wait in it, and closes it when it is idle or has ended.
+/// Renews a session while acquisitions wait in it and after uncertain operations, and closes it when
+/// it is idle or has ended.
 pub(super) async fn keep<D: SessionDriver>(session: Weak<Session<D>>) {
     loop {
         let Some(session) = session.upgrade() else {
@@ -67,20 +70,29 @@ impl<D: SessionDriver> Session<D> {
             return Action::Close;
         }
         let longest = (ttl / 10).clamp(Duration::from_millis(1), LONGEST_SLEEP);
-        if state.pending == 0 {
-            return Action::Sleep(longest);
-        }
         let renewed = Timestamp::from_nanos(self.renewed.load(Ordering::Relaxed));
         let tried = Timestamp::from_nanos(self.tried.load(Ordering::Relaxed));
-        let due = (renewed + ttl / RENEW_AFTER).max(if tried > renewed {
+        let retry = if tried > renewed {
             tried + ttl / RETRY_AFTER
         } else {
             renewed
-        });
-        if due <= now {
-            Action::Renew
-        } else {
-            Action::Sleep(due.since(now).min(longest))
+        };
+        let renewal = (state.pending > 0).then(|| (renewed + ttl / RENEW_AFTER).max(retry));
+        let check = state
+            .uncertain_since
+            .and_then(|since| self.next_check(since, tried));
+        match renewal.into_iter().chain(check).min() {
+            Some(due) if due <= now => Action::Renew,
+            Some(due) => Action::Sleep(due.since(now).min(longest)),
+            None => Action::Sleep(longest),
         }
+    }
+
+    /// Returns when to reconcile after an uncertain operation at `since` and a reconciliation at
+    /// `last`. The request may arrive as late as the server or the network likes, so the time since
+    /// the operation doubles. `None` once the usual renewals are as frequent.
+    pub(super) fn next_check(&self, since: Timestamp, last: Timestamp) -> Option<Timestamp> {
+        let age = last.since(since);
+        (age < self.ttl().as_duration() / RENEW_AFTER).then(|| since + (2 * age).max(FIRST_CHECK))
     }
 }

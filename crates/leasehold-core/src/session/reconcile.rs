@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// With at most this many claims, every renewal reconciles. With more, only every third does, and
-/// every one after an uncertain operation, because the server sends the whole list.
+/// every one for a while after an uncertain operation, because the server sends the whole list.
 const ALWAYS_UP_TO: usize = 1_000;
 const EVERY_NTH_RENEWAL: u32 = 3;
 
@@ -30,10 +30,15 @@ pub(super) async fn reconcile<D: SessionDriver>(session: &Session<D>) -> Result<
     let mut state = session.lock();
     let Err(error) = &reconciled else {
         state.unreconciled_since = None;
+        if state
+            .uncertain_since
+            .is_some_and(|since| session.next_check(since, begun).is_none())
+        {
+            state.uncertain_since = None;
+        }
         return reconciled;
     };
-    // The next renewal reconciles, however many claims there are.
-    (state.uncertain, state.touched) = (true, None);
+    state.touched = None;
     let again = state.unreconciled_since.is_some();
     let since = *state.unreconciled_since.get_or_insert(begun);
     let locks = state.claims.len();
@@ -57,13 +62,13 @@ async fn try_reconcile<D: SessionDriver>(session: &Session<D>) -> Result<()> {
     let before: HashMap<D::Claim, Option<u64>> = {
         let mut state = session.lock();
         state.since_reconciled += 1;
-        if !state.uncertain
+        if state.uncertain_since.is_none()
+            && state.unreconciled_since.is_none()
             && state.claims.len() > ALWAYS_UP_TO
             && state.since_reconciled < EVERY_NTH_RENEWAL
         {
             return Ok(());
         }
-        state.uncertain = false;
         state.since_reconciled = 0;
         state.touched = Some(HashSet::new());
         // Each claim that holds a lock comes with its number.

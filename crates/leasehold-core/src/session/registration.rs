@@ -125,14 +125,17 @@ impl<D: SessionDriver> Claim<D> {
         self.session.remove(&self.name, self.number);
     }
 
-    /// Prevents the name from being claimed again in this session. Call it if a request that was
-    /// sent for this name may still arrive at the server.
+    /// Prevents the name from being claimed again in this session, and does what
+    /// [`mark_uncertain`](Self::mark_uncertain) does. Call it if a request that was sent for this
+    /// name may still arrive at the server.
     pub fn tombstone(&self) {
         self.session.tombstone(&self.name);
     }
 
-    /// Records that an operation on this claim ended without an answer, so that the server may have
-    /// an entry that this process does not know of. The next renewal reconciles.
+    /// Records that an operation on this claim ended without an answer. Its request may still
+    /// arrive, so that the server has an entry that this process does not know of. The session is
+    /// renewed and reconciled within a second, and then at intervals that double up to those of the
+    /// usual renewals.
     pub fn mark_uncertain(&self) {
         self.session.mark_uncertain();
     }

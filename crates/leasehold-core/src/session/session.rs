@@ -325,10 +325,12 @@ impl<D: SessionDriver> Session<D> {
 
     pub(super) fn tombstone(&self, name: &D::Claim) {
         self.lock().tombstones.insert(name.clone());
+        self.mark_uncertain();
     }
 
     pub(super) fn mark_uncertain(&self) {
-        self.lock().uncertain = true;
+        let now = self.time.now();
+        self.lock().uncertain_since = Some(now);
     }
 
     pub(super) fn claims(&self) -> usize {

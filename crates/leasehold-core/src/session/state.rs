@@ -21,8 +21,9 @@ pub(super) struct State<C> {
     pub(super) idle_since: Timestamp,
     pub(super) end: Option<LossReason>,
     pub(super) closing: bool,
-    /// An operation ended without an answer, so that the server's entries are uncertain.
-    pub(super) uncertain: bool,
+    /// The time of the last operation that ended without an answer. Its request may still arrive,
+    /// so that the server's entries are uncertain.
+    pub(super) uncertain_since: Option<Timestamp>,
     pub(super) since_reconciled: u32,
     /// The start of the first failed reconciliation since the last successful one.
     pub(super) unreconciled_since: Option<Timestamp>,
@@ -45,7 +46,7 @@ impl<C> State<C> {
             idle_since: now,
             end: None,
             closing: false,
-            uncertain: false,
+            uncertain_since: None,
             since_reconciled: 0,
             unreconciled_since: None,
             touched: None,

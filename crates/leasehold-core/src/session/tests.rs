@@ -503,6 +503,36 @@ async fn renewal_removes_orphans_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_arrives_late_is_undone_soon_whatever_the_ttl() {
+    let (server, sessions, clock) = setup();
+    let request = request(&clock, 3_600);
+    let waiting = sessions.claim(&request, |_, _| 1).await.unwrap();
+    let failed = sessions.claim(&request, |_, _| 2).await.unwrap();
+    failed.tombstone();
+    drop(failed);
+    // The first reconciliations find nothing, because the request is still on its way.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(*server.deleted.lock().unwrap(), [0; 0]);
+    server.has(0, 2);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(*server.deleted.lock().unwrap(), [2]);
+
+    // Also if nobody waits, and after an outage.
+    drop(waiting);
+    let failed = sessions.claim(&request, |_, _| 3).await.unwrap();
+    server.down.store(true, Ordering::Relaxed);
+    failed.mark_uncertain();
+    drop(failed);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    server.down.store(false, Ordering::Relaxed);
+    server.has(0, 3);
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    assert_eq!(*server.deleted.lock().unwrap(), [2, 3]);
+    let renewed = server.renewed.load(Ordering::Relaxed);
+    assert!(renewed < 20, "{renewed} renewals");
+}
+
+#[tokio::test(start_paused = true)]
 async fn reconciliation_spares_concurrent_claims_and_releases() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
