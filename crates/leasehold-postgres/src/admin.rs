@@ -19,7 +19,9 @@ use crate::{
     error::ERRORS,
     identity::Identity,
     keys::{AdvisoryKey, PermitKeys},
-    statement::{IN_THIS_DATABASE, LOCK_KEY, SESSION_START, may_end, without_count},
+    statement::{
+        IN_THIS_DATABASE, LOCK_KEY, SESSION_START, may_end, without_count, without_writer,
+    },
 };
 
 /// Returns the SQL that reads the sessions that hold or wait for a key. Parameters: `$1` the keys;
@@ -334,8 +336,8 @@ impl FromStr for HolderId {
 }
 
 /// Returns the SQL that reads a session. Parameters: `$1` its pid; `$2` its start; `$3` a key; `$4`
-/// whether the key is a pair; `$5` and `$6` the markers and the bits of the keys of counts that are
-/// not counted as other keys.
+/// whether the key is a pair; `$5` to `$7` the markers, and the bits of the keys of counts and of
+/// the markers of records, that are not counted as other keys.
 ///
 /// Returns one row: whether it holds the key; the number of its other keys; its role; whether the
 /// current role may end it; and the current role.
@@ -348,7 +350,7 @@ fn read_session() -> String {
     format!(
         "SELECT coalesce(bool_or(is_key), false), \
          count(*) FILTER (WHERE NOT is_key \
-         AND (is_pair OR key <> ALL ($5) AND {any_count} <> $6)), \
+         AND (is_pair OR key <> ALL ($5) AND {any_count} <> $6 AND {any_writer} <> $7)), \
          coalesce(min(role), ''), coalesce(bool_or(may_end), false), session_user::text \
          FROM (SELECT {LOCK_KEY} AS key, l.objsubid = 2 AS is_pair, \
          {LOCK_KEY} = $3 AND (l.objsubid = 2) = $4 AS is_key, \
@@ -357,7 +359,8 @@ fn read_session() -> String {
          pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid \
          WHERE {IN_THIS_DATABASE} AND l.granted AND l.pid = $1 \
          AND coalesce({SESSION_START}, 0) = $2) AS held",
-        any_count = without_count("key")
+        any_count = without_count("key"),
+        any_writer = without_writer("key")
     )
 }
 
@@ -459,8 +462,8 @@ pub(crate) async fn revoke(
         })?;
     let failed = |error| connector.map_error(error, "revoke");
     let mut connection = connector.connect("leasehold revokes", "revoke").await?;
-    // These disappear with the lock: markers of waiters in the same session, and the key of the
-    // count of a semaphore.
+    // These disappear with the lock: markers of waiters in the same session, the key of the count
+    // of a semaphore, and the marker of the record.
     let semaphore = connector.names.semaphore(&holder.key, 1)?;
     let markers = vec![
         id.key.waiter_marker(),
@@ -473,7 +476,8 @@ pub(crate) async fn revoke(
         .bind(id.key.bits())
         .bind(id.key.is_pair())
         .bind(markers)
-        .bind(semaphore.any_count());
+        .bind(semaphore.any_count())
+        .bind(id.key.record_key().bits());
     let row = connector
         .within(query.fetch_one(&mut connection))
         .await?

@@ -4,9 +4,11 @@ use std::{fmt, sync::Arc};
 
 use leasehold_core::{
     Capabilities, ErrorKind, Expiry, Fairness, Fencing, HolderRef, Inspection, LockKey,
-    LossDetection, Mode, Pong, Restart, Result, Revocation, RevokeOutcome, Ttl, WaiterNotification,
+    LossDetection, Mode, Pong, Records, Restart, Result, Revocation, RevokeOutcome, Ttl,
+    WaiterNotification,
     backend::{
-        Attempt, Contention, Lease, LockBackend, Request, async_trait, support::check_runtime,
+        Attempt, Contention, Lease, LockBackend, RecordRead, RecordReading, Request, async_trait,
+        support::check_runtime,
     },
     session::{Sessions, attempt_with_session_retry, queue_with_session_retry},
 };
@@ -20,6 +22,7 @@ use crate::{
     handshake,
     job::LockRequest,
     pending_lock::{AttemptOutcome, PendingLock},
+    record::RecordReader,
     server::Server,
     session::PostgresSessions,
     waiters::WaiterRegistry,
@@ -47,6 +50,7 @@ pub struct PostgresBackend {
     connector: Arc<Connector>,
     sessions: Sessions<PostgresSessions>,
     waiters: Arc<WaiterRegistry>,
+    records: RecordReader,
     capabilities: Capabilities,
 }
 
@@ -93,10 +97,12 @@ impl PostgresBackend {
             connector: Arc::clone(&connector),
             waiters: Arc::clone(&waiters),
         }));
+        let records = RecordReader::new(&connector, &waiters);
         Ok(Arc::new(Self {
             connector,
             sessions,
             waiters,
+            records,
             capabilities,
         }))
     }
@@ -249,6 +255,10 @@ impl LockBackend for PostgresBackend {
             .await
     }
 
+    async fn read_record(self: Arc<Self>, read: RecordRead) -> Result<RecordReading> {
+        self.records.read(read).await
+    }
+
     /// Uses a new connection, so that it also fails if the server has no connection left.
     async fn ping(&self) -> Result<Pong> {
         self.connector
@@ -259,6 +269,7 @@ impl LockBackend for PostgresBackend {
 
     async fn close(&self) -> Result<()> {
         self.waiters.close();
+        self.records.close().await;
         self.sessions
             .close()
             .await
@@ -287,6 +298,12 @@ fn capabilities(connector: &Connector, server: Server) -> Capabilities {
     capabilities.pipelined_release = false;
     capabilities.inspect = true;
     capabilities.revoke = true;
+    // A standby that lacks the last writes may be promoted.
+    capabilities.records = if server.keeps_commits() {
+        Records::Durable
+    } else {
+        Records::UntilDataLoss
+    };
     capabilities
 }
 

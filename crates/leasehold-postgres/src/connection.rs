@@ -38,6 +38,10 @@ pub(crate) struct Connector {
     pub(crate) server: Option<Server>,
     /// Whether the sequence exists, is usable for tokens, and is open to the role.
     pub(crate) sequence_ready: AtomicBool,
+    /// The quoted name of the table of the records.
+    pub(crate) records: String,
+    /// Whether the table of the records exists, keeps them, and is open to the role.
+    pub(crate) records_ready: AtomicBool,
     /// The number of connections that hold locks, including those that are being opened.
     session_connections: AtomicUsize,
 }
@@ -88,6 +92,7 @@ impl Connector {
             .extra_float_digits(None)
             .disable_statement_logging();
         let sequence = config.quoted_sequence()?;
+        let records = config.quoted_records()?;
         let names = Names {
             scheme: config.keys,
             prefix: Arc::clone(&config.prefix),
@@ -100,6 +105,8 @@ impl Connector {
             sequence,
             server: None,
             sequence_ready,
+            records,
+            records_ready: AtomicBool::new(false),
             session_connections: AtomicUsize::new(0),
         })
     }

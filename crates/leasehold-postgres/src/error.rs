@@ -56,6 +56,14 @@ pub(crate) fn has_code(error: &Driver, code: &str) -> bool {
     matches!(error, Driver::Database(error) if error.code().as_deref() == Some(code))
 }
 
+/// Returns the SQLSTATE of an error that the server reported.
+pub(crate) fn code_of(error: &Driver) -> Option<String> {
+    match error {
+        Driver::Database(error) => error.code().map(String::from),
+        _ => None,
+    }
+}
+
 /// Returns whether the server refuses the user or the password.
 pub(crate) fn is_refused_login(error: &Driver) -> bool {
     REFUSED_LOGIN.iter().any(|code| has_code(error, code))
@@ -67,8 +75,11 @@ pub(crate) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 const REFUSED_LOGIN: [&str; 2] = ["28P01", "28000"];
 pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 pub(crate) const NO_SUCH_SCHEMA: &str = "3F000";
-/// The sequence of the tokens does not exist.
-const NO_SUCH_RELATION: &str = "42P01";
+/// The sequence of the tokens or the table of the records does not exist.
+pub(crate) const NO_SUCH_RELATION: &str = "42P01";
+/// The server executes no statement that writes. The sessions that hold locks ask for no read-only
+/// transactions, so the server has become a standby.
+pub(crate) const READ_ONLY: &str = "25006";
 /// Another backend than the current one prepared the statement.
 const NO_SUCH_STATEMENT: &str = "26000";
 
@@ -213,7 +224,7 @@ fn from_server(code: &str, message: &str, endpoint: &str) -> (ErrorKind, String)
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => {
             unavailable("the server ended the connection, or is starting")
         }
-        "25006" => (
+        READ_ONLY => (
             ErrorKind::Unsupported,
             format!("{endpoint}: {message}; connect to the primary, with a role that may write"),
         ),

@@ -225,6 +225,7 @@ impl Connector {
             sequence: self.sequence.as_deref(),
             flushes: self.server.is_some_and(|server| server.flushes),
             pairs: self.config.keys.has_pairs(),
+            records: &self.records,
         };
         let statements = Statements::new(dialect, &identity);
         Ok(OpenedConnection {

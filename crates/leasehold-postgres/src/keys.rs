@@ -8,6 +8,7 @@
 //! | the marker of a waiter, held shared | `hashtextextended('leasehold waits ' || key, 0)` |
 //! | the marker of a waiting writer, held shared | `hashtextextended('leasehold writer waits ' || key, 0)` |
 //! | the revocation marker, held shared by the revoking session and then by the holder | `hashtextextended('leasehold revokes ' || pid || ' ' || key, 0)` |
+//! | the marker of a record, held shared by its writer | the upper 44 bits of `hashtextextended('leasehold record ' || key, 0)`, then the lower 20 bits of the acquisition's id |
 //!
 //! `name` is the configured prefix followed by the name of the lock. In the markers, `key` is the
 //! key in decimal, `42` or `4,2`; the key of a semaphore is `hashtextextended(name, -1)`. `pid` is
@@ -19,13 +20,15 @@ use std::{
     sync::Arc,
 };
 
-use leasehold_core::{ErrorKind, LockKey, Result, text::parse_exact};
+use leasehold_core::{AcquisitionId, ErrorKind, LockKey, Result, text::parse_exact};
 use sqlx::postgres::{PgAdvisoryLock, PgAdvisoryLockKey};
 
 use crate::{error::ERRORS, hash::hash_text_extended};
 
 /// The seed of the key of a semaphore.
 const SEMAPHORE: u64 = u64::MAX;
+/// The bits of the marker of a record that contain the end of the writer's id.
+pub(crate) const RECORD_WRITER: i64 = (1 << 20) - 1;
 /// The maximum number of permits of one semaphore. An attempt passes over the permits that are
 /// held.
 const MAX_PERMITS: u32 = 10_000;
@@ -73,6 +76,11 @@ impl AdvisoryKey {
         Self::of_bits(class << 32 | object, sub == 2)
     }
 
+    /// Returns the `objsubid` that `pg_locks` shows.
+    pub(crate) fn objsubid(self) -> i16 {
+        if self.is_pair() { 2 } else { 1 }
+    }
+
     /// Returns the marker of a waiter for this key.
     pub(crate) fn waiter_marker(self) -> i64 {
         hash_of(format_args!("leasehold waits {self}"))
@@ -91,6 +99,19 @@ impl AdvisoryKey {
     /// session holds it, and then the session `pid` as well.
     pub(crate) fn revocation_marker(self, pid: i32) -> i64 {
         hash_of(format_args!("leasehold revokes {pid} {self}"))
+    }
+
+    /// Returns the key under which watchers of the record beside this lock are notified. Its lower
+    /// 20 bits are 0.
+    pub(crate) fn record_key(self) -> Self {
+        Self::Int64(hash_of(format_args!("leasehold record {self}")) & !RECORD_WRITER)
+    }
+
+    /// Returns the marker of the record that the acquisition `owner` has written beside this lock.
+    /// Its session holds it until the release, so that readers see whether the writer of a record
+    /// still holds the lock.
+    pub(crate) fn record_marker(self, owner: AcquisitionId) -> i64 {
+        self.record_key().bits() | (owner.as_u128() as i64 & RECORD_WRITER)
     }
 
     /// Returns the payload of a notification: a letter for the key space, and the bits.
@@ -315,7 +336,8 @@ impl Names {
         })
     }
 
-    fn name(&self, key: &LockKey) -> Vec<u8> {
+    /// Returns the name of a lock with the prefix.
+    pub(crate) fn name(&self, key: &LockKey) -> Vec<u8> {
         [&*self.prefix, key.as_bytes()].concat()
     }
 }
@@ -450,6 +472,20 @@ mod tests {
         for other in ["🔒1", "", "b", "b+5", "b05", "b-0", "p 1", "x1"] {
             assert_eq!(AdvisoryKey::of_payload(other), None, "{other}");
         }
+    }
+
+    /// They must never change: programs that are running use the same.
+    #[test]
+    fn markers_of_a_record_differ_in_their_lower_bits_alone() {
+        let key = AdvisoryKey::Int64(42);
+        let of = |owner: u128| key.record_marker(AcquisitionId::from(owner));
+        assert_eq!(
+            key.record_key().bits(),
+            hash_text_extended(b"leasehold record 42", 0) & !0xf_ffff
+        );
+        assert_eq!(of(0xabc_def1_2345) & RECORD_WRITER, 0x1_2345);
+        assert_eq!(of(1) & !RECORD_WRITER, key.record_key().bits());
+        assert_ne!(key.record_key(), AdvisoryKey::Int32Pair(0, 42).record_key());
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::{fmt, sync::Arc};
 
 use leasehold_core::{
-    Deadline, FencingToken, Released, Result,
-    backend::{KeepAlive, Lease, Request, async_trait, support::ReleaseTracker},
+    Deadline, ErrorKind, FencingToken, Mode, Released, Result,
+    backend::{KeepAlive, Lease, RecordWrite, Request, async_trait, support::ReleaseTracker},
     session::Claim,
 };
 
@@ -12,7 +12,9 @@ use crate::{
     error::ERRORS,
     job::{Job, JobResult},
     keys::AdvisoryKey,
-    session::{PostgresSessions, run},
+    record::{WRITE, WriteJob},
+    record_table,
+    session::{PostgresSessions, run, write_record},
 };
 
 pub(crate) struct PostgresLease {
@@ -78,6 +80,33 @@ impl Lease for PostgresLease {
         let released = self.release.complete(freed, || self.claim.is_valid())?;
         self.claim.release();
         Ok(released)
+    }
+
+    async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
+        if self.request.mode() != Mode::Exclusive {
+            let message = format!(
+                "`{}` is held as {}, and only an exclusive holder writes the record; lock it exclusively",
+                self.request.key(),
+                self.request.mode()
+            );
+            return Err(ERRORS.error(ErrorKind::Unsupported, WRITE, message));
+        }
+        if self.release.has_started() {
+            return Err(ERRORS.error(ErrorKind::Lost, WRITE, "the lock was released"));
+        }
+        let connector = self.claim.session().handle().connector();
+        record_table::ensure(connector).await?;
+        let job = WriteJob {
+            acquisition: *self.claim.name(),
+            lock: self.key,
+            name: connector.names.name(self.request.key()),
+            shown: self.request.key().clone(),
+            owner: self.request.owner(),
+            token: self.token,
+            label: self.request.label().to_owned(),
+            write,
+        };
+        write_record(&self.claim, job).await
     }
 }
 

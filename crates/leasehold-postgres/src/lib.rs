@@ -19,6 +19,8 @@ mod job;
 mod keys;
 mod lease;
 mod pending_lock;
+mod record;
+mod record_table;
 mod server;
 mod session;
 mod session_connection;

@@ -29,7 +29,12 @@ impl Server {
     /// Returns whether no token is ever repeated, even after a crash or a fail-over.
     pub(crate) fn makes_tokens_durable(self) -> bool {
         // A standby that lacks the last tokens may be promoted.
-        self.flushes && self.syncs && !self.asynchronous_standbys
+        self.flushes && self.keeps_commits()
+    }
+
+    /// Returns whether no confirmed commit is ever lost, even after a crash or a fail-over.
+    pub(crate) fn keeps_commits(self) -> bool {
+        self.syncs && !self.asynchronous_standbys
     }
 
     /// Returns whether the server ends the session of a holder that is silent.

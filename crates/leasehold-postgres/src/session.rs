@@ -24,6 +24,7 @@ use crate::{
     error::ERRORS,
     job::{AcquisitionKey, Job, JobResult, WaiterMarkers},
     keys::AdvisoryKey,
+    record::{WRITE, WriteJob},
     session_connection::SessionConnection,
     statement::SILENT_AFTER,
     waiters::WaiterRegistry,
@@ -98,6 +99,10 @@ async fn heartbeat(session: Weak<Session<PostgresSessions>>) {
 }
 
 impl Handle {
+    pub(crate) fn connector(&self) -> &Arc<Connector> {
+        &self.executor.connector
+    }
+
     /// Returns the identity of a new acquisition of `key`.
     pub(crate) fn new_acquisition(&self, key: AdvisoryKey) -> AcquisitionKey {
         AcquisitionKey {
@@ -142,6 +147,26 @@ pub(crate) async fn run(
     job: Job,
 ) -> Result<JobResult> {
     run_in(claim.session(), operation, job).await
+}
+
+/// Writes a record on the connection of the session.
+///
+/// It is no job of a batch: a write that waits for the disk, or for a lock on the table, would
+/// delay the answers of the other jobs, and its failure would be theirs. The task completes the
+/// write if the caller has given up.
+pub(crate) async fn write_record(claim: &Claim<PostgresSessions>, job: WriteJob) -> Result<u64> {
+    let handle = claim.session().handle();
+    let (connector, limit) = (
+        Arc::clone(&handle.executor.connector),
+        handle.executor.response_timeout,
+    );
+    let writing = handle.with_connection(WRITE, |conn, connector| {
+        Box::pin(conn.write_record(connector, job))
+    });
+    match tokio::time::timeout(limit, writing).await {
+        Ok(written) => written,
+        Err(_elapsed) => Err(connector.timed_out(ErrorKind::Indeterminate, WRITE, limit)),
+    }
 }
 
 async fn run_in(

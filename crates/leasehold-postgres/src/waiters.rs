@@ -170,6 +170,8 @@ impl WaiterRegistry {
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.check.notify_one();
+        // No notification will come.
+        self.notify_all();
     }
 
     fn notify_all(&self) {

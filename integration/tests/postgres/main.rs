@@ -17,6 +17,8 @@ mod own;
 mod pooler;
 mod process;
 mod reconcile;
+mod records;
+mod records_chaos;
 mod role;
 mod same_key;
 mod sequence;

@@ -38,6 +38,10 @@ pub struct PostgresConfig {
     /// is missing and the role has the right. All programs that share locks must use the same
     /// sequence. `public.leasehold_tokens` by default.
     pub sequence: Arc<str>,
+    /// The table of the records, as `schema.name`. The first write of a record creates it if it is
+    /// missing and the role has the right. All programs that share records must use the same table.
+    /// `public.leasehold_records` by default.
+    pub records: Arc<str>,
     /// The maximum time for an answer of the server; at most a quarter of the TTL if locks depend
     /// on the answer. 2 s by default.
     pub timeout: Duration,
@@ -61,6 +65,7 @@ impl Default for PostgresConfig {
             keys: KeyScheme::default(),
             fencing: true,
             sequence: Arc::from("public.leasehold_tokens"),
+            records: Arc::from("public.leasehold_records"),
             timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(2),
             fallback_poll_interval: Duration::from_secs(1),
@@ -102,6 +107,13 @@ impl PostgresConfig {
     #[must_use]
     pub fn with_sequence(mut self, sequence: impl Into<Arc<str>>) -> Self {
         self.sequence = sequence.into();
+        self
+    }
+
+    /// Sets the table of the records, as `schema.name`.
+    #[must_use]
+    pub fn with_records(mut self, records: impl Into<Arc<str>>) -> Self {
+        self.records = records.into();
         self
     }
 
@@ -169,16 +181,36 @@ impl PostgresConfig {
 
     /// Returns the schema and the name of the sequence.
     pub(crate) fn sequence_parts(&self) -> Result<(&str, &str)> {
-        let plain = |part: &str| {
-            !part.is_empty()
-                && part.len() < 64
-                && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-        };
-        self.sequence
-            .split_once('.')
-            .filter(|(schema, name)| plain(schema) && plain(name))
-            .ok_or_else(|| invalid("the option `sequence` is not schema.name, each of letters, digits and underscores"))
+        parts("sequence", &self.sequence)
     }
+
+    /// Returns the quoted name of the table of the records.
+    pub(crate) fn quoted_records(&self) -> Result<String> {
+        let (schema, name) = self.records_parts()?;
+        Ok(format!("\"{schema}\".\"{name}\""))
+    }
+
+    /// Returns the schema and the name of the table of the records.
+    pub(crate) fn records_parts(&self) -> Result<(&str, &str)> {
+        parts("records", &self.records)
+    }
+}
+
+/// Returns the schema and the name in the value of this option.
+fn parts<'a>(option: &str, value: &'a str) -> Result<(&'a str, &'a str)> {
+    let plain = |part: &str| {
+        !part.is_empty()
+            && part.len() < 64
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    value
+        .split_once('.')
+        .filter(|(schema, name)| plain(schema) && plain(name))
+        .ok_or_else(|| {
+            invalid(format!(
+                "the option `{option}` is not schema.name, each of letters, digits and underscores"
+            ))
+        })
 }
 
 fn invalid(message: impl Into<Cow<'static, str>>) -> Error {

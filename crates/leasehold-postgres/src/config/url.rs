@@ -99,6 +99,10 @@ fn config(url: &mut BackendUrl) -> Result<PostgresConfig> {
         config.sequence = Arc::from(sequence);
         config.sequence_parts()?;
     }
+    if let Some(records) = url.take("records")? {
+        config.records = Arc::from(records);
+        config.records_parts()?;
+    }
     if let Some(seconds) = url.take("connect_timeout")? {
         let seconds = seconds.parse().ok().filter(|seconds| *seconds > 0);
         config.connect_timeout = seconds.map(Duration::from_secs).ok_or_else(|| {
@@ -234,7 +238,7 @@ mod tests {
     #[test]
     fn url_sets_every_option() {
         let url = "postgres://al%40ice:p%23ss@h:7000/shop?prefix=shop%3A&keys=rails&fencing=off&timeout=300ms&sslmode=disable\
-                   &fallback-poll-interval=3s&sequence=locks.tokens&max-sessions=3&connect-timeout=1s";
+                   &fallback-poll-interval=3s&sequence=locks.tokens&records=locks.records&max-sessions=3&connect-timeout=1s";
         let ParsedUrl { options, config } = ParsedUrl::parse(url).unwrap();
         assert_eq!(
             (
@@ -258,6 +262,7 @@ mod tests {
             (300, 3, 3)
         );
         assert_eq!(config.sequence_parts().unwrap(), ("locks", "tokens"));
+        assert_eq!(config.records_parts().unwrap(), ("locks", "records"));
         let socket = ParsedUrl::parse("postgresql:///?host=/run/x&user=u&dbname=d").unwrap();
         assert_eq!(socket.options.get_socket(), Some(&"/run/x".into()));
         let plain = ParsedUrl::parse("postgres://h/?dbname=a+b&prefix=c+d").unwrap();

@@ -8,6 +8,7 @@
 mod markers;
 mod plan;
 mod queries;
+mod record;
 
 use std::{
     collections::HashMap,
@@ -74,6 +75,8 @@ pub(crate) struct SessionConnection {
     markers: MarkerCounts,
     /// The revocation markers of locks that an operator has revoked gracefully.
     revoked: HashMap<AdvisoryKey, i64>,
+    /// The markers of the records that the holders of these locks have written.
+    record_markers: HashMap<AdvisoryKey, i64>,
     /// The markers and locks that the last statement made unneeded. The next one clears them.
     unneeded: Vec<(Op, AdvisoryKey)>,
 }
@@ -175,6 +178,7 @@ impl SessionConnection {
             held: HashMap::new(),
             markers: MarkerCounts::default(),
             revoked: HashMap::new(),
+            record_markers: HashMap::new(),
             unneeded: Vec::new(),
         }
     }

@@ -142,6 +142,7 @@ impl SessionConnection {
         if let Some(HeldLock::Permit { count, .. }) = self.held.remove(&key) {
             self.clear_marker(count, acquisition, waited_for, batch);
         }
+        self.clear_record_marker(key, acquisition, batch);
         if let Some(mark) = self.revoked.remove(&key) {
             self.clear_marker(mark, AcquisitionKey::of_revocation(key), waited_for, batch);
         }
@@ -184,6 +185,28 @@ impl SessionConnection {
                 beside: writer,
             };
             batch.add(row, None, markers.key, RowPurpose::ClearMarker);
+        }
+    }
+
+    /// Clears the marker of the record that the acquisition has written, and notifies its watchers.
+    pub(super) fn clear_record_marker(
+        &mut self,
+        key: AdvisoryKey,
+        acquisition: AcquisitionKey,
+        batch: &mut StatementBatch,
+    ) {
+        let Some(marker) = self.record_markers.remove(&key) else {
+            return;
+        };
+        if self.markers.remove(marker, acquisition) {
+            let watched = key.record_key();
+            let row = Row {
+                op: Op::ClearRecordMarker,
+                key: AdvisoryKey::Int64(marker),
+                waiter_marker: 0,
+                beside: watched.bits(),
+            };
+            batch.add(row, None, watched, RowPurpose::Release);
         }
     }
 

@@ -105,7 +105,7 @@ impl SessionConnection {
     }
 
     /// Reads the first column, if the second proves that the claimed backend answered.
-    fn read<T>(&mut self, row: &PgRow) -> Result<T, Failure>
+    pub(super) fn read<T>(&mut self, row: &PgRow) -> Result<T, Failure>
     where
         T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
@@ -150,7 +150,7 @@ impl SessionConnection {
     /// Sends a statement and waits for its answer. Gives the connection up after an error that it
     /// does not survive. Without an answer, the caller [gives it up](Self::give_up) when the
     /// session ends.
-    async fn fetch<T>(
+    pub(super) async fn fetch<T>(
         &mut self,
         connector: &Connector,
         operation: &'static str,
@@ -196,6 +196,7 @@ impl SessionConnection {
         (self.connection, self.connection_permit) = (None, None);
         self.held.clear();
         self.markers.clear();
+        self.record_markers.clear();
         why
     }
 
@@ -337,8 +338,20 @@ impl SessionConnection {
             .filter(|owned| owned.ours)
             .map(|owned| owned.key)
             .collect();
+        let gone: Vec<(AdvisoryKey, AcquisitionKey)> = self
+            .held
+            .iter()
+            .filter(|(key, _)| !ours.contains(key))
+            .filter_map(|(key, held)| match held {
+                HeldLock::Exclusive(acquisition) => Some((*key, *acquisition)),
+                _ => None,
+            })
+            .collect();
         self.held.retain(|key, _| ours.contains(key));
         let mut batch = StatementBatch::default();
+        for (key, acquisition) in gone {
+            self.clear_record_marker(key, acquisition, &mut batch);
+        }
         for mark in owned
             .iter()
             .filter(|owned| !owned.ours)

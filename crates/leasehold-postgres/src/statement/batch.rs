@@ -3,9 +3,9 @@
 use crate::statement::{
     fragments::{
         INT32_PAIR, INT64, after_clearing_marker, after_clearing_markers, granted, no_writer_waits,
-        released, yielding,
+        notified, released, yielding,
     },
-    operation::{DONE, Op, PAIRS},
+    operation::{DONE, NOTIFIED, Op, PAIRS, REFUSED},
 };
 
 /// The branches of `CASE operation`, by which a batch executes a row.
@@ -108,6 +108,14 @@ impl Operations {
             (
                 Op::UnlockPermit,
                 released_in_batch("pg_advisory_unlock(key)", "'b' || beside"),
+            ),
+            (
+                Op::ClearRecordMarker,
+                format!(
+                    "CASE WHEN pg_advisory_unlock_shared(key) THEN CASE WHEN {} THEN {NOTIFIED} END \
+                     ELSE {REFUSED} END",
+                    notified("'b' || beside", "$6")
+                ),
             ),
         ] {
             self.add(0, op, &result);

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::{
-    keys::PermitKeys,
+    keys::{PermitKeys, RECORD_WRITER},
     statement::operation::{DONE, NOTIFIED, REFUSED},
 };
 
@@ -39,6 +39,12 @@ pub(super) fn in_database(parameter: &str) -> String {
 /// [`PermitKeys::any_count`].
 pub(crate) fn without_count(key: &str) -> String {
     format!("{key} & ~{}::int8", PermitKeys::COUNT)
+}
+
+/// Returns the part of a key that is the same for all markers of the record beside a lock; see
+/// [`AdvisoryKey::record_marker`](crate::keys::AdvisoryKey::record_marker).
+pub(crate) fn without_writer(key: &str) -> String {
+    format!("{key} & ~{RECORD_WRITER}::int8")
 }
 
 /// Returns the condition that a session of the role `by` may end one of the role `whose`, by the
@@ -107,10 +113,18 @@ pub(super) fn granted(acquired: &str, token: &str) -> String {
 pub(super) fn released(released: &str, payload: &str, commit: &str) -> String {
     format!(
         "CASE WHEN {released} THEN CASE WHEN {no_waiter} THEN {DONE} \
-         WHEN set_config('synchronous_commit', {commit}, true) IS NOT NULL \
-         AND pg_notify('{CHANNEL}', {payload})::text IS NOT NULL \
-         THEN {NOTIFIED} END ELSE {REFUSED} END",
-        no_waiter = is_free_of_others("waiter_marker")
+         WHEN {notified} THEN {NOTIFIED} END ELSE {REFUSED} END",
+        no_waiter = is_free_of_others("waiter_marker"),
+        notified = notified(payload, commit)
+    )
+}
+
+/// Returns the condition that notifies, which always holds. `commit` is the `synchronous_commit` of
+/// the commit.
+pub(super) fn notified(payload: &str, commit: &str) -> String {
+    format!(
+        "set_config('synchronous_commit', {commit}, true) IS NOT NULL \
+         AND pg_notify('{CHANNEL}', {payload})::text IS NOT NULL"
     )
 }
 

@@ -23,6 +23,7 @@
 mod batch;
 mod fragments;
 mod operation;
+mod record;
 
 use std::sync::Arc;
 
@@ -38,8 +39,10 @@ use self::{
 pub(crate) use self::{
     fragments::{
         CHANNEL, IN_THIS_DATABASE, LOCK_KEY, SESSION_START, SILENT_AFTER, may_end, without_count,
+        without_writer,
     },
     operation::{DONE, Op, REFUSED, Row},
+    record::{CHANGED, FOREIGN, NOT_HELD, read_record},
 };
 use crate::{identity::Identity, keys::PermitKeys};
 
@@ -77,6 +80,8 @@ pub(crate) struct Statements {
     pub(crate) owned: SqlStr,
     /// See [`Sql::unlock`].
     pub(crate) unlock: SqlStr,
+    /// See [`Sql::write_record`].
+    pub(crate) write_record: SqlStr,
 }
 
 /// The properties of a server on which the statements depend.
@@ -88,6 +93,8 @@ pub(crate) struct Dialect<'a> {
     pub(crate) flushes: bool,
     /// Whether keys may be pairs.
     pub(crate) pairs: bool,
+    /// The quoted name of the table of the records.
+    pub(crate) records: &'a str,
 }
 
 impl Statements {
@@ -108,6 +115,7 @@ impl Statements {
             renew: text(sql.renew()),
             owned: text(sql.owned()),
             unlock: text(sql.unlock()),
+            write_record: text(sql.write_record(dialect.records)),
         }
     }
 }

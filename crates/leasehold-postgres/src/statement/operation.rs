@@ -40,6 +40,9 @@ pub(crate) enum Op {
     ClearWriterMarker,
     /// Releases a permit, as `Unlock`, and notifies the waiters for its semaphore.
     UnlockPermit,
+    /// Clears the marker of a record, and notifies the watchers of the record. Returns
+    /// [`NOTIFIED`], or [`REFUSED`] if it was not set.
+    ClearRecordMarker,
 }
 
 impl Op {
@@ -54,14 +57,15 @@ impl Op {
     /// Returns whether the operation may draw a token.
     pub(crate) fn acquires(self) -> bool {
         use Op::{
-            ClearMarker, ClearWriterMarker, Exclusive, ExclusiveOfWaiter, ExclusiveYielding, Join,
-            SetMarker, Shared, SharedOfWaiter, SharedYielding, Unlock, UnlockPermit, UnlockShared,
+            ClearMarker, ClearRecordMarker, ClearWriterMarker, Exclusive, ExclusiveOfWaiter,
+            ExclusiveYielding, Join, SetMarker, Shared, SharedOfWaiter, SharedYielding, Unlock,
+            UnlockPermit, UnlockShared,
         };
         match self {
             Exclusive | Shared | ExclusiveOfWaiter | SharedOfWaiter | ExclusiveYielding
             | SharedYielding => true,
             Unlock | UnlockShared | UnlockPermit | Join | SetMarker | ClearMarker
-            | ClearWriterMarker => false,
+            | ClearWriterMarker | ClearRecordMarker => false,
         }
     }
 }
@@ -73,7 +77,8 @@ pub(crate) struct Row {
     pub(crate) key: AdvisoryKey,
     /// The marker of waiters.
     pub(crate) waiter_marker: i64,
-    /// The marker of waiting writers, or the key of the semaphore of a permit.
+    /// The marker of waiting writers, the key of the semaphore of a permit, or the key under which
+    /// the watchers of a record are notified.
     pub(crate) beside: i64,
 }
 

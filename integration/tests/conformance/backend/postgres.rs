@@ -5,8 +5,8 @@ use leasehold_integration::server::PostgresServer;
 
 use super::{Backend, at, given};
 
-/// Twice the usual TTL, because each handle opens several connections, and each connection costs
-/// the server a process.
+/// Six times the usual TTL, because each handle opens several connections, each connection costs
+/// the server a process, and the cases of records open many handles while they hold a lock.
 pub(super) const POSTGRES: Backend = Backend {
     name: "postgres",
     simulated_time: false,
@@ -19,7 +19,7 @@ pub(super) const POSTGRES: Backend = Backend {
         });
         Box::pin(async {
             at(given("LEASEHOLD_POSTGRES_URL").unwrap_or_else(|| SERVER.url()))
-                .with_ttl(Ttl::from_secs(2).expect("a TTL"))
+                .with_ttl(Ttl::from_secs(6).expect("a TTL"))
         })
     },
 };
