@@ -12,8 +12,8 @@ use crate::{
     error::ERRORS,
     job::{Job, JobResult},
     keys::AdvisoryKey,
-    record::{WRITE, WriteJob},
-    record_table,
+    record::WriteJob,
+    record_table::{self, WRITE},
     session::{PostgresSessions, run, write_record},
 };
 

@@ -27,7 +27,6 @@ use crate::{
 };
 
 const READ: &str = "read_record";
-pub(crate) const WRITE: &str = "write_record";
 
 /// One write of the record beside a lock that an acquisition holds.
 #[derive(Debug)]

@@ -11,8 +11,10 @@ use crate::{
         DUPLICATE_OBJECT, ERRORS, INSUFFICIENT_PRIVILEGE, LOCK_NOT_AVAILABLE, NO_SUCH_RELATION,
         NO_SUCH_SCHEMA, code_of, has_code,
     },
-    record::WRITE,
 };
+
+/// The name of the operation in errors.
+pub(crate) const WRITE: &str = "write_record";
 
 /// Reads the schema `$1` and the table `$2`. Returns one row if the schema exists: whether the role
 /// may use the schema; whether the relation is a table, whether it is logged, and whether the role

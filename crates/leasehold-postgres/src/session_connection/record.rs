@@ -6,8 +6,8 @@ use sqlx::Row as _;
 use crate::{
     connection::Connector,
     error::{self, ERRORS, READ_ONLY, has_code},
-    record::{WRITE, WriteJob, not_a_record},
-    record_table,
+    record::{WriteJob, not_a_record},
+    record_table::{self, WRITE},
     session_connection::{Failure, HeldLock, SessionConnection},
     statement::{CHANGED, FOREIGN, NOT_HELD},
 };
