@@ -462,13 +462,14 @@ pub(crate) async fn revoke(
         })?;
     let failed = |error| connector.map_error(error, "revoke");
     let mut connection = connector.connect("leasehold revokes", "revoke").await?;
-    // These disappear with the lock: markers of waiters in the same session, the key of the count
-    // of a semaphore, and the marker of the record.
+    // These disappear with the lock: markers of waiters in the same session, the marker of a
+    // graceful revocation, the key of the count of a semaphore, and the marker of the record.
     let semaphore = connector.names.semaphore(&holder.key, 1)?;
     let markers = vec![
         id.key.waiter_marker(),
         id.key.writer_marker(),
         semaphore.key().waiter_marker(),
+        id.key.revocation_marker(id.pid),
     ];
     let query = sqlx::query(AssertSqlSafe(read_session()))
         .bind(id.pid)

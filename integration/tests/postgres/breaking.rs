@@ -10,7 +10,7 @@ use leasehold_integration::{
 };
 use tokio::{task::block_in_place, time::timeout};
 
-use crate::support::{MINUTE, client_of, holder};
+use crate::support::{HOUR, MINUTE, client_of, holder};
 
 const TTL: u64 = 1500;
 
@@ -84,5 +84,38 @@ async fn roles_that_may_end_its_session_revoke_a_lock() {
             drop(guard);
         }
     }
+    nothing_panicked();
+}
+
+/// A session that has noted a graceful revocation holds a marker of it, which is no other lock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn immediate_revocation_follows_a_graceful_one() {
+    let server = block_in_place(server);
+    let (client, operator) = (
+        client_of(&server.url(), HOUR).await,
+        client_of(&server.url(), HOUR).await,
+    );
+    let guard = client.mutex("k").lock().await.unwrap();
+    let seen = operator.inspect("k").await.unwrap().holders;
+    let graceful = async {
+        let noted = operator.revoke(&seen[0], Revocation::Graceful).await;
+        assert!(
+            matches!(noted, Ok(RevokeOutcome::FreeWithin(_))),
+            "{noted:?}"
+        );
+    };
+    let renewing = async {
+        while guard.renew().await.is_ok() {
+            tokio::time::sleep(millis(50)).await;
+        }
+    };
+    timeout(MINUTE, async { tokio::join!(graceful, renewing) })
+        .await
+        .expect("the revocation hangs");
+    let revoked = operator.revoke(&seen[0], Revocation::Immediate).await;
+    assert_eq!(revoked.unwrap(), RevokeOutcome::Freed);
+    let next = timeout(MINUTE, operator.mutex("k").lock()).await;
+    let next = next.expect("the lock is free").unwrap();
+    next.release().await.unwrap();
     nothing_panicked();
 }
