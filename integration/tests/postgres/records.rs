@@ -22,28 +22,28 @@ use crate::support::{HOUR, MINUTE, holder};
 /// Long enough for a busy machine.
 const LIMITS: &str = "timeout=60s&connect-timeout=60s";
 
-fn key(name: &str) -> LockKey {
+pub(crate) fn key(name: &str) -> LockKey {
     LockKey::new(name).unwrap()
 }
 
 /// A lock that does not expire during a test.
-fn long(name: &str) -> Request {
+pub(crate) fn long(name: &str) -> Request {
     Request::new(key(name))
         .with_ttl(Ttl::from_millis(HOUR).unwrap())
         .with_label("web-3")
 }
 
-async fn backend(url: &str) -> Arc<PostgresBackend> {
+pub(crate) async fn backend(url: &str) -> Arc<PostgresBackend> {
     let separator = if url.contains('?') { '&' } else { '?' };
     let url = format!("{url}{separator}{LIMITS}");
     PostgresBackend::connect(&url).await.unwrap()
 }
 
-async fn held(backend: &Arc<PostgresBackend>) -> Arc<dyn Lease> {
+pub(crate) async fn held(backend: &Arc<PostgresBackend>) -> Arc<dyn Lease> {
     Arc::clone(backend).acquire(long("k")).await.unwrap()
 }
 
-async fn write(
+pub(crate) async fn write(
     lease: &Arc<dyn Lease>,
     sequence: u64,
     value: impl AsRef<[u8]>,
@@ -58,17 +58,17 @@ async fn read(backend: &Arc<PostgresBackend>) -> Result<Option<Record>, Error> {
 }
 
 /// Returns the value and the version of the record.
-async fn stored(backend: &Arc<PostgresBackend>) -> Option<(String, u64)> {
+pub(crate) async fn stored(backend: &Arc<PostgresBackend>) -> Option<(String, u64)> {
     let record = read(backend).await.unwrap()?;
     Some((String::from_utf8(record.value).unwrap(), record.version))
 }
 
-fn is(value: &str, version: u64) -> Option<(String, u64)> {
+pub(crate) fn is(value: &str, version: u64) -> Option<(String, u64)> {
     Some((value.to_owned(), version))
 }
 
 /// Starts to watch the record, also the end of the hold if `while_held`.
-async fn watched(backend: &Arc<PostgresBackend>, while_held: bool) -> RecordReading {
+pub(crate) async fn watched(backend: &Arc<PostgresBackend>, while_held: bool) -> RecordReading {
     let mut read = RecordRead::new(key("k"));
     (read.watch, read.while_held) = (true, while_held);
     Arc::clone(backend).read_record(read).await.unwrap()
@@ -81,7 +81,7 @@ async fn notified(reading: RecordReading) {
         .expect("the watcher is notified");
 }
 
-fn psql(server: &PostgresServer, sql: &str) -> String {
+pub(crate) fn psql(server: &PostgresServer, sql: &str) -> String {
     block_in_place(|| server.psql(sql)).unwrap_or_else(|error| panic!("{sql}: {error}"))
 }
 
