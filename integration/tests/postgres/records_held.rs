@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use futures_util::future::try_join_all;
 use leasehold_core::backend::{LockBackend, RecordRead};
 use leasehold_integration::server::PostgresServer;
 use leasehold_postgres::PostgresBackend;
@@ -92,9 +93,8 @@ async fn handover_never_shows_the_record_of_a_former_holder() {
             })
         })
         .collect();
-    for holder in holders {
-        holder.await.unwrap();
-    }
+    let all = tokio::time::timeout(MINUTE, try_join_all(holders)).await;
+    all.expect("a holder waits in vain").unwrap();
     over.store(true, SeqCst);
     let mut seen = 0;
     for reader in readers {
