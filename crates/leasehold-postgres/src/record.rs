@@ -19,6 +19,7 @@ use tokio::{sync::Mutex, time::timeout};
 use crate::{
     connection::Connector,
     error::{self, ERRORS, NO_SUCH_RELATION, has_code},
+    identity::Identity,
     job::AcquisitionKey,
     keys::AdvisoryKey,
     record_table,
@@ -136,11 +137,7 @@ impl RecordReader {
                     }
                 }
             }
-            let connection = connector
-                .on_driver_thread(READ, |connector| async move {
-                    connector.connect("leasehold reads", READ).await
-                })
-                .await?;
+            let connection = connector.on_driver_thread(READ, open).await?;
             let (answer, connection) = query.send(&connector, connection).await?;
             *slot = Some(connection);
             answer
@@ -172,6 +169,26 @@ impl RecordReader {
         };
         drop(timeout(limit, closing).await);
     }
+}
+
+/// Opens a connection that reads. If another program locks the table, the server ends a read sooner
+/// than the reader gives the connection up, which would leave a session behind that waits.
+async fn open(connector: Arc<Connector>) -> Result<PgConnection> {
+    let mut connection = connector.connect("leasehold reads", READ).await?;
+    let identity = Identity::random();
+    connector
+        .within(connector.claim(&mut connection, &identity, READ))
+        .await??;
+    let set = AssertSqlSafe(format!(
+        "SELECT set_config('lock_timeout', '{}', false) WHERE {}",
+        (connector.config.timeout / 2).as_millis().max(1),
+        identity.is_here()
+    ));
+    connector
+        .within(sqlx::raw_sql(set).execute(&mut connection))
+        .await?
+        .map_err(|error| connector.map_error(error, READ))?;
+    Ok(connection)
 }
 
 /// One read.

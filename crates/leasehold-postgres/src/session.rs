@@ -18,6 +18,8 @@ use leasehold_core::{
     session::{Claim, Opened, Owned, Session, SessionClock, SessionDriver},
 };
 
+use tokio::sync::Mutex;
+
 use crate::{
     batch::BatchExecutor,
     connection::{ConnectionPermit, Connector},
@@ -50,6 +52,8 @@ pub(crate) struct Handle {
     waiting_writers: AtomicUsize,
     /// Whether the [`heartbeat`] task of the session runs.
     has_heartbeat: AtomicBool,
+    /// The turn of the next write of a record.
+    write_turn: Arc<Mutex<()>>,
 }
 
 /// The interval of the heartbeats of a session in which a writer waits. Readers yield to the writer
@@ -153,16 +157,24 @@ pub(crate) async fn run(
 /// Writes a record on the connection of the session.
 ///
 /// It is no job of a batch: a write that waits for the disk, or for a lock on the table, would
-/// delay the answers of the other jobs, and its failure would be theirs. The task completes the
-/// write if the caller has given up.
+/// delay the answers of the other jobs, and its failure would be theirs. Writes take turns before
+/// they ask for the connection, so that a renewal waits for one of them at most. The task completes
+/// the write if the caller has given up.
 pub(crate) async fn write_record(claim: &Claim<PostgresSessions>, job: WriteJob) -> Result<u64> {
     let handle = claim.session().handle();
     let (connector, limit) = (
         Arc::clone(&handle.executor.connector),
         handle.executor.response_timeout,
     );
+    let turn = tokio::time::timeout(limit, Arc::clone(&handle.write_turn).lock_owned())
+        .await
+        .map_err(|_elapsed| connector.timed_out(ErrorKind::Unavailable, WRITE, limit))?;
     let writing = handle.with_connection(WRITE, |conn, connector| {
-        Box::pin(conn.write_record(connector, job))
+        Box::pin(async move {
+            let written = conn.write_record(connector, job).await;
+            drop(turn);
+            written
+        })
     });
     match tokio::time::timeout(limit, writing).await {
         Ok(written) => written,
@@ -294,6 +306,7 @@ impl SessionDriver for PostgresSessions {
             next: AtomicU64::new(0),
             waiting_writers: AtomicUsize::new(0),
             has_heartbeat: AtomicBool::new(false),
+            write_turn: Arc::default(),
         };
         Ok(Opened {
             handle,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use leasehold_core::{ErrorKind, Released, backend::LockBackend};
 use leasehold_integration::{
     server::{PgBouncer, PoolMode, PostgresServer, Psql},
@@ -108,6 +109,65 @@ async fn cancelled_write_is_retryable_and_loses_no_lock() {
     for lease in [lease, beside] {
         assert_eq!(lease.release().await.unwrap(), Released::Freed);
     }
+}
+
+/// The renewal of the session must not wait for all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_writes_to_a_locked_table_lose_no_lock() {
+    const TTL: u64 = 60_000;
+    /// With a second each, all writes together take longer than the TTL.
+    const WRITES: usize = 80;
+    let server = PostgresServer::start().unwrap();
+    let url = format!("{}?timeout=1s&connect-timeout=60s", server.url());
+    let client = client_of(&url, TTL).await;
+    let first = client.mutex("first").lock().await.unwrap();
+    while first.write_record("x").await.is_err() {}
+    let mut guards = Vec::new();
+    while guards.len() < WRITES {
+        let mutex = client.mutex(format!("k{}", guards.len()));
+        // A busy machine may exceed the time-out.
+        guards.extend(mutex.lock().await);
+    }
+    let mut locker = block_in_place(|| server.psql_session()).unwrap();
+    block_in_place(|| locker.ask("BEGIN; LOCK TABLE leasehold_records", MINUTE)).unwrap();
+    let writes = guards.iter().map(|guard| guard.write_record("x"));
+    for written in join_all(writes).await {
+        let error = written.unwrap_err();
+        assert!(error.is_retryable(), "{error:?}");
+    }
+    // It waits for at most one of the writes.
+    while let Err(error) = first.renew().await {
+        assert!(error.is_retryable(), "{error:?}");
+    }
+    block_in_place(|| locker.ask("ROLLBACK", MINUTE)).unwrap();
+    for guard in guards {
+        assert!(guard.is_held());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_of_a_locked_table_leave_no_session_behind() {
+    let server = PostgresServer::start().unwrap();
+    let writer = backend(&server.url()).await;
+    write(&held(&writer).await, 1, "x").await.unwrap();
+    let url = format!("{}?timeout=2s&connect-timeout=60s", server.url());
+    let client = client_of(&url, HOUR).await;
+    let mut locker = block_in_place(|| server.psql_session()).unwrap();
+    block_in_place(|| locker.ask("BEGIN; LOCK TABLE leasehold_records", MINUTE)).unwrap();
+    for _ in 0..3 {
+        let error = client.record("k").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    }
+    let readers =
+        "SELECT count(*) <= 1 FROM pg_stat_activity WHERE application_name = 'leasehold reads'";
+    block_in_place(|| {
+        until("at most one is left", MINUTE, || {
+            psql(&server, readers) == "t"
+        })
+    });
+    block_in_place(|| locker.ask("ROLLBACK", MINUTE)).unwrap();
+    // A busy machine may exceed the time-out.
+    while client.record("k").await.is_err() {}
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -71,8 +71,8 @@ pub(crate) fn read_record(table: &str) -> String {
 impl Sql {
     /// Writes a record. Parameters: `$1` the name; `$2` the key of the lock as text; `$3` the
     /// sequence; `$4` the owner; `$5` the token; `$6` the label; `$7` the value, NULL to clear;
-    /// `$8` the oid of the database; `$9` the key of the lock; `$10` its `objsubid`; `$11` the marker of
-    /// the record, NULL if the session holds it; `$12` the payload of the notification.
+    /// `$8` the oid of the database; `$9` the key of the lock; `$10` its `objsubid`; `$11` the
+    /// marker of the record, NULL if the session holds it; `$12` the payload of the notification.
     ///
     /// Returns one row: the version of the record, [`NOT_HELD`], [`FOREIGN`] or [`CHANGED`]; the
     /// answer; and whether the statement has written.
