@@ -29,9 +29,10 @@ const CRATES: [(&str, &[&str]); 9] = [
 ];
 
 /// The folders and files of `leasehold-core`. A new one is added where its imports allow it.
-const CORE: [&str; 23] = [
+const CORE: [&str; 24] = [
     // The public API of users.
     "once",
+    "election",
     "lock",
     "client",
     "lease",

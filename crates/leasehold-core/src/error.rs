@@ -137,6 +137,12 @@ impl Error {
         )
     }
 
+    /// Returns whether a later acquisition may succeed: after a fault that may pass, and after a
+    /// loss.
+    pub(crate) fn may_pass(&self) -> bool {
+        self.is_retryable() || matches!(self.0.kind, ErrorKind::Lost | ErrorKind::Revoked)
+    }
+
     /// Returns the name of the backend that failed, as in its
     /// [`Capabilities`](crate::Capabilities).
     #[must_use]

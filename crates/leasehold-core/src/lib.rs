@@ -2,7 +2,8 @@
 //!
 //! ## Where to start
 //! - **Users**: [`LockClient`] makes [`Mutex`], [`RwLock`] and [`Semaphore`], whose [`LockGuard`]s
-//!   carry a deadline and a [`FencingToken`]. [`LockClient::all`] locks several keys together.
+//!   carry a deadline and a [`FencingToken`]. [`LockClient::all`] locks several keys together, and
+//!   [`LockClient::election`] makes one of several processes the leader.
 //! - **Implementors**: [`backend`] has the contract. [`session`] helps where many locks belong to
 //!   one session, and [`url`] with URLs.
 //! - **Quorums**: [`quorum`] makes one lock of an odd number of backends.
@@ -12,6 +13,7 @@ pub mod backend;
 mod client;
 mod clock;
 mod context;
+mod election;
 mod error;
 mod fencing;
 mod key;
@@ -53,6 +55,11 @@ pub use crate::{
     },
     client::{builder::LockClientBuilder, handle::LockClient, record::RecordWatch},
     clock::{Clock, ClockDrift, Deadline, SystemClock, TestClock, Timestamp},
+    election::{
+        handle::Election,
+        leader::{Leader, Leaders},
+        term::{Term, TermInfo},
+    },
     error::{Error, ErrorKind, Result},
     fencing::FencingToken,
     key::LockKey,

@@ -59,6 +59,10 @@ const RECORD_WRITES: Metric = (
     "leasehold_record_writes_total",
     "Writes of the records beside locks, by outcome",
 );
+const TERMS: Metric = (
+    "leasehold_terms_total",
+    "Terms of elections that this client has begun to lead",
+);
 const NODE_UP: Metric = (
     "leasehold_quorum_node_up",
     "Whether a node of a quorum answers: 1 or 0",
@@ -80,6 +84,7 @@ pub(crate) fn describe() {
         LOSSES,
         RELEASES,
         RECORD_WRITES,
+        TERMS,
         NODE_FAILURES,
         WRITE_BACKS,
     ] {
@@ -112,6 +117,7 @@ pub(crate) fn begin_counting(backend: &'static str) {
     {
         record::begin(RELEASES, backend, ("outcome", outcome));
     }
+    record::begin_in(TERMS, backend);
     for reason in REASONS {
         record::begin(LOSSES, backend, ("reason", reason_label(reason)));
     }
@@ -389,6 +395,10 @@ pub(crate) fn renewed(client: &ClientContext, outcome: &Result<()>) {
 pub(crate) fn record_written(client: &ClientContext, outcome: &Result<u64>) {
     let outcome = outcome.as_ref().map_or_else(failure, |_| "written");
     record::count(RECORD_WRITES, client, ("outcome", outcome));
+}
+
+pub(crate) fn term_began(client: &ClientContext) {
+    record::count_in(TERMS, client.capabilities.backend);
 }
 
 pub(crate) fn lost(client: &ClientContext, reason: LossReason) {

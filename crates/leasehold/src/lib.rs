@@ -203,6 +203,44 @@
 //! - Work that a scheduler of your own starts, or that has a name instead of an instant, is run by
 //!   [`Once::run`](once::Once::run).
 //!
+//! # Elections
+//!
+//! An election makes one of several processes the leader, and every process can see which one. It
+//! is the exclusive lock of its name together with a value, such as the address of the leader.
+//! Start this in every replica:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold::Result<()> {
+//! # #[cfg(feature = "local")] {
+//! use std::ops::ControlFlow;
+//!
+//! let client = leasehold::connect("memory:").await?; // or a server that keeps records
+//! let election = client.election("scheduler");
+//!
+//! // Campaigns, works, and campaigns again after a loss, until the work returns `Break`.
+//! let jobs = election
+//!     .lead("10.0.0.7:8080", async |term| {
+//!         // Pass `term.fencing_token()` to the resources that the leader writes.
+//!         if term.is_held() { ControlFlow::Break(3) } else { ControlFlow::Continue(()) }
+//!     })
+//!     .await?;
+//! assert_eq!(jobs, 3);
+//!
+//! // Anyone sees who leads; see also `observe`, which follows the leaders.
+//! let term = election.campaign("10.0.0.7:8080").await?;
+//! let leader = election.leader().await?.expect("this process leads");
+//! assert_eq!(leader.value, b"10.0.0.7:8080");
+//! term.resign().await?;
+//! # }
+//! # Ok(()) }
+//! ```
+//!
+//! - The work of a leader is dropped before another candidate can lead. [`Election`] states what is
+//!   guaranteed.
+//! - [`Election::with_standby`] lets a process lead only if no other process does for a while.
+//! - Values, [`Election::leader`] and [`Election::observe`] need a backend with
+//!   [records](Capabilities::records). Without them, an election with an empty value still elects.
+//!
 //! # Backends, features and URLs
 //!
 //! | feature | module | URLs | |
@@ -351,6 +389,7 @@
 //! | `leasehold_losses_total` | counter | `backend`, `reason` | locks | lost locks: `expired`, `replaced`, `session_ended`, `backend_reset`, or `client_closed` for locks that were held when the client was closed, which is not a fault |
 //! | `leasehold_releases_total` | counter | `backend`, `outcome` | releases | releases that ended: `freed`, `already_lost` (another holder may have had the lock), or the name of the [`ErrorKind`] of the last attempt, after which the lock expires. A lock that was counted as lost is not counted again |
 //! | `leasehold_record_writes_total` | counter | `backend`, `outcome` | writes | writes of [records](#records) that were sent and have ended: `written`, or the name of the [`ErrorKind`] |
+//! | `leasehold_terms_total` | counter | `backend` | terms | terms of [elections](#elections) that this process has begun to lead |
 //! | `leasehold_quorum_node_up` | gauge | `node` | 1 or 0 | whether the node answered the last request of this process. Absent before the first request |
 //! | `leasehold_quorum_node_failures_total` | counter | `node`, `kind` | failures | failed requests to the node, by the [`ErrorKind`]: `unavailable`, `indeterminate` or `denied`. Also `silent`, counted once when a node stops answering |
 //! | `leasehold_quorum_write_backs_total` | counter | `backend` | acquisitions | acquisitions of a quorum whose token needed a second round trip |
@@ -386,12 +425,12 @@ mod scheme;
 pub use leasehold_core::once;
 pub use leasehold_core::{
     AcquisitionId, All, AllGuard, AllInfo, Capabilities, Clock, ClockDrift, Credentials,
-    CredentialsProvider, Deadline, Error, ErrorKind, Expiry, Fairness, Fencing, FencingToken,
-    HolderConnection, HolderRef, Inspection, LeaseInfo, LockClient, LockClientBuilder, LockGuard,
-    LockKey, LossDetection, LossReason, Mode, Mutex, NodeStatus, Pong, Record, RecordWatch,
-    Records, ReentrantOwner, Released, Renewal, Restart, Result, Revocation, RevokeOutcome, RwLock,
-    Semaphore, SemaphorePermit, SystemClock, TestClock, Timestamp, Ttl, WaiterNotification,
-    WaiterRef, default_label,
+    CredentialsProvider, Deadline, Election, Error, ErrorKind, Expiry, Fairness, Fencing,
+    FencingToken, HolderConnection, HolderRef, Inspection, Leader, Leaders, LeaseInfo, LockClient,
+    LockClientBuilder, LockGuard, LockKey, LossDetection, LossReason, Mode, Mutex, NodeStatus,
+    Pong, Record, RecordWatch, Records, ReentrantOwner, Released, Renewal, Restart, Result,
+    Revocation, RevokeOutcome, RwLock, Semaphore, SemaphorePermit, SystemClock, Term, TermInfo,
+    TestClock, Timestamp, Ttl, WaiterNotification, WaiterRef, default_label,
 };
 /// The etcd backend. Its driver is `leasehold::etcd::etcd_client`.
 #[cfg(feature = "etcd")]

@@ -298,7 +298,8 @@ impl Request {
 
     /// Returns the same acquisition as one node of a quorum sees it. A loss or a cancellation at
     /// the node does not end this acquisition. The label is truncated to the length that every kind
-    /// of backend stores, so that all nodes show the same label.
+    /// of backend stores, so that all nodes show the same label. A node stores no proposal, because
+    /// a quorum keeps none.
     pub(crate) fn for_node(&self) -> Self {
         let context = match label::truncate_label(self.label()) {
             Some(label) => self.context.with_label(label),
@@ -306,6 +307,7 @@ impl Request {
         };
         Self {
             signal: Arc::default(),
+            proposal: None,
             context,
             ..self.clone()
         }

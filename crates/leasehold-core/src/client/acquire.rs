@@ -27,7 +27,7 @@ const LONGEST_TRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The time for which an acquisition waits while the lock is held.
 #[derive(Clone, Copy)]
-pub(super) enum Wait {
+pub(crate) enum Wait {
     Not,
     AtMost(Duration),
     Forever,
@@ -43,7 +43,7 @@ impl Wait {
     }
 
     /// Returns the wait that is left after `elapsed`.
-    pub(super) fn less(self, elapsed: Duration) -> Self {
+    pub(crate) fn less(self, elapsed: Duration) -> Self {
         match self {
             Self::AtMost(timeout) => Self::AtMost(timeout.saturating_sub(elapsed)),
             wait => wait,
@@ -73,7 +73,12 @@ pub(crate) async fn acquire_for(
     acquire_with(client, spec, Wait::AtMost(timeout)).await
 }
 
-async fn acquire_with(client: &Arc<Client>, spec: &Spec, wait: Wait) -> Result<Option<OwnedLease>> {
+/// Waits as `wait` says. Returns `None` if the lock was held until then.
+pub(crate) async fn acquire_with(
+    client: &Arc<Client>,
+    spec: &Spec,
+    wait: Wait,
+) -> Result<Option<OwnedLease>> {
     // Closing waits until the guard exists or the release of the grant has started.
     let _under_way = client.context.under_way();
     let waiting = AcquireTimer::begin(&client.context);
@@ -162,7 +167,10 @@ async fn acquire_within<'a>(
     // A backend in this process may always answer in the first poll. A loop over many locks must
     // still yield to other tasks.
     tokio::task::coop::consume_budget().await;
-    let request = Request::in_context(key.clone(), spec.mode, ttl, Arc::clone(&spec.context));
+    let mut request = Request::in_context(key.clone(), spec.mode, ttl, Arc::clone(&spec.context));
+    if let Some(proposal) = &spec.proposal {
+        request = request.with_proposal(Arc::clone(proposal));
+    }
     match wait {
         // A timeout of zero has already passed.
         Wait::Not | Wait::AtMost(Duration::ZERO) => try_once(client, request).await,

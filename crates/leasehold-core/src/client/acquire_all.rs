@@ -88,6 +88,7 @@ impl AllSpec {
             mode: *mode,
             ttl: self.ttl.clone(),
             renewal: self.renewal,
+            proposal: None,
             context: Arc::clone(&self.context),
         };
         Ok(keys.iter().map(lock).collect())

@@ -52,6 +52,8 @@ pub(crate) struct Spec {
     /// acquisition.
     pub(crate) ttl: Option<Result<Ttl>>,
     pub(crate) renewal: Renewal,
+    /// The value of a candidate of an election.
+    pub(crate) proposal: Option<Arc<[u8]>>,
     pub(crate) context: Arc<RequestContext>,
 }
 

@@ -83,6 +83,7 @@ impl LockClient {
             mode,
             ttl,
             renewal: Renewal::Automatic,
+            proposal: None,
             context,
         }
     }

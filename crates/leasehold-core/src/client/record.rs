@@ -78,16 +78,8 @@ impl LockClient {
         K: TryInto<LockKey>,
         Error: From<K::Error>,
     {
-        RecordWatch {
-            client: self.clone(),
-            read: key.try_into().map_err(Error::from).map(|key| {
-                let mut read = RecordRead::new(key);
-                read.watch = true;
-                read
-            }),
-            reported: None,
-            next_read: NextRead::Now,
-        }
+        let read = key.try_into().map_err(Error::from).map(RecordRead::new);
+        RecordWatch::new(self.clone(), read)
     }
 
     /// Reads a record, once the client and the backend are known to be able to.
@@ -145,6 +137,19 @@ enum NextRead {
 }
 
 impl RecordWatch {
+    /// Creates a watch of what `read` asks for. Its first read reports an error.
+    pub(crate) fn new(client: LockClient, read: Result<RecordRead>) -> Self {
+        Self {
+            client,
+            read: read.map(|mut read| {
+                read.watch = true;
+                read
+            }),
+            reported: None,
+            next_read: NextRead::Now,
+        }
+    }
+
     /// Waits until the record differs from what the watch returned last, and returns it. The first
     /// call returns the present record at once. `None` means that there is no record.
     ///

@@ -13,7 +13,7 @@ use crate::{
 impl HeldLease {
     /// Replaces the record beside the lock, or clears it. Returns its version.
     pub(crate) async fn write_record(self: &Arc<Self>, value: Option<&[u8]>) -> Result<u64> {
-        self.check_may_write()
+        self.check_may_write(value)
             .map_err(|error| error.with_operation("write_record"))?;
         // The write may complete in the background, so it owns its turn.
         let mut writes = Arc::clone(self.record_writes()).lock_owned().await;
@@ -51,8 +51,8 @@ impl HeldLease {
         })
     }
 
-    /// Checks that a lease of this mode, on this backend, can write a record.
-    fn check_may_write(&self) -> Result<()> {
+    /// Checks that a lease of this mode, on this backend, can write this value of the record.
+    fn check_may_write(&self, value: Option<&[u8]>) -> Result<()> {
         let context = &self.context;
         // A lazy backend is connected, because it has granted this lease.
         let capabilities = if context.capabilities.provisional {
@@ -61,6 +61,16 @@ impl HeldLease {
             &context.capabilities
         };
         capabilities.check_records()?;
+        if value.is_none() && self.request.proposal().is_some() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "the value of the leader of `{}` cannot be cleared, because others see by it who leads; proclaim an empty value",
+                    self.request.key()
+                ),
+            )
+            .with_backend(context.capabilities.backend));
+        }
         let mode = self.request.mode();
         if mode == Mode::Exclusive {
             return Ok(());

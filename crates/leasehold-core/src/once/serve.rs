@@ -44,7 +44,7 @@ impl Once {
                 Turn::NotYet(wait) => wait,
                 Turn::Busy | Turn::Decided(_) => AFTER_ERROR,
             },
-            Err(error) if is_passing(&error) => {
+            Err(error) if error.may_pass() => {
                 contain(|| {
                     tracing::warn!(target: "leasehold", %error, "a run was not completed; the next turn follows");
                 });
@@ -55,9 +55,4 @@ impl Once {
         sleep(pause.min(LONGEST_SLEEP)).await;
         Ok(())
     }
-}
-
-/// Returns whether the next turn may succeed.
-fn is_passing(error: &Error) -> bool {
-    error.is_retryable() || matches!(error.kind(), ErrorKind::Lost | ErrorKind::Revoked)
 }
