@@ -59,6 +59,10 @@ const RECORD_WRITES: Metric = (
     "leasehold_record_writes_total",
     "Writes of the records beside locks, by outcome",
 );
+const RUNS: Metric = (
+    "leasehold_once_runs_total",
+    "Runs of scheduled work that this client has begun and that have ended, by outcome",
+);
 const TERMS: Metric = (
     "leasehold_terms_total",
     "Terms of elections that this client has begun to lead",
@@ -84,6 +88,7 @@ pub(crate) fn describe() {
         LOSSES,
         RELEASES,
         RECORD_WRITES,
+        RUNS,
         TERMS,
         NODE_FAILURES,
         WRITE_BACKS,
@@ -116,6 +121,9 @@ pub(crate) fn begin_counting(backend: &'static str) {
         .chain(kinds())
     {
         record::begin(RELEASES, backend, ("outcome", outcome));
+    }
+    for outcome in [RAN, FAILED, OVERTIME].into_iter().chain(kinds()) {
+        record::begin(RUNS, backend, ("outcome", outcome));
     }
     record::begin_in(TERMS, backend);
     for reason in REASONS {
@@ -397,6 +405,12 @@ pub(crate) fn record_written(client: &ClientContext, outcome: &Result<u64>) {
     record::count(RECORD_WRITES, client, ("outcome", outcome));
 }
 
+/// Counts a run of scheduled work that has ended with the work's outcome, or with an error.
+pub(crate) fn run_ended(client: &ClientContext, outcome: Result<&'static str, &Error>) {
+    let outcome = outcome.unwrap_or_else(failure);
+    record::count(RUNS, client, ("outcome", outcome));
+}
+
 pub(crate) fn term_began(client: &ClientContext) {
     record::count_in(TERMS, client.capabilities.backend);
 }
@@ -454,6 +468,11 @@ fn failure(error: &Error) -> &'static str {
 pub(crate) const GRANTED: &str = "granted";
 pub(crate) const CONTENDED: &str = "contended";
 pub(crate) const TIMED_OUT: &str = "timed_out";
+
+/// The outcomes of a run of scheduled work whose end is recorded.
+pub(crate) const RAN: &str = "ok";
+pub(crate) const FAILED: &str = "failed";
+pub(crate) const OVERTIME: &str = "overtime";
 
 /// All kinds of errors.
 const KINDS: [ErrorKind; ErrorKind::UnexpectedResponse as usize + 1] = [

@@ -12,6 +12,7 @@ use std::{
 use leasehold_core::{
     ErrorKind, FencingToken, LockClient, LockKey, Record, Renewal, Revocation, TestClock,
     backend::{Attempt, Request},
+    once::{Occurrence, Turn},
     quorum::{QuorumBackend, QuorumConfig, QuorumMember, QuorumNode, VoteRequirements},
 };
 use leasehold_local::MemoryBackend;
@@ -332,6 +333,60 @@ async fn writes_of_records_count_by_their_outcome() {
     assert_eq!((written[0], writes), (2.0, 2.0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn only_terms_that_begin_are_counted() {
+    let recording = Recording::new();
+    let _recorded = metrics::set_default_local_recorder(&recording.0);
+    let (client, _) = simulated();
+    let election = client.election("a");
+    for _ in 0..2 {
+        let term = election.campaign("value").await.unwrap();
+        assert!(election.try_campaign("value").await.unwrap().is_none());
+        term.resign().await.unwrap();
+    }
+    let taken = recording.take();
+    assert_eq!(taken["leasehold_terms_total{backend=memory}"], [2.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_of_scheduled_work_count_by_their_outcome() {
+    let recording = Recording::new();
+    let _recorded = metrics::set_default_local_recorder(&recording.0);
+    let (client, _) = simulated();
+    let named = |name: &str| Occurrence::Named(name.to_owned());
+    let once = client.once("a").with_at_most(Duration::from_secs(1));
+    for decided in [false, true] {
+        let turn = once.run(named("good"), async |_| Ok::<_, String>(())).await;
+        assert_eq!(matches!(turn.unwrap(), Turn::Decided(_)), decided);
+    }
+    let failing = async |_| Err::<(), _>("broken");
+    let turn = once.run(named("bad"), failing).await.unwrap();
+    assert!(matches!(turn, Turn::Failed("broken")));
+    let endless = async |_| std::future::pending::<Result<(), String>>().await;
+    let turn = once.run(named("slow"), endless).await.unwrap();
+    assert!(matches!(turn, Turn::Overtime));
+    let taken = recording.take();
+    let runs: Vec<_> = taken
+        .iter()
+        .filter(|(name, _)| name.starts_with("leasehold_once_runs_total"))
+        .map(|(name, counts)| (name.as_str(), counts[0]))
+        .collect();
+    assert_eq!(
+        runs,
+        [
+            (
+                "leasehold_once_runs_total{backend=memory,outcome=failed}",
+                1.0
+            ),
+            ("leasehold_once_runs_total{backend=memory,outcome=ok}", 1.0),
+            (
+                "leasehold_once_runs_total{backend=memory,outcome=overtime}",
+                1.0
+            ),
+        ]
+    );
+}
+
 /// Returns a quorum of in-memory nodes on one clock.
 async fn quorum(votes: bool) -> (LockClient, [Arc<Flaky>; 3]) {
     let clock = Arc::new(TestClock::new());
@@ -517,11 +572,13 @@ async fn every_counter_is_there_from_the_start() {
         [
             ("leasehold_acquisitions_total", 15),
             ("leasehold_losses_total", 5),
+            ("leasehold_once_runs_total", 15),
             ("leasehold_quorum_node_failures_total", 12),
             ("leasehold_quorum_write_backs_total", 1),
             ("leasehold_record_writes_total", 13),
             ("leasehold_releases_total", 15),
             ("leasehold_renewals_total", 13),
+            ("leasehold_terms_total", 1),
         ]
     );
     assert!(counters["leasehold_losses_total"].contains(&String::from("expired")));

@@ -389,6 +389,7 @@
 //! | `leasehold_losses_total` | counter | `backend`, `reason` | locks | lost locks: `expired`, `replaced`, `session_ended`, `backend_reset`, or `client_closed` for locks that were held when the client was closed, which is not a fault |
 //! | `leasehold_releases_total` | counter | `backend`, `outcome` | releases | releases that ended: `freed`, `already_lost` (another holder may have had the lock), or the name of the [`ErrorKind`] of the last attempt, after which the lock expires. A lock that was counted as lost is not counted again |
 //! | `leasehold_record_writes_total` | counter | `backend`, `outcome` | writes | writes of [records](#records) that were sent and have ended: `written`, or the name of the [`ErrorKind`] |
+//! | `leasehold_once_runs_total` | counter | `backend`, `outcome` | runs | runs of [`once`](#work-that-runs-once) that this process began and that have ended: `ok`, `failed`, `overtime`, or the name of the [`ErrorKind`]: `lost` if the lock was lost at work, `indeterminate` if the end could not be recorded |
 //! | `leasehold_terms_total` | counter | `backend` | terms | terms of [elections](#elections) that this process has begun to lead |
 //! | `leasehold_quorum_node_up` | gauge | `node` | 1 or 0 | whether the node answered the last request of this process. Absent before the first request |
 //! | `leasehold_quorum_node_failures_total` | counter | `node`, `kind` | failures | failed requests to the node, by the [`ErrorKind`]: `unavailable`, `indeterminate` or `denied`. Also `silent`, counted once when a node stops answering |

@@ -26,6 +26,7 @@ use crate::{
         turn::{Run, Turn},
         unix_millis::UnixMillis,
     },
+    telemetry,
 };
 
 /// The time until a read or a write of the record is repeated.
@@ -102,7 +103,14 @@ impl Once {
                 }
             };
             if let Some(claim) = self.claim(&guard, asked).await? {
-                return self.work(guard, claim, asked, work).await;
+                let turned = self.work(guard, claim, asked, work).await;
+                let outcome = turned.as_ref().map(|turned| match turned.turn {
+                    Turn::Overtime => telemetry::OVERTIME,
+                    Turn::Failed(_) => telemetry::FAILED,
+                    _ => telemetry::RAN,
+                });
+                telemetry::run_ended(&self.client.0.context, outcome);
+                return turned;
             }
             // The decision is read again, without the lock.
             drop(guard.release().await);
