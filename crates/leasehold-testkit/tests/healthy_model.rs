@@ -4,6 +4,8 @@ use leasehold_testkit::mutants::ModelFixture;
 
 leasehold_testkit::conformance!(model, paused, ModelFixture::healthy());
 
+leasehold_testkit::conformance!(proposals, paused, ModelFixture::with_proposals());
+
 mod in_real_time {
     use leasehold_testkit::mutants::ModelFixture;
 

@@ -112,6 +112,15 @@ macro_rules! __with_cases {
                 watcher_is_notified_of_the_end_of_the_hold: records_and_notification,
                 missing_records_are_refused_typed: no_records,
             }
+            election {
+                leader_shows_the_value_of_who_leads: records,
+                a_waiting_candidates_value_is_not_shown: records,
+                a_proclaimed_value_is_seen_and_only_the_leader_proclaims: records,
+                largest_value_of_a_leader_is_shown_whole: records,
+                election_and_mutex_of_a_name_exclude: exclusive,
+                observer_sees_terms_in_order: records,
+                election_without_records_has_only_an_empty_value: no_records,
+            }
             once {
                 once_decides_each_occurrence_once: records,
             }

@@ -8,6 +8,7 @@
 mod all;
 pub mod cancellation;
 pub mod close;
+pub mod election;
 pub mod exclusion;
 pub mod expiry;
 pub mod fencing;

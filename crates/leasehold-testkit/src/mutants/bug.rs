@@ -34,6 +34,21 @@ macro_rules! bugs {
                     $(Self::$bug => stringify!($case),)*
                 }
             }
+
+            /// Returns whether the bug is in how proposals are stored with acquisitions. A model
+            /// with it stores them, and other models show a leader by its record.
+            #[must_use]
+            pub fn is_of_proposals(self) -> bool {
+                matches!(
+                    self,
+                    Self::LeaderOutlivesTerm
+                        | Self::LeaderIsLastCandidate
+                        | Self::ProclaimUnchecked
+                        | Self::LeaderValueTruncated
+                        | Self::ElectionApart
+                        | Self::ProclaimUnreported
+                )
+            }
         }
     };
 }
@@ -136,4 +151,16 @@ bugs! {
     RecordOutlivesHold => record_wanted_while_held_ends_with_the_hold,
     /// A watch is notified of writes, but not of the end of the writer's hold.
     RecordHoldEndUnreported => watcher_is_notified_of_the_end_of_the_hold,
+    /// The value of a leader is shown until another candidate is elected.
+    LeaderOutlivesTerm => leader_shows_the_value_of_who_leads,
+    /// The value of the last candidate is shown, although it waits.
+    LeaderIsLastCandidate => a_waiting_candidates_value_is_not_shown,
+    /// A former leader replaces the value that is shown.
+    ProclaimUnchecked => a_proclaimed_value_is_seen_and_only_the_leader_proclaims,
+    /// A long value of a candidate is truncated.
+    LeaderValueTruncated => largest_value_of_a_leader_is_shown_whole,
+    /// Candidates have a lock of their own beside the mutex of the name.
+    ElectionApart => election_and_mutex_of_a_name_exclude,
+    /// A watch is notified of the begin and the end of a term, but not of a new value.
+    ProclaimUnreported => observer_sees_terms_in_order,
 }

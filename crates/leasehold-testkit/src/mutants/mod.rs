@@ -8,6 +8,7 @@
 mod bug;
 mod model;
 mod model_fixture;
+mod model_proposals;
 mod model_records;
 
 pub use self::{bug::Bug, model_fixture::ModelFixture};

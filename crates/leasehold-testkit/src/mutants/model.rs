@@ -24,6 +24,7 @@ use tokio::sync::watch;
 
 use super::{
     bug::Bug,
+    model_proposals::ModelProposals,
     model_records::{ModelRecords, check_mode, not_held},
 };
 
@@ -45,6 +46,8 @@ pub(crate) struct Store {
     bug: Option<Bug>,
     /// Whether calls complete in their first poll, as those of an in-memory backend do.
     instant: bool,
+    /// Whether the proposals of candidates are stored with their acquisitions.
+    proposals: bool,
     next_handle: AtomicU64,
     keys: Mutex<HashMap<(Vec<u8>, bool), Key>>,
     /// Locked while `keys` is locked, so that both change in one step.
@@ -59,6 +62,7 @@ struct Key {
     last_shared: u64,
     /// The last token of each handle, for a bug.
     of_handles: HashMap<u64, u64>,
+    proposals: ModelProposals,
     changed: watch::Sender<()>,
 }
 
@@ -69,6 +73,7 @@ struct Holder {
     /// The acquisition, also if a bug gives it another owner.
     acquisition: AcquisitionId,
     mode: Mode,
+    is_candidate: bool,
     until: Timestamp,
     /// Cleared by a graceful revocation.
     renewable: bool,
@@ -87,11 +92,17 @@ struct Waiter {
 }
 
 impl Store {
-    pub(crate) fn new(clock: Arc<dyn Clock>, bug: Option<Bug>, instant: bool) -> Arc<Self> {
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        bug: Option<Bug>,
+        instant: bool,
+        proposals: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
             clock,
             bug,
             instant,
+            proposals,
             next_handle: AtomicU64::new(0),
             keys: Mutex::default(),
             records: Mutex::default(),
@@ -116,6 +127,11 @@ impl Store {
 
     fn has(&self, bug: Bug) -> bool {
         self.bug == Some(bug)
+    }
+
+    /// Returns whether a request is that of a candidate whose proposal is stored with it.
+    fn is_candidate(&self, request: &Request) -> bool {
+        self.proposals && request.proposal().is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(Vec<u8>, bool), Key>> {
@@ -168,6 +184,7 @@ impl Key {
             last_token: 0,
             last_shared: 0,
             of_handles: HashMap::new(),
+            proposals: ModelProposals::default(),
             changed: watch::Sender::new(()),
         }
     }
@@ -237,6 +254,7 @@ impl Model {
         };
         let now = clock.now();
         let (mode, owner) = (request.mode(), self.owner_of(request));
+        let is_candidate = store.is_candidate(request);
         store.change(request.key(), mode.is_permit(), now, |key| {
             if let (Mode::Permit { of }, Some(Mode::Permit { of: others })) =
                 (mode, key.holders.first().map(|holder| holder.mode))
@@ -256,7 +274,10 @@ impl Model {
                 }
                 _ => {
                     let frees = store.has(Bug::GracefulRevocationFreesAtOnce);
-                    key.holders.iter().all(|holder| frees && !holder.renewable)
+                    let apart = store.has(Bug::ElectionApart);
+                    key.holders.iter().all(|holder| {
+                        frees && !holder.renewable || apart && holder.is_candidate != is_candidate
+                    })
                 }
             };
             let again = store.has(Bug::ReentrantByAccident)
@@ -284,13 +305,21 @@ impl Model {
                     owner,
                     acquisition: request.owner(),
                     mode,
+                    is_candidate,
                     until: now + ttl,
                     renewable: true,
                     token,
                     label: request.label().to_owned(),
                     losses: request.loss_notifier(),
                 });
+                if is_candidate {
+                    key.proposals.granted(request, token, store.bug);
+                    store.records().leader_changed(request.key(), store.bug);
+                }
                 return Ok(AcquireReply::Granted(token));
+            }
+            if is_candidate && request.waiting().keeps_waiting {
+                key.proposals.waits(request, store.bug);
             }
             let left = key
                 .holders
@@ -398,6 +427,7 @@ impl LockBackend for Model {
         capabilities.inspect = true;
         capabilities.revoke = true;
         capabilities.records = Records::UntilDataLoss;
+        capabilities.proposals = self.store.proposals;
         capabilities
     }
 
@@ -513,7 +543,13 @@ impl LockBackend for Model {
         let store = &self.store;
         let mut reading = store.change(&read.key, false, store.clock.now(), |key| {
             let holds = |owner| key.holders.iter().any(|held| held.acquisition == owner);
-            store.records().read(self.id, &read, holds, store.bug)
+            let mut reading = store.records().read(self.id, &read, holds, store.bug);
+            if read.while_held
+                && let Some(leader) = key.proposals.leader(holds, store.bug)
+            {
+                reading.record = Some(leader);
+            }
+            reading
         });
         store.delay_reply().await;
         if read.watch && store.has(Bug::RecordWatchArmedLate) {
@@ -581,6 +617,7 @@ impl ModelLease {
                         owner: self.owner,
                         acquisition: self.request.owner(),
                         mode: self.request.mode(),
+                        is_candidate: self.store.is_candidate(&self.request),
                         until: now + self.request.ttl().as_duration(),
                         renewable: true,
                         token: self.token,
@@ -600,6 +637,25 @@ impl ModelLease {
             Some(Bug::RecordRefusedAfterRevocation) => holder.is_some_and(|held| held.renewable),
             _ => holder.is_some(),
         }
+    }
+
+    /// Replaces the value of this candidate. Returns the version, or nothing if it does not lead.
+    fn proclaim(&self, write: &RecordWrite) -> Option<u64> {
+        let store = &self.store;
+        let unchecked = store.has(Bug::ProclaimUnchecked);
+        self.change(store.clock.now(), |key| {
+            if !unchecked && !self.may_write(key) {
+                return None;
+            }
+            let owner = self.request.owner();
+            let version = key.proposals.proclaimed(owner, write, store.bug);
+            if !store.has(Bug::ProclaimUnreported) {
+                store
+                    .records()
+                    .leader_changed(self.request.key(), store.bug);
+            }
+            Some(version)
+        })
     }
 
     fn renewed(&self, now: Timestamp) -> bool {
@@ -699,6 +755,11 @@ impl Lease for ModelLease {
     async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
         let store = &self.store;
         check_mode(&self.request, store.bug)?;
+        if store.is_candidate(&self.request) {
+            let version = self.proclaim(&write);
+            store.delay_reply().await;
+            return version.ok_or_else(not_held);
+        }
         let written = |key: &mut Key| {
             let written = || {
                 store

@@ -52,31 +52,54 @@ impl ModelFixture {
     /// Panics outside of a tokio runtime.
     #[must_use]
     pub fn instant() -> Self {
-        Self::on(Arc::new(TestClock::new()), None, true, 10, true)
+        Self::paused(None, true, false)
+    }
+
+    /// Creates the model without a bug, in paused time. It stores the proposals of candidates with
+    /// their acquisitions, as [`Capabilities::proposals`](leasehold_core::Capabilities::proposals)
+    /// says.
+    ///
+    /// # Panics
+    /// Panics outside of a tokio runtime.
+    #[must_use]
+    pub fn with_proposals() -> Self {
+        Self::paused(None, false, true)
     }
 
     /// Creates the model without a bug, in real time.
     #[must_use]
     pub fn in_real_time() -> Self {
-        Self::on(Arc::new(SystemClock), None, false, 1, false)
+        Self::real(None)
     }
 
     /// Creates the model with a bug, in real time.
     #[must_use]
     pub fn with_in_real_time(bug: Bug) -> Self {
-        Self::on(Arc::new(SystemClock), Some(bug), false, 1, false)
+        Self::real(Some(bug))
     }
 
     fn new(bug: Option<Bug>) -> Self {
-        Self::on(Arc::new(TestClock::new()), bug, false, 10, true)
+        Self::paused(bug, false, bug.is_some_and(Bug::is_of_proposals))
     }
 
-    fn on(clock: Arc<dyn Clock>, bug: Option<Bug>, instant: bool, ttl: u64, paused: bool) -> Self {
+    fn paused(bug: Option<Bug>, instant: bool, proposals: bool) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(TestClock::new());
         Self {
-            store: Store::new(Arc::clone(&clock), bug, instant),
+            store: Store::new(Arc::clone(&clock), bug, instant, proposals),
             clock,
-            ttl: Ttl::from_secs(ttl).unwrap_or_default(),
-            paused,
+            ttl: Ttl::from_secs(10).unwrap_or_default(),
+            paused: true,
+        }
+    }
+
+    fn real(bug: Option<Bug>) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let proposals = bug.is_some_and(Bug::is_of_proposals);
+        Self {
+            store: Store::new(Arc::clone(&clock), bug, false, proposals),
+            clock,
+            ttl: Ttl::from_secs(1).unwrap_or_default(),
+            paused: false,
         }
     }
 }

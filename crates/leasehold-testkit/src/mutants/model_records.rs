@@ -80,6 +80,11 @@ impl ModelRecords {
         }
     }
 
+    /// Notifies the watches of `key` of the value of a leader.
+    pub(super) fn leader_changed(&mut self, key: &LockKey, bug: Option<Bug>) {
+        self.slot(key, bug).changed.send_replace(());
+    }
+
     /// Notifies the watches of `key` that a hold of the lock has ended.
     pub(super) fn hold_ended(&mut self, key: &LockKey, bug: Option<Bug>) {
         if bug != Some(Bug::RecordHoldEndUnreported) {
