@@ -3,18 +3,21 @@
 use std::time::Duration;
 
 use leasehold_core::{
-    Deadline, FencingToken, LockClient, LockGuard, LockKey, Released, Result, SemaphorePermit, Ttl,
+    Deadline, FencingToken, LockClient, LockGuard, LockKey, Released, Result, SemaphorePermit,
+    Term, Ttl,
 };
 
 use crate::worker::{Command, Patience};
 
-/// A guard of a lock or a semaphore permit.
+/// A guard of a lock, a semaphore permit, or a term of an election.
 #[derive(Debug)]
 pub enum Held {
     /// A guard of a mutex or a read-write lock.
     Lock(LockGuard),
     /// A permit of a semaphore.
     Permit(SemaphorePermit),
+    /// A term of an election.
+    Term(Term),
 }
 
 impl Held {
@@ -24,6 +27,7 @@ impl Held {
         match self {
             Self::Lock(guard) => guard.key(),
             Self::Permit(permit) => permit.key(),
+            Self::Term(term) => term.key(),
         }
     }
 
@@ -33,6 +37,7 @@ impl Held {
         match self {
             Self::Lock(guard) => guard.ttl(),
             Self::Permit(permit) => permit.ttl(),
+            Self::Term(term) => term.ttl(),
         }
     }
 
@@ -42,6 +47,7 @@ impl Held {
         match self {
             Self::Lock(guard) => guard.deadline(),
             Self::Permit(permit) => permit.deadline(),
+            Self::Term(term) => term.deadline(),
         }
     }
 
@@ -51,6 +57,7 @@ impl Held {
         match self {
             Self::Lock(guard) => guard.is_held(),
             Self::Permit(permit) => permit.is_held(),
+            Self::Term(term) => term.is_held(),
         }
     }
 
@@ -60,6 +67,7 @@ impl Held {
         match self {
             Self::Lock(guard) => guard.fencing_token(),
             Self::Permit(_) => None,
+            Self::Term(term) => term.fencing_token(),
         }
     }
 
@@ -69,6 +77,7 @@ impl Held {
         match self {
             Self::Lock(guard) => guard.remaining(),
             Self::Permit(permit) => permit.remaining(),
+            Self::Term(term) => term.remaining(),
         }
     }
 
@@ -80,6 +89,7 @@ impl Held {
         match self {
             Self::Lock(guard) => guard.renew().await,
             Self::Permit(permit) => permit.renew().await,
+            Self::Term(term) => term.renew().await,
         }
     }
 
@@ -91,6 +101,7 @@ impl Held {
         match self {
             Self::Lock(guard) => guard.release().await,
             Self::Permit(permit) => permit.release().await,
+            Self::Term(term) => term.resign().await,
         }
     }
 }
@@ -104,6 +115,12 @@ impl From<LockGuard> for Held {
 impl From<SemaphorePermit> for Held {
     fn from(permit: SemaphorePermit) -> Self {
         Self::Permit(permit)
+    }
+}
+
+impl From<Term> for Held {
+    fn from(term: Term) -> Self {
+        Self::Term(term)
     }
 }
 

@@ -22,10 +22,12 @@ use crate::{HarnessError, Result};
 /// The interval between two checks.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Key parts of data that outlives the locks: token counters, and the state of a quorum node.
+/// Key parts of data that outlives the locks: token counters, records, and the state of a quorum
+/// node.
 #[cfg(feature = "redis")]
-const LASTING: [&[u8]; 5] = [
+const LASTING: [&[u8]; 6] = [
     b":token",
+    b":record",
     b":fence",
     b":lh4:mark",
     b":lh4:since",
@@ -87,14 +89,17 @@ pub fn postgres(server: &PostgresServer) -> Result<BTreeSet<String>> {
     Ok(locks.lines().map(str::to_owned).collect())
 }
 
-/// Returns the keys of all holders and waiters, without those of sessions.
+/// Returns the keys of all holders and waiters, without those of sessions and records.
 ///
 /// # Errors
 /// The member does not answer.
 #[cfg(feature = "etcd")]
 pub fn etcd(member: &EtcdMember) -> Result<BTreeSet<String>> {
     let keys = member.keys("")?.into_iter();
-    Ok(keys.filter(|key| !key.starts_with("%session/")).collect())
+    let lasting = ["%session/", "%record/"];
+    Ok(keys
+        .filter(|key| !lasting.iter().any(|lasting| key.starts_with(lasting)))
+        .collect())
 }
 
 /// Returns the nodes of all holders and waiters, without those of sessions.

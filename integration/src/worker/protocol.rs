@@ -58,6 +58,22 @@ pub enum Command {
         /// The maximum wait.
         patience: Patience,
     },
+    /// Campaign for the election `key` with a value, and keep the term in `slot`.
+    Campaign {
+        /// The slot of the term.
+        slot: u32,
+        /// The name of the election.
+        key: String,
+        /// The value of the candidate.
+        value: String,
+    },
+    /// Proclaim a value in the term in `slot`.
+    Proclaim {
+        /// The slot of the term.
+        slot: u32,
+        /// The value.
+        value: String,
+    },
     /// Lock these keys together, until the process ends. The answer has the token of the last key
     /// and the earliest deadline.
     LockAll {
@@ -161,6 +177,8 @@ pub enum Answer {
     },
     /// The number of keys of `LockAll` that are held.
     HeldKeys(u64),
+    /// The value is proclaimed.
+    Proclaimed,
     /// The result of a write.
     Wrote {
         /// Whether the register accepted the write.

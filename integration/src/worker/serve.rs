@@ -131,6 +131,14 @@ impl Hand {
                 };
                 self.lock(slot, &key, only, patience).await
             }
+            Command::Campaign { slot, key, value } => {
+                let campaign = async {
+                    let term = self.client.election(key.as_str()).campaign(value).await?;
+                    Ok(Some(Held::from(term)))
+                };
+                self.logged(slot, &key, campaign).await
+            }
+            Command::Proclaim { slot, value } => return self.proclaim(slot, &value).await,
             Command::LockAll { keys } => self.lock_all(&keys).await,
             Command::CheckAll => {
                 let together = self.together.lock().unwrap_or_else(PoisonError::into_inner);
@@ -151,10 +159,21 @@ impl Hand {
     }
 
     async fn lock(&self, slot: u32, key: &str, mode: Mode, patience: Patience) -> Result<Answer> {
+        self.logged(slot, key, self.locked(key, mode, patience))
+            .await
+    }
+
+    /// Acquires, writes it to the log, and keeps the guard in `slot`.
+    async fn logged(
+        &self,
+        slot: u32,
+        key: &str,
+        acquiring: impl Future<Output = Result<Option<Held>>>,
+    ) -> Result<Answer> {
         let attempt = self.log.next_attempt();
         self.log
             .write(attempt, key, (Op::Acquire, Phase::Invoke), None, None);
-        let locked = self.locked(key, mode, patience).await;
+        let locked = acquiring.await;
         let Ok(Some(guard)) = locked else {
             self.log
                 .write(attempt, key, (Op::Acquire, Phase::Fail), None, None);
@@ -234,6 +253,19 @@ impl Hand {
             |error| failed(&error),
             |released| Answer::Released(format!("{released:?}")),
         )
+    }
+
+    async fn proclaim(&self, slot: u32, value: &str) -> Answer {
+        let Some((_, guard)) = self.guard(slot) else {
+            return no_guard(slot);
+        };
+        let Held::Term(term) = &*guard else {
+            return no_guard(slot);
+        };
+        match term.proclaim(value).await {
+            Ok(()) => Answer::Proclaimed,
+            Err(error) => failed(&error),
+        }
     }
 
     fn check(&self, slot: u32) -> Answer {

@@ -3,7 +3,7 @@
 use futures_util::future::LocalBoxFuture;
 
 use crate::{
-    closing, crowd, dropped,
+    closing, crowd, dropped, election,
     fixture::{
         Fixture,
         Lease::{self, Long, Short},
@@ -72,6 +72,11 @@ pub(crate) static ALL: &[Case] = cases! {
     Short together::a_killed_waiter_for_several_keys_keeps_no_part: [];
     Short together::a_stopped_holder_of_several_keys_knows_its_loss: [Expiry];
     Short together::cut_off_holder_of_several_keys_loses_them_before_a_rival: [Server];
+    Short election::killed_leader_is_followed_and_seen_no_more: [Records];
+    Short election::vacancy_after_a_killed_leader_is_seen: [Records];
+    Short election::stopped_leader_knows_its_loss_and_proclaims_nothing: [Records, Expiry];
+    Short election::cut_off_leader_is_lost_before_another_leads: [Server, Records];
+    Short election::leaders_that_are_cut_off_follow_each_other: [Server, Records];
     Long crowd::lone_waiter_beside_a_thousand_is_served_soon: [];
     Long crowd::ten_thousand_waiters_on_a_hundred_keys_are_all_served: [];
 };

@@ -84,6 +84,8 @@ pub(crate) enum Need {
     HeldOverRestart,
     /// The tasks of a client that is dropped end long before its TTLs, also if the server is dead.
     EndsTasks,
+    /// It keeps records beside its locks.
+    Records,
     /// Waiters take their turns while others are stopped.
     SkipsStopped,
 }

@@ -13,6 +13,7 @@ mod cases;
 mod closing;
 mod crowd;
 mod dropped;
+mod election;
 mod fixture;
 mod network;
 mod processes;

@@ -11,6 +11,7 @@ pub(super) const POSTGRES: Backend = Backend {
     start: |lease| Box::new(Postgres::start(lease)),
     lacks: &[
         (Need::HeldAfterDeath, AT_ONCE),
+        (Need::Records, "records are refused"),
         (
             Need::HeldOverReset,
             "the server frees the locks of a connection that is reset",

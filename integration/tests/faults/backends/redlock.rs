@@ -15,6 +15,7 @@ pub(super) const REDLOCK: Backend = Backend {
     start: |lease| Box::new(Redlock::start(lease)),
     lacks: &[
         (Need::FreeAtDeath, AFTER_ITS_TTL),
+        (Need::Records, "a quorum keeps no records"),
         (
             Need::HeldOverRestart,
             "a restarted server votes again only after the largest TTL",
