@@ -14,13 +14,13 @@ use leasehold_core::{
 use crate::{
     connection::Cluster,
     error::{ERRORS, SideEffect},
-    keys::{EtcdKey, KeyOwner, LockPrefix, label_of},
+    keys::{Candidate, EtcdKey, KeyOwner, LockPrefix, label_of},
 };
 
 /// Returns the holders of `key` and its waiters, in the order of their queue.
 pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspection> {
     let mut inspection = Inspection::default();
-    let mut leases = HashMap::new();
+    let (mut leases, mut labels) = (HashMap::new(), HashMap::new());
     for permits in [false, true] {
         let lock_prefix = cluster.layout.lock_prefix(key, permits)?;
         let queue = list(cluster, &lock_prefix).await?;
@@ -34,10 +34,13 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
                 _ => queue_key == 0,
             };
             writer_ahead |= !owner.shared;
-            let label = if owner.is_leasehold {
-                label_of(kv.value())
-            } else {
-                String::new()
+            let label = match owner.candidate {
+                Some(Candidate {
+                    lease,
+                    owner: Some(_),
+                }) => session_label(cluster, lease, &mut labels).await?,
+                None if owner.is_leasehold => label_of(kv.value()),
+                _ => String::new(),
             };
             if !holds {
                 inspection.waiters.push(WaiterRef::new(mode, label));
@@ -75,6 +78,25 @@ fn mode_of(owner: &KeyOwner, permits: bool) -> Option<Mode> {
         (false, _) if owner.shared => Some(Mode::Shared),
         (false, _) => Some(Mode::Exclusive),
     }
+}
+
+/// Returns the label of the client of a session, which is read once per session.
+async fn session_label(
+    cluster: &Cluster,
+    lease: i64,
+    cache: &mut HashMap<i64, String>,
+) -> Result<String> {
+    if let Some(cached) = cache.get(&lease) {
+        return Ok(cached.clone());
+    }
+    let key = cluster.layout.session(lease);
+    let read = cluster
+        .get("inspect", cluster.config.timeout, &key, None)
+        .await?;
+    let label = read.kvs().first().map(KeyValue::value).unwrap_or_default();
+    let label = String::from_utf8_lossy(label).into_owned();
+    cache.insert(lease, label.clone());
+    Ok(label)
 }
 
 /// Returns the remaining time of a lease, which is read once per lease. `None` if the member does

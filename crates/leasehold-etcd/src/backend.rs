@@ -25,6 +25,7 @@ use crate::{
     error::ERRORS,
     keys::{EtcdKey, LockPrefix, value_of},
     pending_lock::{PendingLock, lost_position},
+    proposal,
     queue::{QueueKey, QueuePosition, TxnKind},
     record,
     session::{EtcdSessions, Handle},
@@ -156,6 +157,7 @@ impl EtcdBackend {
     }
 
     fn lock_prefix(&self, request: &Request) -> Result<LockPrefix> {
+        proposal::check(request)?;
         self.cluster
             .layout
             .lock_prefix(request.key(), request.mode().is_permit())
@@ -169,6 +171,10 @@ impl EtcdBackend {
     ) -> Result<PendingLock> {
         let mode = request.mode();
         let name = |handle: &Handle, number: u32| {
+            if request.proposal().is_some() {
+                let owner = request.owner().again(number as u16);
+                return lock_prefix.candidate(handle.lease, owner);
+            }
             // Many requests of one session for one lock are readers or permits. They need not try
             // all slots.
             let slot = if number < SLOTS {
@@ -415,6 +421,7 @@ fn capabilities(endpoint: String) -> Capabilities {
     capabilities.inspect = true;
     capabilities.revoke = true;
     capabilities.records = Records::Durable;
+    capabilities.proposals = true;
     capabilities
 }
 

@@ -56,7 +56,15 @@ fn lock(layout: &KeyLayout, name: &LockKey, permits: bool, rest: &[u8]) {
     let key = [&start, rest].concat();
     assert!(start <= key && (key < end || rest.first() == Some(&0xff)));
     let owner = lock_prefix.read(&key);
-    if owner.is_leasehold {
+    if let Some(candidate) = owner.candidate {
+        let written = match candidate.owner {
+            Some(owner) => lock_prefix.candidate(candidate.lease, owner).to_vec(),
+            None => [&start, format!("{:x}", candidate.lease).as_bytes()].concat(),
+        };
+        assert_eq!(written, key, "another key is taken for a candidate's");
+        assert_eq!(owner.is_leasehold, candidate.owner.is_some());
+        assert!(!owner.shared && owner.of.is_none());
+    } else if owner.is_leasehold {
         let text = std::str::from_utf8(rest).expect("our keys are text");
         let numbers = text.strip_prefix("r-").unwrap_or(text);
         let (lease, slot) = numbers.split_once('-').expect("a lease and a slot");

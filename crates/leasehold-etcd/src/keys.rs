@@ -3,6 +3,7 @@
 //! | key | what |
 //! |---|---|
 //! | `<prefix><name>/<lease>-<slot>` | an exclusive holder or waiter |
+//! | `<prefix><name>/<lease>-<owner>` | a candidate of an election |
 //! | `<prefix><name>/r-<lease>-<slot>` | a shared holder or waiter |
 //! | `<prefix><name>%permits/<lease>-<slot>-<of>` | a holder or waiter of a permit |
 //! | `<prefix>%session/<lease>` | a session |
@@ -13,12 +14,21 @@
 //! distinguishes the acquisitions of one session that hold or want the lock at the same time. Slots
 //! are reused, because every range over a prefix also visits its deleted keys until the next
 //! compaction: after 20 000 acquisitions with a key each, one took 3 ms. The value is
-//! `<owner in hex>:<label>`. In `<name>`, the bytes `/` and `%` are written as `%2F` and `%25`, so
-//! that `a` never sees `a/b`. With exact names, names are written unchanged.
+//! `<owner in hex>:<label>`.
+//!
+//! The value of a candidate is its proposal without any addition, as other programs write it. Values
+//! therefore do not distinguish acquisitions that reuse a slot, and its key has the id of its
+//! acquisition, in 32 hexadecimal digits. The key of another program's candidate is
+//! `<prefix><name>/<lease>`.
+//!
+//! In `<name>`, the bytes `/` and `%` are written as `%2F` and `%25`, so that `a` never sees `a/b`.
+//! With exact names, names are written unchanged.
 
 use std::{fmt, num::NonZeroU32, sync::Arc};
 
-use leasehold_core::{ErrorKind, LockKey, Mode, Result, backend::Request, text::parse_exact};
+use leasehold_core::{
+    AcquisitionId, ErrorKind, LockKey, Mode, Result, backend::Request, text::parse_exact,
+};
 
 use crate::error::ERRORS;
 
@@ -93,6 +103,13 @@ impl LockPrefix {
         EtcdKey::from(key)
     }
 
+    /// Returns the key of one candidate of an election, in the session with this lease.
+    pub(crate) fn candidate(&self, lease: i64, owner: AcquisitionId) -> EtcdKey {
+        let mut key = self.start();
+        key.extend_from_slice(format!("{lease:x}-{owner}").as_bytes());
+        EtcdKey::from(key)
+    }
+
     /// Parses a key under this prefix.
     pub(crate) fn read(&self, key: &[u8]) -> KeyOwner {
         let rest = key.strip_prefix(self.0.as_bytes()).unwrap_or_default();
@@ -104,13 +121,30 @@ impl LockPrefix {
             is_leasehold: false,
             shared: false,
             of: None,
+            candidate: None,
         };
         let Ok(rest) = std::str::from_utf8(rest) else {
             return foreign;
         };
         let Some((lease, numbers)) = rest.split_once('-') else {
-            return foreign;
+            // The key of Go's `Election`, or of its `Mutex`.
+            let candidate = parse_lease(rest).map(|lease| Candidate { lease, owner: None });
+            return KeyOwner {
+                candidate: candidate.filter(|_| !shared),
+                ..foreign
+            };
         };
+        if let Some(owner) = parse_exact(numbers).filter(|_| !shared) {
+            let candidate = parse_lease(lease).map(|lease| Candidate {
+                lease,
+                owner: Some(owner),
+            });
+            return KeyOwner {
+                is_leasehold: candidate.is_some(),
+                candidate,
+                ..foreign
+            };
+        }
         let (slot, of) = match numbers.split_once('-') {
             Some((slot, of)) => (slot, parse_exact::<NonZeroU32>(of).filter(|_| !shared)),
             None => (numbers, None),
@@ -123,6 +157,7 @@ impl LockPrefix {
             is_leasehold: true,
             shared,
             of: of.map(NonZeroU32::get),
+            candidate: None,
         }
     }
 
@@ -142,6 +177,17 @@ pub(crate) struct KeyOwner {
     pub(crate) is_leasehold: bool,
     pub(crate) shared: bool,
     pub(crate) of: Option<u32>,
+    /// The candidate of an election, if this may be the key of one.
+    pub(crate) candidate: Option<Candidate>,
+}
+
+/// The key of a candidate of an election, whose value is its proposal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    /// The lease of its session.
+    pub(crate) lease: i64,
+    /// `None` for a key of another program. Go's `Mutex` has the same keys as its `Election`.
+    pub(crate) owner: Option<AcquisitionId>,
 }
 
 /// The layout of keys: the prefix and the encoding of names.
@@ -234,6 +280,9 @@ impl KeyLayout {
 
 /// Returns the value of the key of one acquisition.
 pub(crate) fn value_of(request: &Request) -> Vec<u8> {
+    if let Some(proposal) = request.proposal() {
+        return proposal.to_vec();
+    }
     [
         &request.owner().to_hex(),
         b":".as_slice(),
@@ -245,6 +294,12 @@ pub(crate) fn value_of(request: &Request) -> Vec<u8> {
 /// Returns the label in a value.
 pub(crate) fn label_of(value: &[u8]) -> String {
     String::from_utf8_lossy(value.get(33..).unwrap_or_default()).into_owned()
+}
+
+/// Parses the id of a lease.
+fn parse_lease(text: &str) -> Option<i64> {
+    let id = u64::from_str_radix(text, 16).ok()?;
+    is_hex(text, 16).then_some(id.cast_signed())
 }
 
 /// Returns whether the text is a number of at most this many digits, as `{:x}` writes it.
@@ -295,7 +350,8 @@ mod tests {
             KeyOwner {
                 is_leasehold: true,
                 shared: mode == Mode::Shared,
-                of
+                of,
+                candidate: None,
             }
         );
         String::from_utf8(key.to_vec()).unwrap()
@@ -329,6 +385,69 @@ mod tests {
             .with_label("host");
         assert_eq!(value_of(&request), format!("{:032x}:host", 0xab).as_bytes());
         assert_eq!(label_of(&value_of(&request)), "host");
+    }
+
+    #[test]
+    fn golden_keys_of_candidates() {
+        let lock_prefix = layout(false)
+            .lock_prefix(&LockKey::new("a/b").unwrap(), false)
+            .unwrap();
+        let key = lock_prefix.candidate(0x694d_1234, 0xab.into());
+        assert_eq!(
+            key.as_bytes(),
+            b"shop:a%2Fb/694d1234-000000000000000000000000000000ab"
+        );
+        let ours = Candidate {
+            lease: 0x694d_1234,
+            owner: Some(0xab.into()),
+        };
+        let read = lock_prefix.read(key.as_bytes());
+        assert!(read.is_leasehold && !read.shared && read.of.is_none());
+        assert_eq!(read.candidate, Some(ours));
+
+        let theirs = lock_prefix.read(b"shop:a%2Fb/694d1234");
+        assert!(!theirs.is_leasehold);
+        let candidate = Candidate {
+            owner: None,
+            ..ours
+        };
+        assert_eq!(theirs.candidate, Some(candidate));
+
+        let request = Request::new(LockKey::new("a").unwrap()).with_label("host");
+        for proposal in [&b""[..], b"\xff", b"000000000000000000000000000000ab:host"] {
+            assert_eq!(value_of(&request.clone().with_proposal(proposal)), proposal);
+        }
+    }
+
+    #[test]
+    fn other_keys_are_no_candidates() {
+        let lock_prefix = layout(false)
+            .lock_prefix(&LockKey::new("a").unwrap(), false)
+            .unwrap();
+        let owner = "000000000000000000000000000000ab";
+        for key in [
+            "".to_owned(),
+            "r-1".to_owned(),
+            "r-".to_owned(),
+            "01".to_owned(),
+            "A".to_owned(),
+            "+1".to_owned(),
+            "12345678901234567".to_owned(),
+            "x".to_owned(),
+            "1/2".to_owned(),
+            "1-2".to_owned(),
+            "r-1-2".to_owned(),
+            format!("r-1-{owner}"),
+            format!("01-{owner}"),
+            format!("-{owner}"),
+            format!("1-{owner}-3"),
+            format!("1-0{owner}"),
+            format!("1-{}", &owner[1..]),
+            format!("1-{}", owner.to_uppercase()),
+        ] {
+            let read = lock_prefix.read(format!("shop:a/{key}").as_bytes());
+            assert_eq!(read.candidate, None, "{key}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use leasehold_core::{
 
 use crate::{
     error::ERRORS,
+    proposal::ProposalWrites,
     queue::{QueueKey, TxnKind},
     record::Grant,
     session::{EtcdSessions, run},
@@ -21,6 +22,8 @@ pub(crate) struct EtcdLease {
     queue_key: Arc<QueueKey>,
     /// The create revision of the key.
     revision: i64,
+    /// The writes of the proposal, if this is the lease of a candidate of an election.
+    proposal_writes: ProposalWrites,
     release: ReleaseTracker,
 }
 
@@ -37,6 +40,7 @@ impl EtcdLease {
             request,
             queue_key,
             revision,
+            proposal_writes: ProposalWrites::default(),
             release: ReleaseTracker::new(),
         }
     }
@@ -88,15 +92,19 @@ impl Lease for EtcdLease {
     }
 
     async fn write_record(self: Arc<Self>, write: RecordWrite) -> Result<u64> {
-        let executor = &self.claim.session().handle().executor;
+        let handle = self.claim.session().handle();
+        let (cluster, timeout) = (&handle.executor.cluster, handle.executor.timeout);
         let grant = Grant {
             request: &self.request,
             queue_key: &self.queue_key,
+            lease: handle.lease,
             revision: self.revision,
         };
-        grant
-            .write_record(&executor.cluster, executor.timeout, &write)
-            .await
+        if self.request.proposal().is_some() {
+            let writes = &self.proposal_writes;
+            return grant.write_proposal(cluster, timeout, writes, &write).await;
+        }
+        grant.write_record(cluster, timeout, &write).await
     }
 }
 

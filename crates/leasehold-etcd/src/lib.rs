@@ -18,6 +18,7 @@ mod keys;
 mod lease;
 mod member;
 mod pending_lock;
+mod proposal;
 mod queue;
 mod record;
 mod session;

@@ -179,7 +179,7 @@ impl PendingLock {
                     } else {
                         UNWATCHED_POLL_INTERVAL
                     };
-                    Some((registration.deleted(ahead, before), interval))
+                    Some((registration.any_of(ahead, before), interval))
                 }
                 Err(error) => {
                     budget.spend(error, request)?;

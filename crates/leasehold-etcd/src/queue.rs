@@ -21,7 +21,7 @@ pub(crate) struct QueueKey {
     pub(crate) lock_prefix: LockPrefix,
     pub(crate) key: EtcdKey,
     pub(crate) mode: Mode,
-    /// Unique to this acquisition.
+    /// Unique to this acquisition. The key of a candidate of an election is unique instead.
     pub(crate) value: Vec<u8>,
     pub(crate) layout: KeyLayout,
 }
@@ -139,7 +139,8 @@ impl QueueKey {
     }
 
     /// Moves the key of a new holder from the lease of waiters to the lease of its session. Its
-    /// create revision stays the same.
+    /// create revision stays the same, and so does its value: a late copy undoes no later proposal
+    /// of a candidate.
     fn hold(&self, lease: i64, revision: i64) -> Txn {
         Txn::new()
             .when(self.may_hold(revision))
@@ -170,11 +171,8 @@ impl QueueKey {
     }
 
     fn moved(&self, lease: i64) -> TxnOp {
-        TxnOp::put(
-            self.key.to_vec(),
-            self.value.clone(),
-            Some(PutOptions::new().with_lease(lease)),
-        )
+        let options = PutOptions::new().with_lease(lease).with_ignore_value();
+        TxnOp::put(self.key.to_vec(), "", Some(options))
     }
 
     /// Reads the position of the key that was created at `revision`.

@@ -22,18 +22,20 @@ use crate::{
     connection::Cluster,
     error::{ERRORS, SideEffect},
     keys::{EtcdKey, LockPrefix},
+    proposal,
     queue::QueueKey,
     waiters::{Generation, Registration, WaiterRegistry, Watched},
 };
 
-const READ: &str = "read_record";
-const WRITE: &str = "write_record";
+pub(crate) const READ: &str = "read_record";
+pub(crate) const WRITE: &str = "write_record";
 
 /// The number of attempts of one write. Only late copies of earlier writes of the same holder, and
 /// other programs, change the record meanwhile.
-const MAX_ATTEMPTS: usize = 8;
+pub(crate) const MAX_ATTEMPTS: usize = 8;
 
-/// Reads the record beside a lock.
+/// Reads the record beside a lock. If it is wanted only while its writer holds the lock, reads the
+/// proposal of a holder that is a candidate of an election instead.
 pub(crate) async fn read(
     cluster: &Cluster,
     waiters: &Arc<WaiterRegistry>,
@@ -42,8 +44,8 @@ pub(crate) async fn read(
     let place = cluster.layout.record(&read.key, READ)?;
     let lock_prefix = cluster.layout.lock_prefix(&read.key, false)?;
     let watch = if read.watch {
-        let held = read.while_held.then_some(&lock_prefix);
-        RecordChanges::watch(waiters, &place, held, cluster.config.timeout).await
+        let queue = read.while_held.then_some(&lock_prefix);
+        RecordChanges::watch(waiters, &place, queue, cluster.config.timeout).await
     } else {
         None
     };
@@ -57,31 +59,34 @@ pub(crate) async fn read(
     let answer = cluster.txn(READ, SideEffect::None, timeout, &txn).await?;
     let mut found = answer.op_responses().into_iter().map(first_of);
     let stored = found.next().ok_or_else(|| ERRORS.unexpected(READ))??;
-    let holder = found.next().transpose()?.flatten();
+    let first = found.next().transpose()?.flatten();
 
-    let stored = match &stored {
-        Some(kv) => Some(decode(&read.key, kv, READ)?),
-        None => None,
+    let proposal = first
+        .as_ref()
+        .and_then(|kv| proposal::record_of(&lock_prefix, kv));
+    let record = match (proposal, &stored) {
+        (Some(proposal), _) => Some(proposal?),
+        (None, Some(kv)) => {
+            let record = decode(&read.key, kv, READ)?.into_record();
+            let wrote = |record: &Record| first.as_ref().is_some_and(|kv| wrote(kv, record));
+            record.filter(|record| !read.while_held || wrote(record))
+        }
+        (None, None) => None,
     };
-    let mut record = stored.and_then(StoredRecord::into_record);
-    let holder = holder.filter(|kv| record.as_ref().is_some_and(|record| wrote(kv, record)));
-    if read.while_held && holder.is_none() {
-        record = None;
-    }
     let mut reading = RecordReading::new(record);
-    let holder = holder.map(|kv| EtcdKey::from(kv.key()));
+    let first = first.map(|kv| EtcdKey::from(kv.key()));
     let poll_interval = cluster.config.fallback_poll_interval;
-    reading.changed = watch.map(|watch| watch.changed(holder, poll_interval));
+    reading.changed = watch.map(|watch| watch.changed(first, poll_interval));
     Ok(reading)
 }
 
-/// Reads the first key of a lock, which belongs to the holder.
+/// Reads the first key of a lock. It belongs to the exclusive holder, if there is one: a reader that
+/// is first keeps out everyone who would be.
 fn first_key(lock_prefix: &LockPrefix) -> TxnOp {
     let options = GetOptions::new()
         .with_range(lock_prefix.end())
         .with_sort(SortTarget::Create, SortOrder::Ascend)
-        .with_limit(1)
-        .with_keys_only();
+        .with_limit(1);
     TxnOp::get(lock_prefix.start(), Some(options))
 }
 
@@ -90,7 +95,7 @@ fn wrote(kv: &KeyValue, record: &Record) -> bool {
     record.token == token_of(kv.create_revision())
 }
 
-fn token_of(revision: i64) -> Option<FencingToken> {
+pub(crate) fn token_of(revision: i64) -> Option<FencingToken> {
     u64::try_from(revision).ok().map(FencingToken::new)
 }
 
@@ -109,16 +114,17 @@ fn decode(key: &LockKey, kv: &KeyValue, operation: &'static str) -> Result<Store
 /// The watches for one reading. They were established before the read was sent.
 struct RecordChanges {
     record: (Registration, Generation),
-    /// The watch on the lock, if the end of the hold counts as well.
-    lock: Option<(Registration, Generation)>,
+    /// The watch on the queue of the lock, if a change of the holder or of its proposal counts as
+    /// well.
+    queue: Option<(Registration, Generation)>,
 }
 
 impl RecordChanges {
-    /// Watches the record, and the lock with this prefix. Returns `None` without a watch stream.
+    /// Watches the record, and the queue with this prefix. Returns `None` without a watch stream.
     async fn watch(
         waiters: &Arc<WaiterRegistry>,
         place: &EtcdKey,
-        lock_prefix: Option<&LockPrefix>,
+        queue: Option<&LockPrefix>,
         timeout: Duration,
     ) -> Option<Self> {
         let established = async |watched: Watched| {
@@ -128,36 +134,36 @@ impl RecordChanges {
             Some((registration, before))
         };
         let record = established(Watched::Record(place.clone()));
-        let lock = async {
-            match lock_prefix {
-                Some(prefix) => established(Watched::Lock(prefix.clone())).await.map(Some),
+        let queue = async {
+            match queue {
+                Some(prefix) => established(Watched::Queue(prefix.clone())).await.map(Some),
                 None => Some(None),
             }
         };
-        let (record, lock) = tokio::join!(record, lock);
+        let (record, queue) = tokio::join!(record, queue);
         Some(Self {
             record: record?,
-            lock: lock?,
+            queue: queue?,
         })
     }
 
     /// Completes when another read may have another answer, and at the latest after
-    /// `poll_interval`. `holder` is the key of the holder who wrote the record.
-    ///
-    /// Without such a holder there is no record until the next write, so the lock does not matter.
-    fn changed(self, holder: Option<EtcdKey>, poll_interval: Duration) -> BoxFuture<'static, ()> {
+    /// `poll_interval`. `first` is the first key of the queue: another one becomes first only after
+    /// its deletion.
+    fn changed(self, first: Option<EtcdKey>, poll_interval: Duration) -> BoxFuture<'static, ()> {
         let (record, before) = &self.record;
         let written = record.changed(*before);
-        let ended = match (&self.lock, holder) {
-            (Some((lock, before)), Some(holder)) => lock.deleted(vec![holder], *before),
-            _ => Box::pin(std::future::pending()),
+        let queue_changed = match (&self.queue, first) {
+            (Some((queue, before)), Some(first)) => queue.any_of(vec![first], *before),
+            (Some((queue, before)), None) => queue.changed(*before),
+            (None, _) => Box::pin(std::future::pending()),
         };
         Box::pin(async move {
             // The watches are kept until here.
             let _registrations = self;
             tokio::select! {
                 () = written => {}
-                () = ended => {}
+                () = queue_changed => {}
                 () = tokio::time::sleep(poll_interval) => {}
             }
         })
@@ -168,6 +174,8 @@ impl RecordChanges {
 pub(crate) struct Grant<'a> {
     pub(crate) request: &'a Request,
     pub(crate) queue_key: &'a QueueKey,
+    /// The lease of its session.
+    pub(crate) lease: i64,
     /// The create revision of its key.
     pub(crate) revision: i64,
 }
@@ -265,7 +273,7 @@ impl Grant<'_> {
 
 /// Creates the error of a write whose lock is no longer held. If it was sent again, an earlier copy
 /// may have been written before the loss, and be replaced by the next holder.
-fn not_held(resent: bool) -> Error {
+pub(crate) fn not_held(resent: bool) -> Error {
     let kind = if resent {
         ErrorKind::Indeterminate
     } else {

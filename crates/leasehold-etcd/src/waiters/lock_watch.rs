@@ -1,4 +1,4 @@
-//! [`LockWatch`]: the watch on one lock or on the record beside it, and its waiters.
+//! [`LockWatch`]: one watch, on a lock or on the record beside it, and its waiters.
 
 use std::{
     collections::HashMap,
@@ -19,6 +19,8 @@ use crate::keys::{EtcdKey, LockPrefix};
 pub(crate) enum Watched {
     /// The deletions of the keys of a lock.
     Lock(LockPrefix),
+    /// The writes and the deletions of the keys of a lock.
+    Queue(LockPrefix),
     /// The writes and the deletion of the record beside a lock.
     Record(EtcdKey),
 }
@@ -27,7 +29,7 @@ impl Watched {
     /// Returns the first key.
     pub(super) fn start(&self) -> Vec<u8> {
         match self {
-            Self::Lock(lock_prefix) => lock_prefix.start(),
+            Self::Lock(lock_prefix) | Self::Queue(lock_prefix) => lock_prefix.start(),
             Self::Record(key) => key.to_vec(),
         }
     }
@@ -79,6 +81,7 @@ impl LockWatch {
             Watched::Lock(lock_prefix) => options
                 .with_range(lock_prefix.end())
                 .with_filters([WatchFilterType::NoPut]),
+            Watched::Queue(lock_prefix) => options.with_range(lock_prefix.end()),
             Watched::Record(_) => options,
         }
     }

@@ -3,8 +3,8 @@
 //! The server serves a watch that starts at a past revision only every 100 ms. Watches therefore
 //! start at the present revision and stay open for a while. A waiter makes sure that the watch on
 //! its lock is established, *then* reads which keys it waits for, and then waits. Each contended
-//! lock has a watch of its own on the stream, for deletions under its prefix, and each record that
-//! is watched has one too. The server sends no events of other keys.
+//! lock has a watch of its own on the stream, for deletions under its prefix. Each record that is
+//! watched has one too, and each election. The server sends no events of other keys.
 
 mod lock_watch;
 mod stream;
@@ -190,9 +190,9 @@ impl Registration {
         self.watch.generation()
     }
 
-    /// Completes when one of these keys of a lock was deleted, or when an event since `before` may
+    /// Completes when one of these keys of a lock has changed, or when an event since `before` may
     /// have been missed.
-    pub(crate) fn deleted(&self, keys: Vec<EtcdKey>, before: Generation) -> BoxFuture<'static, ()> {
+    pub(crate) fn any_of(&self, keys: Vec<EtcdKey>, before: Generation) -> BoxFuture<'static, ()> {
         self.watch.wait_for(Some(keys), before)
     }
 

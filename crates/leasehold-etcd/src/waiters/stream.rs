@@ -200,9 +200,9 @@ fn handle_response(requested: &mut HashMap<i64, Arc<LockWatch>>, answer: &WatchR
         watch.on_created();
     }
     for event in answer.events() {
-        // The server was asked for no writes of the keys of locks.
+        // The server was asked for no writes, if only deletions are watched.
         let reported =
-            event.event_type() == EventType::Delete || matches!(watch.watched, Watched::Record(_));
+            event.event_type() == EventType::Delete || !matches!(watch.watched, Watched::Lock(_));
         if let Some(kv) = event.kv().filter(|_| reported) {
             watch.changed(kv.key());
         }
