@@ -4,6 +4,7 @@ mod auth;
 mod cluster;
 mod cut;
 mod deposed;
+mod elections;
 mod granted;
 mod inspection;
 mod interop;

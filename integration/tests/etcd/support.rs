@@ -1,6 +1,11 @@
 //! Helpers shared by the tests.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use leasehold_core::{LockClient, Released, Ttl};
 use leasehold_etcd::EtcdBackend;
@@ -55,4 +60,66 @@ pub(crate) fn lease_of(key: &str, name: &str) -> String {
         .next()
         .unwrap()
         .to_owned()
+}
+
+/// A running `etcdctl`, whose output is read. Killed on drop.
+pub(crate) struct Ctl {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Ctl {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = mpsc::channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// Returns whether there is a line that was not returned yet, and discards it.
+    pub(crate) fn has_printed(&self) -> bool {
+        self.lines.try_recv().is_ok()
+    }
+
+    /// Waits for the next line, without blocking the runtime.
+    pub(crate) async fn line(&self) -> String {
+        let begun = Instant::now();
+        loop {
+            match self.lines.try_recv() {
+                Ok(line) => return line,
+                Err(error) => assert!(
+                    error == mpsc::TryRecvError::Empty && begun.elapsed() < SOON,
+                    "etcdctl prints nothing: {error}"
+                ),
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Interrupts it, and waits until it has released its lock.
+    pub(crate) fn interrupt(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Ctl {
+    fn drop(&mut self) {
+        // An error means that the process has already ended.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
 }
