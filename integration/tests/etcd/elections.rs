@@ -20,7 +20,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::support::{Ctl, backend, locks, ttl, until_locks};
+use crate::{
+    relay::{Fate, Relay},
+    support::{Ctl, backend, locks, ttl, until_locks},
+};
 
 fn key() -> LockKey {
     LockKey::new("k").unwrap()
@@ -566,4 +569,48 @@ async fn a_proposal_held_up_is_void_for_the_next_leader() {
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Lost);
     assert_eq!(leader(&near).await.unwrap(), b"third");
     assert_eq!(locks(&cluster).len(), 1);
+}
+
+/// Returns the number of transactions that the server has executed.
+fn transactions(cluster: &EtcdCluster) -> u64 {
+    let metrics = cluster.at(0).metrics().unwrap();
+    let executed = metrics.lines().filter(|line| {
+        line.starts_with("grpc_server_handled_total")
+            && line.contains("\"Txn\"")
+            && line.contains("\"OK\"")
+    });
+    let number = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64;
+    executed.map(number).sum()
+}
+
+/// The first copy of a request is held up, and arrives after a later write. The request moves the
+/// key of a waiter that comes to lead, or it writes a proposal.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_late_copy_undoes_a_later_proposal() {
+    let cluster = EtcdCluster::start().unwrap();
+    let near = backend(&cluster.url()).await;
+    for moves in [true, false] {
+        let (relay, addr) = Relay::start(cluster.at(0).addr(), Fate::Late).await;
+        let members = format!("{addr},{}", cluster.at(0).addr());
+        let far = backend(&format!("etcd://{members}/?timeout=1s")).await;
+        let held = acquire(&near, request()).await;
+        let next = waiter(&cluster, &far, candidate("first"), 2).await;
+        if moves {
+            relay.hold();
+        }
+        free(held).await;
+        let lease = timeout(SOON, next).await.unwrap().unwrap();
+        relay.hold();
+        settled(&lease, &write(1, "second")).await;
+        settled(&lease, &write(2, "third")).await;
+        let before = transactions(&cluster);
+        relay.deliver();
+        let begun = Instant::now();
+        while transactions(&cluster) == before {
+            assert!(begun.elapsed() < SOON, "moves: {moves}: nothing was late");
+            sleep(millis(5)).await;
+        }
+        assert_eq!(leader(&near).await.unwrap(), b"third", "moves: {moves}");
+        free(lease).await;
+    }
 }

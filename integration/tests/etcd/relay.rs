@@ -17,6 +17,7 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    sync::mpsc,
     time::sleep,
 };
 
@@ -33,7 +34,12 @@ pub(crate) enum Fate {
     DeleteLost,
     /// Watches on locks never reach the server.
     Unwatched,
+    /// Requests can be [held up](Relay::hold), and arrive although the client has given them up.
+    Late,
 }
+
+/// The type of the frame with which a client gives up a request.
+const RST_STREAM: u8 = 3;
 
 /// A relay in front of the server. It parses HTTP/2 only as far as it must.
 #[derive(Clone)]
@@ -42,6 +48,7 @@ pub(crate) struct Relay {
     stranger: Client,
     fate: Fate,
     done: Arc<AtomicBool>,
+    held: Arc<AtomicBool>,
 }
 
 impl Relay {
@@ -53,6 +60,7 @@ impl Relay {
             stranger,
             fate,
             done: Arc::default(),
+            held: Arc::default(),
         };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -74,14 +82,49 @@ impl Relay {
         self.done.load(Ordering::Relaxed)
     }
 
+    /// Holds up all requests from now on.
+    pub(crate) fn hold(&self) {
+        self.held.store(true, Ordering::Relaxed);
+    }
+
+    /// Delivers the requests that were held up.
+    pub(crate) fn deliver(&self) {
+        self.held.store(false, Ordering::Relaxed);
+    }
+
     async fn pass_on(self, from_client: TcpStream) -> io::Result<()> {
         let (client_says, to_client) = from_client.into_split();
         let (server_says, to_server) = TcpStream::connect(self.server).await?.into_split();
+        if self.fate == Fate::Late {
+            let (frames, late) = mpsc::unbounded_channel();
+            let (read, written, ()) = tokio::join!(
+                queue(client_says, frames),
+                self.write_late(late, to_server),
+                answers_or_drain(server_says, to_client),
+            );
+            return read.and(written);
+        }
         let mute = AtomicBool::new(false);
         tokio::select! {
             ended = self.frames(client_says, to_server, &mute) => ended,
             ended = answers(server_says, to_client, &mute) => ended,
         }
+    }
+
+    /// Forwards what was queued, unless it is held up.
+    async fn write_late(
+        &self,
+        mut late: mpsc::UnboundedReceiver<Vec<u8>>,
+        mut to: OwnedWriteHalf,
+    ) -> io::Result<()> {
+        while let Some(bytes) = late.recv().await {
+            while self.held.load(Ordering::Relaxed) {
+                sleep(Duration::from_millis(5)).await;
+            }
+            to.write_all(&bytes).await?;
+        }
+        // The end of the client's connection would end its requests.
+        std::future::pending().await
     }
 
     /// Forwards HTTP/2 frames. Ends when an answer must be lost, after setting `mute`.
@@ -95,10 +138,7 @@ impl Relay {
         from.read_exact(&mut preface).await?;
         to.write_all(&preface).await?;
         loop {
-            let mut head = [0; 9];
-            from.read_exact(&mut head).await?;
-            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-            from.read_exact(&mut payload).await?;
+            let (head, payload) = read_frame(&mut from).await?;
             let frame = [&head[..], &payload].concat();
             let is_data = head[3] == 0 && !self.is_done();
             match (self.fate, asked_id(&payload), only_field(&payload)) {
@@ -160,6 +200,38 @@ impl Relay {
             }
             to.write_all(&frame).await?;
         }
+    }
+}
+
+/// Reads the head and the payload of one frame.
+async fn read_frame(from: &mut OwnedReadHalf) -> io::Result<([u8; 9], Vec<u8>)> {
+    let mut head = [0; 9];
+    from.read_exact(&mut head).await?;
+    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    from.read_exact(&mut payload).await?;
+    Ok((head, payload))
+}
+
+/// Queues what the client sends, except that it gives up a request.
+async fn queue(mut from: OwnedReadHalf, to: mpsc::UnboundedSender<Vec<u8>>) -> io::Result<()> {
+    let mut preface = vec![0; 24];
+    from.read_exact(&mut preface).await?;
+    drop(to.send(preface));
+    loop {
+        let (head, payload) = read_frame(&mut from).await?;
+        if head[3] != RST_STREAM {
+            drop(to.send([&head[..], &payload].concat()));
+        }
+    }
+}
+
+/// Forwards the server's data, also when nobody reads it any more.
+async fn answers_or_drain(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(read) = from.read(&mut buffer).await
+        && read > 0
+    {
+        drop(to.write_all(&buffer[..read]).await);
     }
 }
 
