@@ -16,9 +16,9 @@
 //! compaction: after 20 000 acquisitions with a key each, one took 3 ms. The value is
 //! `<owner in hex>:<label>`.
 //!
-//! The value of a candidate is its proposal without any addition, as other programs write it. Values
-//! therefore do not distinguish acquisitions that reuse a slot, and its key has the id of its
-//! acquisition, in 32 hexadecimal digits. The key of another program's candidate is
+//! The value of a candidate is its proposal without any addition, as other programs write it. It
+//! therefore does not distinguish acquisitions that reuse a slot, and the key has the id of the
+//! acquisition instead, in 32 hexadecimal digits. The key of another program's candidate is
 //! `<prefix><name>/<lease>`.
 //!
 //! In `<name>`, the bytes `/` and `%` are written as `%2F` and `%25`, so that `a` never sees `a/b`.

@@ -80,8 +80,8 @@ pub(crate) async fn read(
     Ok(reading)
 }
 
-/// Reads the first key of a lock. It belongs to the exclusive holder, if there is one: a reader that
-/// is first keeps out everyone who would be.
+/// Reads the first key of a lock. It belongs to the exclusive holder, if there is one: no key is
+/// ahead of an exclusive holder, not even that of a reader.
 fn first_key(lock_prefix: &LockPrefix) -> TxnOp {
     let options = GetOptions::new()
         .with_range(lock_prefix.end())

@@ -318,6 +318,25 @@ async fn only_an_exclusive_holder_is_shown_as_the_leader() {
     free(timeout(SOON, next).await.unwrap().unwrap()).await;
 }
 
+/// Go's `Mutex` has the same keys as its `Election`.
+#[tokio::test(flavor = "multi_thread")]
+async fn etcdctl_lock_looks_like_a_leader() {
+    let cluster = EtcdCluster::start().unwrap();
+    let one = backend(&cluster.url()).await;
+    let ctl = Ctl::start(cluster.at(0).ctl_command(&["lock", "k"]));
+    ctl.line().await;
+    assert_eq!(leader(&one).await.unwrap(), b"");
+    // A key of another form keeps candidates out, and is not shown.
+    let next = waiter(&cluster, &one, candidate("next"), 2).await;
+    cluster.at(0).ctl(&["put", "k/other", "value"]).unwrap();
+    ctl.interrupt();
+    free(timeout(SOON, next).await.unwrap().unwrap()).await;
+    assert_eq!(locks(&cluster), ["k/other"]);
+    assert_eq!(leader(&one).await, None);
+    let tried = Arc::clone(&one).try_acquire(candidate("next")).await;
+    assert!(matches!(tried.unwrap(), Attempt::Contended(_)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_leader_follows_the_expiry_of_the_last() {
     let cluster = EtcdCluster::start().unwrap();
@@ -330,7 +349,7 @@ async fn the_next_leader_follows_the_expiry_of_the_last() {
     let last = acquire(&far, request.clone()).await;
     let next = waiter(&cluster, &near, candidate("second"), 2).await;
     proxy.cut();
-    // Whoever sees a leader sees the first one until its deadline.
+    // The first leader is shown until its deadline.
     let begun = Instant::now();
     while !next.is_finished() {
         let shown = leader(&near).await;
