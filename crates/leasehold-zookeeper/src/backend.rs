@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use zookeeper_client::{Client, Connector};
 
 use crate::{
+    candidate,
     config::{ParsedUrl, ZookeeperConfig},
     connection::Cluster,
     contended::ContendedHint,
@@ -184,9 +185,12 @@ impl ZookeeperBackend {
     }
 
     /// Returns whether it waits in another session than the one that it will hold in. A client of
-    /// the user's has only one session.
+    /// the user's has only one session. The node of a candidate has no room for the token of an
+    /// earlier node beside the proposal, so a candidate keeps its node.
     fn waits_apart(&self, request: &Request) -> bool {
-        self.cluster.given().is_none() && request.ttl() > self.cluster.waiting_ttl()
+        self.cluster.given().is_none()
+            && request.proposal().is_none()
+            && request.ttl() > self.cluster.waiting_ttl()
     }
 
     async fn try_once(
@@ -310,6 +314,7 @@ impl LockBackend for ZookeeperBackend {
     }
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
+        candidate::check_request(&request)?;
         let directory = self.directory(&request);
         let tried = attempt_with_session_retry(request.clone(), |request| {
             let (backend, directory) = (&self, &directory);
@@ -341,6 +346,7 @@ impl LockBackend for ZookeeperBackend {
     }
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
+        candidate::check_request(&request)?;
         let directory = self.directory(&request);
         let queued = queue_with_session_retry(request, |request| {
             let (backend, directory) = (&self, &directory);
@@ -409,6 +415,7 @@ fn capabilities(endpoint: String) -> Capabilities {
     capabilities.inspect = true;
     capabilities.revoke = true;
     capabilities.records = Records::Durable;
+    capabilities.proposals = true;
     capabilities
 }
 

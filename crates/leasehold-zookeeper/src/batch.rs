@@ -19,13 +19,17 @@ use zookeeper_client::{
 use crate::{
     connection::{Cluster, Link},
     error::{self, ERRORS, SideEffect},
-    keys::{Directory, Node},
+    keys::{Directory, MAX_LABEL, Node},
 };
 
 /// The most attempts to create the directory of a lock, which the server may remove again.
 const TRIES: usize = 16;
 /// The most directories that are remembered to exist.
 const KNOWN: usize = 100_000;
+
+/// The longest data of a node that is created together with others. That of a mutex is shorter. The
+/// proposals of 64 candidates would not fit into one request of 1 MiB (`jute.maxbuffer`).
+const DATA_TOGETHER: usize = MAX_LABEL + 128;
 
 /// The request of one task.
 #[derive(Debug)]
@@ -35,6 +39,16 @@ pub(crate) struct Job {
     /// two jobs on one lock must not share a transaction.
     pub(crate) lane: u64,
     pub(crate) work: Work,
+}
+
+impl Job {
+    /// Returns whether it fits into a transaction with as many others as there may be.
+    fn is_small(&self) -> bool {
+        match &self.work {
+            Work::Create { data, .. } | Work::Move { data, .. } => data.len() <= DATA_TOGETHER,
+            Work::Delete { .. } => true,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -244,7 +258,7 @@ impl BatchExecutor {
         let (mut many, mut single): (Vec<_>, Vec<_>) = jobs
             .into_iter()
             .enumerate()
-            .partition(|(_, job)| self.is_known(job));
+            .partition(|(_, job)| self.is_known(job) && job.is_small());
         if let Some(done) = self.transaction(&many).await {
             for ((at, _), done) in many.drain(..).zip(done) {
                 answers[at] = Some(done);

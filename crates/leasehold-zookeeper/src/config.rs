@@ -33,6 +33,8 @@ pub struct ZookeeperConfig {
     pub root: Arc<str>,
     /// The names of the nodes of exclusive locks. [`ExclusiveNodes::Mutex`] by default.
     pub exclusive: ExclusiveNodes,
+    /// The names of the nodes of candidates of an election. [`ElectionNodes::Latch`] by default.
+    pub election: ElectionNodes,
     /// The access to the nodes of Leasehold. [`Access::Open`] by default, as in Curator.
     pub access: Access,
     /// The provider of the user and the password, for the scheme `digest`. None by default: the
@@ -74,6 +76,28 @@ pub enum ExclusiveNodes {
     ReadWrite,
 }
 
+/// The names of the nodes of candidates of an election: those of one of two Curator classes, which
+/// do not see each other.
+///
+/// Either way, Leasehold respects the nodes of both classes.
+///
+/// ```
+/// use leasehold_zookeeper::{ElectionNodes, ZookeeperConfig};
+///
+/// // A candidate beside those of Curator's `LeaderSelector`:
+/// let config = ZookeeperConfig::default().with_election(ElectionNodes::Selector);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ElectionNodes {
+    /// `latch-`, as `LeaderLatch` writes it. Curator's mutexes and `LeaderSelector` do not see it.
+    #[default]
+    Latch,
+    /// `lock-`, as `LeaderSelector` and `InterProcessMutex` write it. `LeaderLatch` does not see
+    /// it. Any holder of another program with such a node counts as a leader.
+    Selector,
+}
+
 /// The access to the nodes of Leasehold.
 ///
 /// ```
@@ -108,6 +132,7 @@ impl Default for ZookeeperConfig {
         Self {
             root: Arc::from(""),
             exclusive: ExclusiveNodes::default(),
+            election: ElectionNodes::default(),
             access: Access::default(),
             credentials: None,
             tick: None,
@@ -130,6 +155,13 @@ impl ZookeeperConfig {
     #[must_use]
     pub fn with_exclusive(mut self, exclusive: ExclusiveNodes) -> Self {
         self.exclusive = exclusive;
+        self
+    }
+
+    /// Sets the names of the nodes of candidates of an election; see [`ElectionNodes`].
+    #[must_use]
+    pub fn with_election(mut self, election: ElectionNodes) -> Self {
+        self.election = election;
         self
     }
 
@@ -258,6 +290,9 @@ impl ParsedUrl {
         if let Some(text) = ours(url.take("exclusive"))? {
             config.exclusive = exclusive(&text)?;
         }
+        if let Some(text) = ours(url.take("election"))? {
+            config.election = election(&text)?;
+        }
         if let Some(text) = ours(url.take("acl"))? {
             config.access = access(&text, identity.is_some())?;
         }
@@ -300,6 +335,14 @@ fn exclusive(text: &str) -> Result<ExclusiveNodes> {
         "mutex" => Ok(ExclusiveNodes::Mutex),
         "readwrite" => Ok(ExclusiveNodes::ReadWrite),
         _ => Err(invalid("the option `exclusive` is `mutex` or `readwrite`")),
+    }
+}
+
+fn election(text: &str) -> Result<ElectionNodes> {
+    match text {
+        "latch" => Ok(ElectionNodes::Latch),
+        "selector" => Ok(ElectionNodes::Selector),
+        _ => Err(invalid("the option `election` is `latch` or `selector`")),
     }
 }
 
@@ -405,11 +448,12 @@ mod tests {
 
     #[test]
     fn a_url_says_everything() {
-        let url = "zookeeper://al%40ice:p%23ss%2F@h1,h2:7000,[::1]:80/shop/my%20locks/?timeout=300ms&tick=2s&exclusive=readwrite&acl=creator";
+        let url = "zookeeper://al%40ice:p%23ss%2F@h1,h2:7000,[::1]:80/shop/my%20locks/?timeout=300ms&tick=2s&exclusive=readwrite&election=selector&acl=creator";
         let location = ParsedUrl::parse(url).unwrap();
         assert_eq!(location.hosts, "h1:2181,h2:7000,[::1]:80");
         assert_eq!(&*location.config.root, "/shop/my locks");
         assert_eq!(location.config.exclusive, ExclusiveNodes::ReadWrite);
+        assert_eq!(location.config.election, ElectionNodes::Selector);
         assert_eq!(location.config.access, Access::Creator);
         assert_eq!(
             (
@@ -432,7 +476,7 @@ mod tests {
                 "zookeeper://u:secret@h/?timeot=1s",
                 "did you mean `timeout`",
             ),
-            ("zookeeper://u:secret@h/?odd=a", "exclusive, acl"),
+            ("zookeeper://u:secret@h/?odd=a", "exclusive, election, acl"),
             ("zookeeper://u:top?secret@h/", "%3F"),
             ("zookeeper://u:secret@h/a//b", "root"),
             ("zookeeper://u:secret@h/a/../b", "root"),
@@ -444,6 +488,7 @@ mod tests {
             ("zookeeper://u:secret@h/?tick=0s", "tick"),
             ("zookeeper://u:secret@h/?ca=/x", "zookeepers"),
             ("zookeeper://u:secret@h/?exclusive=odd", "exclusive"),
+            ("zookeeper://u:secret@h/?election=odd", "election"),
             ("zookeeper://h/?acl=creator", "user"),
             ("zookeeper://u:secret@h/?acl=odd", "acl"),
             ("zookeeper://u:secret@h/#insecure", "#"),

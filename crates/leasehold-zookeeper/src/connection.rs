@@ -181,6 +181,7 @@ impl Cluster {
         let names = Names {
             root: Arc::clone(&config.root),
             exclusive: config.exclusive,
+            election: config.election,
         };
         let (used_up, shared) = (UsedUp::default(), tokio::sync::Mutex::default());
         Arc::new(Self {

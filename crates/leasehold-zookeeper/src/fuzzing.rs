@@ -4,7 +4,7 @@
 use leasehold_core::{LockKey, Mode};
 
 use crate::{
-    config::ExclusiveNodes,
+    config::{ElectionNodes, ExclusiveNodes},
     diagnosis,
     keys::{Data, Member, Names, Part, REVOKE, Says},
     queue::{Standing, find, in_order, refusal, standing},
@@ -70,26 +70,29 @@ fn check_member(name: &str) {
         return;
     }
     let uuid = member.uuid.expect("our nodes have one");
-    let (mode, exclusive) = match member.part {
-        Part::Reader => (Mode::Shared, ExclusiveNodes::Mutex),
-        Part::Writer if name.contains("__WRIT__") => (Mode::Exclusive, ExclusiveNodes::ReadWrite),
-        Part::Writer => (Mode::Exclusive, ExclusiveNodes::Mutex),
+    let mode = match member.part {
+        Part::Reader => Mode::Shared,
+        Part::Mutex | Part::Latch | Part::Writer => Mode::Exclusive,
         Part::Permit => {
             let of = member
                 .of
                 .unwrap_or_default()
                 .try_into()
                 .expect("a semaphore has permits");
-            (Mode::Permit { of }, ExclusiveNodes::Mutex)
+            Mode::Permit { of }
         }
     };
     let names = Names {
         root: "".into(),
-        exclusive,
+        exclusive: ExclusiveNodes::Mutex,
+        election: ElectionNodes::Latch,
     };
     let directory = names.directory(&LockKey::new("k").expect("a valid name"), false);
     let number = member.sequence.0.cast_signed();
-    let written = format!("{}{number:010}", directory.node(mode, exclusive, uuid).path);
+    let written = format!(
+        "{}{number:010}",
+        directory.node(mode, member.part, uuid).path
+    );
     assert_eq!(
         written,
         directory.child(name),
@@ -130,6 +133,7 @@ fn check_path(key: &LockKey) {
         let names = Names {
             root: root.into(),
             exclusive: ExclusiveNodes::Mutex,
+            election: ElectionNodes::Latch,
         };
         let directory = names.directory(key, false);
         let segment = directory

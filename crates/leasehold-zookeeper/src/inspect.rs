@@ -5,9 +5,10 @@ use leasehold_core::{FencingToken, HolderRef, Inspection, LockKey, Mode, Result,
 use zookeeper_client::{Error as Driver, MultiReadResult, Stat};
 
 use crate::{
+    candidate::proposal,
     connection::{Cluster, Link},
     error::SideEffect,
-    keys::{Data, Directory, Member, Part, Says},
+    keys::{Data, Directory, Member, Part, Says, shown},
     queue::in_order,
     revoke::id_of,
 };
@@ -36,13 +37,13 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
             .filter_map(|(member, read)| Some((member, read?)));
         for (place, ((name, member), (data, stat))) in there.enumerate() {
             let mode = mode_of(member);
-            let said = Data::read(&data).filter(|_| member.is_ours());
+            let said = Data::of(member, &data);
             let its_turn = match mode {
                 Mode::Permit { of } => place < of.get() as usize,
                 Mode::Shared => !writer_ahead,
                 _ => place == 0,
             };
-            writer_ahead |= member.part == Part::Writer;
+            writer_ahead |= mode == Mode::Exclusive;
             let since = match &said {
                 Some(Data {
                     says: Says::Holds { since },
@@ -52,7 +53,10 @@ pub(crate) async fn inspect(cluster: &Cluster, key: &LockKey) -> Result<Inspecti
             };
             // A waiter that is first holds nothing until its node has moved.
             let holds = its_turn && said.as_ref().is_none_or(|said| said.says != Says::Waits);
-            let label = said.map(|said| said.label).unwrap_or_default();
+            let label = match said {
+                Some(said) => said.label,
+                None => label_of(cluster, member, &data),
+            };
             if !holds {
                 inspection.waiters.push(WaiterRef::new(Some(mode), label));
                 continue;
@@ -117,6 +121,12 @@ async fn read(
         }));
     }
     Ok(read)
+}
+
+/// Returns the label of a candidate, which is its proposal. Other nodes have none.
+fn label_of(cluster: &Cluster, member: &Member, data: &[u8]) -> String {
+    let proposal = proposal(member, data, cluster.names.election).unwrap_or_default();
+    shown(&String::from_utf8_lossy(proposal)).to_owned()
 }
 
 fn mode_of(member: &Member) -> Mode {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `<root>/<name>/_c_<uuid>-lock-N` | an exclusive holder or waiter, as Curator's `InterProcessMutex` writes it |
 //! | `<root>/<name>/_c_<uuid>-__WRIT__N` | the same in the profile of Curator's read-write lock |
+//! | `<root>/<name>/_c_<uuid>-latch-N` | a candidate of an election, as Curator's `LeaderLatch` writes it |
 //! | `<root>/<name>/_c_<uuid>-__READ__N` | a shared one |
 //! | `<root>/<name>%permits/_c_<uuid>-<of>-lease-N` | one of a semaphore |
 //! | `<root>/%sessions/<id>` | a session |
@@ -25,7 +26,7 @@ use std::{
 
 use leasehold_core::{AcquisitionId, LockKey, Mode, backend::Request, text::parse_exact};
 
-use crate::config::ExclusiveNodes;
+use crate::config::{ElectionNodes, ExclusiveNodes};
 
 const PERMITS: &str = "%permits";
 const SESSIONS: &str = "%sessions";
@@ -36,22 +37,28 @@ const UUID_LEN: usize = 36;
 /// The mark in the data of a node that only waits.
 const WAITS: &str = "waits";
 /// The longest label in a node's data, in bytes.
-const MAX_LABEL: usize = 1024;
+pub(crate) const MAX_LABEL: usize = 1024;
 
 /// The marks before the sequence number, and the part of a node that has them. The longest match
 /// counts.
-const MARKS: [(&str, Part); 6] = [
+const MARKS: [(&str, Part); 7] = [
     ("-lease-", Part::Permit),
     ("__rlock__", Part::Reader),
     ("__READ__", Part::Reader),
     ("__WRIT__", Part::Writer),
     ("__lock__", Part::Writer),
-    ("lock-", Part::Writer),
+    ("lock-", Part::Mutex),
+    ("latch-", Part::Latch),
 ];
 
 /// The part that a node takes in a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
+    /// A writer whose name is that of a mutex. It may be a candidate of an election.
+    Mutex,
+    /// A writer that is a candidate of an election.
+    Latch,
+    /// A writer of a read-write lock, or of another program's lock.
     Writer,
     Reader,
     Permit,
@@ -106,6 +113,11 @@ impl Uuid {
     pub(crate) fn session(self) -> Option<u32> {
         let ours = self.0 & VERSION == 0x8 << 76 && self.0 & VARIANT == 0b10 << 62;
         ours.then_some((self.0 >> 96) as u32)
+    }
+
+    /// Returns the acquisition that it identifies, as far as the uuid contains its id.
+    pub(crate) fn owner(self) -> AcquisitionId {
+        AcquisitionId::from(self.0)
     }
 
     /// Returns whether it identifies this acquisition, in any session.
@@ -163,14 +175,16 @@ impl Directory {
         format!("{}/{name}", self.0)
     }
 
-    /// Returns the node of one acquisition, without its sequence number.
-    pub(crate) fn node(&self, mode: Mode, exclusive: ExclusiveNodes, uuid: Uuid) -> Node {
+    /// Returns the node of one acquisition, without its sequence number. `part` is that of an
+    /// exclusive one.
+    pub(crate) fn node(&self, mode: Mode, part: Part, uuid: Uuid) -> Node {
         let start = format!("{}/{PROTECTED}{uuid}-", self.0);
-        let path = match (mode, exclusive) {
+        let path = match (mode, part) {
             (Mode::Permit { of }, _) => format!("{start}{of}-lease-"),
             (Mode::Shared, _) => start + "__READ__",
-            (_, ExclusiveNodes::Mutex) => start + "lock-",
-            (_, ExclusiveNodes::ReadWrite) => start + "__WRIT__",
+            (_, Part::Latch) => start + "latch-",
+            (_, Part::Writer) => start + "__WRIT__",
+            _ => start + "lock-",
         };
         Node {
             uuid,
@@ -245,7 +259,7 @@ fn is_written_by_us(name: &str, at: usize, mark: &str, of: Option<u32>) -> bool 
             .is_some_and(|between| {
                 parse_exact::<NonZeroU32>(between).is_some_and(|number| number.get() == of)
             }),
-        ("lock-" | "__READ__" | "__WRIT__", None) => between == Some("-"),
+        ("lock-" | "latch-" | "__READ__" | "__WRIT__", None) => between == Some("-"),
         _ => false,
     };
     is_padded && is_ours
@@ -284,9 +298,19 @@ pub(crate) struct Names {
     /// Without a `/` at its end: empty for the server's root.
     pub(crate) root: Arc<str>,
     pub(crate) exclusive: ExclusiveNodes,
+    pub(crate) election: ElectionNodes,
 }
 
 impl Names {
+    /// Returns the part of the node of an exclusive request.
+    pub(crate) fn exclusive_part(&self, request: &Request) -> Part {
+        match (request.proposal(), self.election, self.exclusive) {
+            (Some(_), ElectionNodes::Latch, _) => Part::Latch,
+            (Some(_), ElectionNodes::Selector, _) | (None, _, ExclusiveNodes::Mutex) => Part::Mutex,
+            (None, _, ExclusiveNodes::ReadWrite) => Part::Writer,
+        }
+    }
+
     pub(crate) fn directory(&self, key: &LockKey, permits: bool) -> Directory {
         let mut path = String::with_capacity(self.root.len() + key.as_bytes().len() + 16);
         path.push_str(&self.root);
@@ -394,7 +418,11 @@ pub(crate) enum Says {
 
 /// Returns the data of the node of an acquisition: `<owner>:<TTL in ms>:<label>` or
 /// `<owner>:<TTL in ms>@<czxid>:<label>` if it may hold, `<owner>:waits:<label>` if it only waits.
+/// The data of a candidate of an election is its proposal.
 pub(crate) fn data_of(request: &Request, says: Says) -> Vec<u8> {
+    if let Some(proposal) = request.proposal() {
+        return proposal.to_vec();
+    }
     let ttl = request.ttl().as_millis();
     let said = match says {
         Says::Holds { since: None } => format!(":{ttl}:"),
@@ -418,9 +446,10 @@ pub(crate) fn shown(label: &str) -> &str {
     &label[..end.unwrap_or_default()]
 }
 
-/// The parsed data of a node, as [`data_of`] wrote it.
+/// The parsed data of a node, as [`data_of`] wrote it without a proposal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Data {
+    pub(crate) owner: AcquisitionId,
     pub(crate) says: Says,
     /// The TTL in milliseconds, if the node may hold.
     pub(crate) ttl: Option<u64>,
@@ -428,17 +457,25 @@ pub(crate) struct Data {
 }
 
 impl Data {
-    /// Parses the data of a node. Returns `None` if another program wrote it.
+    /// Parses the data of the node `member`. Returns `None` if another program wrote it, or if it
+    /// is the proposal of a candidate: a proposal cannot contain the random id of its acquisition.
+    pub(crate) fn of(member: &Member, data: &[u8]) -> Option<Self> {
+        let read = Self::read(data)?;
+        member.uuid?.is_of(read.owner).then_some(read)
+    }
+
+    /// Parses data. Returns `None` if another program wrote it.
     pub(crate) fn read(data: &[u8]) -> Option<Self> {
         let data = data.strip_prefix(REVOKE).unwrap_or(data);
         let (owner, rest) = data.split_at_checked(32)?;
-        parse_exact::<AcquisitionId>(std::str::from_utf8(owner).ok()?)?;
+        let owner = parse_exact::<AcquisitionId>(std::str::from_utf8(owner).ok()?)?;
         let rest = rest.strip_prefix(b":")?;
         let colon = rest.iter().position(|byte| *byte == b':')?;
         let label = String::from_utf8_lossy(&rest[colon + 1..]).into_owned();
         let said = std::str::from_utf8(&rest[..colon]).ok()?;
         if said == WAITS {
             return Some(Self {
+                owner,
                 says: Says::Waits,
                 ttl: None,
                 label,
@@ -449,6 +486,7 @@ impl Data {
             None => (said, None),
         };
         Some(Self {
+            owner,
             says: Says::Holds { since },
             ttl: Some(parse_exact(ttl)?),
             label,
@@ -464,6 +502,7 @@ mod tests {
         Names {
             root: root.into(),
             exclusive: ExclusiveNodes::Mutex,
+            election: ElectionNodes::Latch,
         }
     }
 
@@ -537,13 +576,14 @@ mod tests {
         let permit = Mode::Permit {
             of: 14.try_into().unwrap(),
         };
-        for (mode, exclusive, end) in [
-            (Mode::Exclusive, ExclusiveNodes::Mutex, "lock-"),
-            (Mode::Exclusive, ExclusiveNodes::ReadWrite, "__WRIT__"),
-            (Mode::Shared, ExclusiveNodes::Mutex, "__READ__"),
-            (permit, ExclusiveNodes::Mutex, "14-lease-"),
+        for (mode, part, end) in [
+            (Mode::Exclusive, Part::Mutex, "lock-"),
+            (Mode::Exclusive, Part::Latch, "latch-"),
+            (Mode::Exclusive, Part::Writer, "__WRIT__"),
+            (Mode::Shared, Part::Reader, "__READ__"),
+            (permit, Part::Permit, "14-lease-"),
         ] {
-            let node = directory.node(mode, exclusive, uuid);
+            let node = directory.node(mode, part, uuid);
             assert_eq!(
                 &*node.path,
                 format!("/item/_c_01020304-0000-8000-8000-00000000abcd-{end}")
@@ -559,8 +599,50 @@ mod tests {
                 (member.uuid, member.sequence, member.is_ours()),
                 (Some(uuid), Sequence::of(7), true)
             );
+            assert_eq!(member.part, part);
             assert_eq!(member.of, mode.is_permit().then_some(14));
         }
+    }
+
+    #[test]
+    fn only_a_proposal_makes_a_candidate() {
+        let mutex = Request::new(LockKey::new("item").unwrap());
+        let candidate = mutex.clone().with_proposal(*b"node-3");
+        for (exclusive, election, of_mutex, of_candidate) in [
+            (
+                ExclusiveNodes::Mutex,
+                ElectionNodes::Latch,
+                Part::Mutex,
+                Part::Latch,
+            ),
+            (
+                ExclusiveNodes::Mutex,
+                ElectionNodes::Selector,
+                Part::Mutex,
+                Part::Mutex,
+            ),
+            (
+                ExclusiveNodes::ReadWrite,
+                ElectionNodes::Latch,
+                Part::Writer,
+                Part::Latch,
+            ),
+            (
+                ExclusiveNodes::ReadWrite,
+                ElectionNodes::Selector,
+                Part::Writer,
+                Part::Mutex,
+            ),
+        ] {
+            let names = Names {
+                root: "".into(),
+                exclusive,
+                election,
+            };
+            assert_eq!(names.exclusive_part(&mutex), of_mutex);
+            assert_eq!(names.exclusive_part(&candidate), of_candidate);
+        }
+        assert_eq!(data_of(&candidate, Says::Holds { since: None }), b"node-3");
     }
 
     #[test]
@@ -591,6 +673,7 @@ mod tests {
             |end: &str| Member::read(&format!("{start}{end}")).map(|member| member.is_ours());
         for end in [
             "-lock-0000000007",
+            "-latch-0000000007",
             "-lock--000000007",
             "-lock--2147483648",
             "-__WRIT__2147483647",
@@ -601,6 +684,8 @@ mod tests {
         }
         for end in [
             "-lock-7",
+            "-latch-7",
+            "-x-latch-0000000007",
             "-lock-+000000007",
             "-lock--000000000",
             "-x-lock-0000000007",
@@ -622,9 +707,17 @@ mod tests {
         for (name, part, sequence) in [
             (
                 "_c_0f8fad5b-d9cb-469f-a165-70867728950e-lock-0000000012",
-                Part::Writer,
+                Part::Mutex,
                 12,
             ),
+            (
+                "_c_0f8fad5b-d9cb-469f-a165-70867728950e-latch-0000000013",
+                Part::Latch,
+                13,
+            ),
+            ("latch-0000000014", Part::Latch, 14),
+            ("latch-lock-0000000015", Part::Mutex, 15),
+            ("lock-latch-0000000016", Part::Latch, 16),
             (
                 "_c_0f8fad5b-d9cb-469f-a165-70867728950e-__WRIT__0000000003",
                 Part::Writer,
@@ -645,7 +738,7 @@ mod tests {
                 Part::Reader,
                 6,
             ),
-            ("lock--2147483648", Part::Writer, i32::MIN),
+            ("lock--2147483648", Part::Mutex, i32::MIN),
         ] {
             let member = Member::read(name).unwrap();
             assert_eq!(
@@ -655,7 +748,16 @@ mod tests {
             );
             assert!(!member.is_ours(), "{name}");
         }
-        for name in ["", "lock", "lock-x", "other", "%sessions", "__READ__"] {
+        for name in [
+            "",
+            "lock",
+            "lock-x",
+            "latch",
+            "latch-x",
+            "other",
+            "%sessions",
+            "__READ__",
+        ] {
             assert_eq!(Member::read(name), None, "{name}");
         }
     }
@@ -688,6 +790,7 @@ mod tests {
             let (data, read) = (
                 data_of(&request, says),
                 Some(Data {
+                    owner: request.owner(),
                     says,
                     ttl,
                     label: label.clone(),

@@ -11,6 +11,7 @@ use leasehold_core::{
 use crate::{
     batch::{Done, Job, Work},
     error::ERRORS,
+    proclaim::Proclaimed,
     record::Grant,
     session::{ZookeeperSessions, run},
     watch_queue::WatchedLease,
@@ -23,6 +24,8 @@ pub(crate) struct ZookeeperLease {
     lane: u64,
     /// The transaction that created its node.
     czxid: i64,
+    /// The values that it has proclaimed, if it is a candidate of an election.
+    proclaimed: Option<Proclaimed>,
     release: ReleaseTracker,
 }
 
@@ -34,12 +37,14 @@ impl ZookeeperLease {
         lane: u64,
         czxid: i64,
     ) -> Self {
+        let proclaimed = request.proposal().map(|_| Proclaimed::default());
         Self {
             claim,
             request,
             held,
             lane,
             czxid,
+            proclaimed,
             release: ReleaseTracker::new(),
         }
     }
@@ -97,6 +102,7 @@ impl Lease for ZookeeperLease {
                 request: &self.request,
                 path: &self.held.path,
                 token: self.fencing_token(),
+                proclaimed: self.proclaimed.as_ref(),
             };
             grant.write_record(&write).await
         });

@@ -3,6 +3,7 @@
 
 mod backend;
 mod batch;
+mod candidate;
 mod config;
 mod connection;
 mod contended;
@@ -18,6 +19,7 @@ mod liveness;
 mod loss_watch;
 mod pending_lock;
 mod predecessor;
+mod proclaim;
 mod queue;
 mod record;
 mod revoke;
@@ -34,5 +36,5 @@ pub use zookeeper_client;
 
 pub use crate::{
     backend::ZookeeperBackend,
-    config::{Access, ExclusiveNodes, ZookeeperConfig},
+    config::{Access, ElectionNodes, ExclusiveNodes, ZookeeperConfig},
 };

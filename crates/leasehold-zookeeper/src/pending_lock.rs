@@ -402,13 +402,9 @@ async fn claim_in(
     request: &Request,
     directory: &Directory,
 ) -> Result<Claim<ZookeeperSessions>> {
-    let exclusive = sessions.driver().cluster.names.exclusive;
+    let part = sessions.driver().cluster.names.exclusive_part(request);
     let name = |handle: &Handle, _| {
-        directory.node(
-            request.mode(),
-            exclusive,
-            Uuid::new(handle.tag, request.owner()),
-        )
+        directory.node(request.mode(), part, Uuid::new(handle.tag, request.owner()))
     };
     let claim = sessions
         .claim(request, name)

@@ -72,7 +72,7 @@ pub(crate) fn refusal(name: &LockKey, mode: Mode, children: &[String]) -> Result
 /// Returns the last child that excludes this mode and came before `own`.
 fn in_the_way(mode: Mode, own: Option<Sequence>, children: &[String]) -> Option<&str> {
     let excludes = |part| match part {
-        Part::Writer => true,
+        Part::Mutex | Part::Latch | Part::Writer => true,
         Part::Reader => mode != Mode::Shared,
         Part::Permit => false,
     };
@@ -133,6 +133,14 @@ pub(crate) fn in_order(children: &[String]) -> Vec<(&str, Member)> {
         .filter_map(|name| Some((name.as_str(), Member::read(name)?)))
         .collect();
     members.sort_by_key(|(_, member)| member.sequence);
+    members
+}
+
+/// Returns the nodes of exclusive and shared holders among these children, and of those who wait to
+/// be one, in the order of their creation.
+pub(crate) fn holders_in_order(children: &[String]) -> Vec<(&str, Member)> {
+    let mut members = in_order(children);
+    members.retain(|(_, member)| member.part != Part::Permit);
     members
 }
 

@@ -4,6 +4,8 @@
 //! the version of the record's node is the one that was read before. Nodes of holders are never
 //! created twice, so the write of a former holder fails wherever it was delayed.
 //!
+//! A candidate of an election writes its proposal instead, which is the data of its node.
+//!
 //! A read follows a transaction on the same connection. A `sync` would not be enough: a leader that
 //! was stopped and deposed answers it without asking the other servers, and a client on its side
 //! would read a record that the next holder has replaced. The servers execute the requests of a
@@ -13,7 +15,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use futures_util::future::{BoxFuture, OptionFuture, join, join5};
 use leasehold_core::{
-    AcquisitionId, Error, ErrorKind, FencingToken, Mode, Result,
+    AcquisitionId, Error, ErrorKind, FencingToken, Mode, Record, Result,
     backend::{RecordRead, RecordReading, RecordWrite, Request, support::StoredRecord},
     session::Claim,
 };
@@ -22,15 +24,18 @@ use zookeeper_client::{
 };
 
 use crate::{
+    candidate::{self, may_be_candidate, proposal},
     connection::{Cluster, Link, time_of},
     error::{self, ERRORS, SideEffect},
     keys::Member,
+    proclaim::Proclaimed,
+    queue::holders_in_order,
     session::{ZookeeperSessions, note},
-    wake::{Event, event_of},
+    wake::{self, Event, event_of},
 };
 
 const READ: &str = "read_record";
-const WRITE: &str = "write_record";
+pub(crate) const WRITE: &str = "write_record";
 
 /// The most attempts of one write. Only other programs change the record meanwhile, and writes of
 /// the same holder whose answers were lost.
@@ -39,40 +44,50 @@ const TRIES: usize = 8;
 /// The data of a record's node, if the node exists.
 type Found = Option<(Vec<u8>, Stat)>;
 
-/// Reads the record beside a lock.
+/// Reads the record beside a lock, or the proposal of the candidate that holds the lock.
 pub(crate) async fn read(cluster: &Arc<Cluster>, read: &RecordRead) -> Result<RecordReading> {
     let link = cluster.shared(READ).await?;
+    let patience = cluster.config.timeout;
     let asked = ask(cluster, &link, read);
-    let answer = cluster.ask(READ, SideEffect::None, cluster.config.timeout, asked);
     let Answer {
         found,
         children,
-        watch,
+        watch: written,
         now,
-    } = answer.await?;
-    let stored = match found {
-        Some((data, stat)) => {
-            let stored = StoredRecord::decode(&read.key, &data);
-            let mut stored = stored.map_err(|error| ERRORS.named(error, READ))?;
+    } = cluster.ask(READ, SideEffect::None, patience, asked).await?;
+    let stored = match &found {
+        Some((data, stat)) => StoredRecord::decode(&read.key, data).map(|mut stored| {
             // The writer's clock is in the data. This is the leader's.
             stored.written = time_of(stat.mtime);
             Some(stored)
-        }
-        None => None,
+        }),
+        None => Ok(None),
     };
-    let mut record = stored.and_then(StoredRecord::into_record);
-    let mut holder = None;
+    let mut first = First::default();
     if read.while_held {
-        let owner = record.as_ref().map(|record| record.owner);
-        holder = owner.and_then(|owner| children.iter().find(|name| is_of(name, owner)));
-        record = record.filter(|_| holder.is_some());
+        let writer = stored.as_ref().ok().and_then(Option::as_ref);
+        let asked = ask_first(cluster, &link, read, children, writer.map(|it| it.owner));
+        first = cluster.ask(READ, SideEffect::None, patience, asked).await?;
     }
+    let holds = |writer| first.name.as_ref().is_some_and(|name| is_of(name, writer));
+    let record = match first.proposal {
+        Some(proposal) => Some(proposal),
+        None => {
+            let stored = stored.map_err(|error| ERRORS.named(error, READ))?;
+            let record = stored.and_then(StoredRecord::into_record);
+            record.filter(|record| !read.while_held || holds(record.owner))
+        }
+    };
     let mut reading = RecordReading::new(record);
     reading.now = now;
-    if let Some(written) = watch {
-        let path = holder.map(|name| cluster.names.directory(&read.key, false).child(name));
-        reading.changed = changed(cluster, &link, written, path).await?;
-    }
+    let ended = match read.while_held {
+        true => first.changed,
+        // A record outlives its writer.
+        false => Some(Box::pin(std::future::pending()) as Event),
+    };
+    reading.changed = written
+        .zip(ended)
+        .map(|(written, ended)| changed(cluster, written, ended));
     Ok(reading)
 }
 
@@ -82,6 +97,91 @@ fn is_of(name: &str, owner: AcquisitionId) -> bool {
     Member::read(name)
         .and_then(|member| member.uuid)
         .is_some_and(|uuid| uuid.is_of(owner))
+}
+
+/// The node that is first in the queue of a lock, if there is one.
+#[derive(Default)]
+struct First {
+    name: Option<String>,
+    /// Its proposal, if it is the node of a candidate.
+    proposal: Option<Record>,
+    /// The next change of the node, or without one the next change of the directory. `None` if it
+    /// is not wanted, or if there is no room for the watch.
+    changed: Option<Event>,
+}
+
+/// Looks for the first node among these children of a lock's directory. `writer` has written the
+/// record, and is no candidate.
+///
+/// A node that is gone by the time of its read was followed by the next one that exists then, as
+/// later nodes have larger numbers.
+async fn ask_first(
+    cluster: &Cluster,
+    link: &Arc<Link>,
+    read: &RecordRead,
+    mut children: Vec<String>,
+    writer: Option<AcquisitionId>,
+) -> Result<First, Driver> {
+    let (client, directory) = (&link.client, cluster.names.directory(&read.key, false));
+    loop {
+        let members = holders_in_order(&children);
+        if members.is_empty() && !read.watch {
+            return Ok(First::default());
+        }
+        for (name, member) in members {
+            let wrote = writer.is_some_and(|writer| is_of(name, writer));
+            let mut first = First {
+                name: Some(name.to_owned()),
+                ..First::default()
+            };
+            if !read.watch && (wrote || !may_be_candidate(&member)) {
+                return Ok(first);
+            }
+            let path = directory.child(name);
+            let answer = match read.watch.then(|| link.room(&path)).flatten() {
+                Some(room) => client
+                    .get_and_watch_data(&path)
+                    .await
+                    .map(|(data, stat, watcher)| (data, stat, Some(event_of(watcher, room)))),
+                None => client
+                    .get_data(&path)
+                    .await
+                    .map(|(data, stat)| (data, stat, None)),
+            };
+            let Some((data, stat, changed)) = unless_gone(answer)? else {
+                continue;
+            };
+            first.proposal = proposal(&member, &data, cluster.names.election)
+                .map(|proposal| candidate::record(&member, proposal, &stat));
+            first.changed = changed;
+            return Ok(first);
+        }
+        let listed = wake::children(link, &directory).await;
+        let watch = match unless_gone(listed)? {
+            Some((listed, watch)) => {
+                children = listed;
+                watch
+            }
+            None => {
+                children = Vec::new();
+                let Some(room) = link.room(directory.path()) else {
+                    return Ok(First::default());
+                };
+                match client.check_and_watch_stat(directory.path()).await? {
+                    (None, watcher) => Some((watcher, room)),
+                    // It was created since.
+                    (Some(_), _) => continue,
+                }
+            }
+        };
+        if holders_in_order(&children).is_empty() {
+            let changed = watch.map(|(watcher, room)| event_of(watcher, room));
+            return Ok(First {
+                changed: changed.filter(|_| read.watch),
+                ..First::default()
+            });
+        }
+    }
 }
 
 /// The answers to one read.
@@ -150,41 +250,17 @@ fn transaction(
 }
 
 /// Returns a future that completes when another read may have another answer: after a write, after
-/// the end of the `holder` that wrote the record, and at the latest after the option
-/// `fallback-poll-interval`. Returns `None` if the connection has no room for the watch.
-async fn changed(
-    cluster: &Arc<Cluster>,
-    link: &Arc<Link>,
-    written: Event,
-    holder: Option<String>,
-) -> Result<Option<BoxFuture<'static, ()>>> {
-    let ended: Event = match holder {
-        // There is no record until the next write.
-        None => Box::pin(std::future::pending()),
-        Some(path) => {
-            let Some(room) = link.room(&path) else {
-                return Ok(None);
-            };
-            let watched = link.client.check_and_watch_stat(&path);
-            let patience = cluster.config.timeout;
-            match cluster
-                .ask(READ, SideEffect::None, patience, watched)
-                .await?
-            {
-                (Some(_), watcher) => event_of(watcher, room),
-                // It has ended since the read.
-                (None, _) => return Ok(Some(Box::pin(std::future::ready(())))),
-            }
-        }
-    };
+/// a change of the first node in the queue, and at the latest after the option
+/// `fallback-poll-interval`.
+fn changed(cluster: &Cluster, written: Event, ended: Event) -> BoxFuture<'static, ()> {
     let interval = cluster.config.fallback_poll_interval;
-    Ok(Some(Box::pin(async move {
+    Box::pin(async move {
         tokio::select! {
             _ = written => {}
             _ = ended => {}
             () = tokio::time::sleep(interval) => {}
         }
-    })))
+    })
 }
 
 fn unless_gone<T>(answer: Result<T, Driver>) -> Result<Option<T>, Driver> {
@@ -202,10 +278,12 @@ pub(crate) struct Grant<'a> {
     /// Its node.
     pub(crate) path: &'a str,
     pub(crate) token: Option<FencingToken>,
+    /// The values that it has proclaimed, if it is a candidate of an election.
+    pub(crate) proclaimed: Option<&'a Proclaimed>,
 }
 
 impl Grant<'_> {
-    /// Replaces or clears the record.
+    /// Replaces or clears the record, or replaces the proposal of a candidate.
     pub(crate) async fn write_record(&self, write: &RecordWrite) -> Result<u64> {
         if self.request.mode() != Mode::Exclusive {
             return Err(ERRORS.error(
@@ -217,9 +295,9 @@ impl Grant<'_> {
         let handle = self.claim.session().handle();
         let link = handle.link(WRITE)?;
         for _ in 0..TRIES {
-            let mut tried = self.try_write(&link, write).await;
+            let mut tried = self.try_once(&link, write).await;
             if handle.cluster.is_cured(WRITE, &link, &tried).await {
-                tried = self.try_write(&link, write).await;
+                tried = self.try_once(&link, write).await;
             }
             match tried {
                 Ok(Some(version)) => return Ok(version),
@@ -237,6 +315,13 @@ impl Grant<'_> {
             WRITE,
             "other programs change the record at each attempt of the write; stop them, or choose another name",
         ))
+    }
+
+    async fn try_once(&self, link: &Arc<Link>, write: &RecordWrite) -> Result<Option<u64>> {
+        match self.proclaimed {
+            Some(proclaimed) => self.try_proclaim(link, proclaimed, write).await,
+            None => self.try_write(link, write).await,
+        }
     }
 
     /// Reads the record and replaces it. Returns its version, or `None` if another write came in
@@ -342,7 +427,7 @@ impl Grant<'_> {
     }
 }
 
-fn lost() -> Error {
+pub(crate) fn lost() -> Error {
     ERRORS.error(
         ErrorKind::Lost,
         WRITE,

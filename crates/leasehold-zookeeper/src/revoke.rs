@@ -99,7 +99,7 @@ pub(crate) async fn revoke(
         }
     }
     // The holder notices by its watch, or at the latest by its next renewal.
-    let ttl = Data::read(&data)
+    let ttl = Data::of(&member, &data)
         .and_then(|data| data.ttl)
         .map(Duration::from_millis);
     Ok(RevokeOutcome::FreeWithin(ttl.map(|ttl| ttl * 4 / 3)))
