@@ -76,24 +76,36 @@ impl Foreign {
     /// The client is not installed, or cannot reach the server.
     #[cfg(feature = "zookeeper")]
     pub async fn curator(server: SocketAddr, kind: &str, path: &str) -> Result<Self> {
-        let classes = installed("java/CuratorLock.class")?
+        Self::java("CuratorLock", &[&server.to_string(), kind, path]).await
+    }
+
+    /// Starts a program with a candidate of Curator's `LeaderLatch` (`latch`) or `LeaderSelector`
+    /// (`selector`), which has this id.
+    ///
+    /// # Errors
+    /// The client is not installed, or cannot reach the server.
+    #[cfg(feature = "zookeeper")]
+    pub async fn curator_election(
+        server: SocketAddr,
+        kind: &str,
+        path: &str,
+        id: &str,
+    ) -> Result<Self> {
+        Self::java("CuratorElection", &[&server.to_string(), kind, path, id]).await
+    }
+
+    /// Starts a program in Java.
+    #[cfg(feature = "zookeeper")]
+    async fn java(class: &str, arguments: &[&str]) -> Result<Self> {
+        let classes = installed(&format!("java/{class}.class"))?
             .parent()
             .map(PathBuf::from)
             .unwrap_or_default();
         let classpath = format!("{}:{}", classes.display(), classpath(&CURATOR)?);
-        let mut arguments: Vec<OsString> = jvm().map(OsString::from).into();
-        arguments.extend(
-            [
-                "-cp",
-                &classpath,
-                "CuratorLock",
-                &server.to_string(),
-                kind,
-                path,
-            ]
-            .map(OsString::from),
-        );
-        Self::start(find_program("java")?, arguments).await
+        let mut command: Vec<OsString> = jvm().map(OsString::from).into();
+        command.extend(["-cp", &classpath, class].map(OsString::from));
+        command.extend(arguments.iter().map(OsString::from));
+        Self::start(find_program("java")?, command).await
     }
 
     /// Starts a program with kazoo's `Lock`, configured to respect nodes whose names contain one of
@@ -163,6 +175,18 @@ impl Foreign {
     pub async fn release(&mut self) -> Result<bool> {
         self.0.say("release")?;
         Ok(self.hear().await? == "released")
+    }
+
+    /// Returns the leader of an election, as the client reads it from the servers.
+    ///
+    /// # Errors
+    /// The process has ended, or the client has no elections.
+    pub async fn leader(&mut self) -> Result<String> {
+        self.0.say("leader")?;
+        let answer = self.hear().await?;
+        let leader = answer.strip_prefix("leader ").map(str::to_owned);
+        leader
+            .ok_or_else(|| HarnessError::new(format!("the other client told no leader: {answer}")))
     }
 
     /// Starts `program`, which waits for commands.

@@ -4,6 +4,7 @@
 //! Each pair is a test. `integration/setup.sh` installs the other clients.
 
 mod curator;
+mod elections;
 mod flock;
 mod kazoo;
 mod node_redlock;

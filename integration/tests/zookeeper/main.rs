@@ -1,6 +1,7 @@
 //! The ZooKeeper backend when servers, sessions and connections fail.
 
 mod access;
+mod elections;
 mod ensemble;
 mod follower;
 mod hint;
