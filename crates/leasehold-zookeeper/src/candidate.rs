@@ -91,8 +91,8 @@ pub(crate) fn record(member: &Member, proposal: &[u8], stat: &Stat) -> Record {
     record
 }
 
-/// Returns the version of a proposal: the transaction that wrote it, a number that grows over all
-/// nodes of the servers.
+/// Returns the version of a proposal: the transaction that wrote it. It grows with each proposal of
+/// one candidate.
 pub(crate) fn version(stat: &Stat) -> u64 {
     stat.mzxid.unsigned_abs()
 }

@@ -136,7 +136,7 @@ async fn curators_selector_and_our_candidates_lead_in_turn() {
     lead_in_turn("selector", "?election=selector").await;
 }
 
-/// Whatever the option is, both of Curator's classes are waited for.
+/// Leasehold waits for the candidates of both classes with either value of the option.
 #[tokio::test(flavor = "multi_thread")]
 async fn our_candidates_wait_for_either_class_of_curator() {
     for (kind, options) in [("latch", "?election=selector"), ("selector", "")] {
@@ -168,7 +168,7 @@ async fn the_other_class_of_curator_does_not_see_our_candidates() {
     }
 }
 
-/// A candidate that waits behind a leader which changes its value is told of the end of the term.
+/// `LeaderSelector` reads the queue again after each event of the node before its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_selector_behind_a_proclaimed_value_leads_next() {
     let server = ZookeeperServer::start().unwrap();
