@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use leasehold_core::{
     Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, Leader, Leaders,
     LockClient, LockKey, LossReason, Record, Records, Released, Result, Revocation, RevokeOutcome,
@@ -57,6 +57,10 @@ struct Script {
     failing_writes: Mutex<Option<(usize, ErrorKind)>>,
     /// How many reads fail.
     failing_reads: AtomicUsize,
+    /// The number of times that each call yields, before and after it takes effect.
+    yields: usize,
+    /// The time that an acquisition takes after its grant.
+    answer_takes: Duration,
     /// The calls of the backend, without inspections.
     calls: AtomicUsize,
     /// The answers of reads, the next one first. Without one, the backend answers itself.
@@ -83,6 +87,12 @@ impl Scripted {
         };
         let client = LockClient::builder(backend).with_clock(clock).build();
         (client, script)
+    }
+
+    async fn way(script: &Script) {
+        for _ in 0..script.yields {
+            tokio::task::yield_now().await;
+        }
     }
 
     fn asked(&self, request: &Request) {
@@ -112,7 +122,10 @@ impl LockBackend for Scripted {
 
     async fn try_acquire(self: Arc<Self>, request: Request) -> Result<Attempt> {
         self.asked(&request);
-        Ok(match Arc::clone(&self.inner).try_acquire(request).await? {
+        Self::way(&self.script).await;
+        let attempt = Arc::clone(&self.inner).try_acquire(request).await?;
+        Self::way(&self.script).await;
+        Ok(match attempt {
             Attempt::Granted(inner) => Attempt::Granted(Arc::new(ScriptedLease {
                 inner,
                 script: Arc::clone(&self.script),
@@ -123,7 +136,10 @@ impl LockBackend for Scripted {
 
     async fn acquire(self: Arc<Self>, request: Request) -> Result<Arc<dyn Lease>> {
         self.asked(&request);
+        Self::way(&self.script).await;
         let inner = Arc::clone(&self.inner).acquire(request).await?;
+        Self::way(&self.script).await;
+        tokio::time::sleep(self.script.answer_takes).await;
         let script = Arc::clone(&self.script);
         Ok(Arc::new(ScriptedLease { inner, script }))
     }
@@ -158,7 +174,10 @@ impl LockBackend for Scripted {
             reading.changed = Some(Box::pin(changed));
             return Ok(reading);
         }
-        Arc::clone(&self.inner).read_record(read).await
+        Self::way(&self.script).await;
+        let reading = Arc::clone(&self.inner).read_record(read).await;
+        Self::way(&self.script).await;
+        reading
     }
 }
 
@@ -187,6 +206,7 @@ impl Lease for ScriptedLease {
     }
 
     async fn release(self: Arc<Self>) -> Result<Released> {
+        Scripted::way(&self.script).await;
         Arc::clone(&self.inner).release().await
     }
 
@@ -198,7 +218,10 @@ impl Lease for ScriptedLease {
             *left -= 1;
             return Err(Error::new(*kind, "made to fail"));
         }
-        Arc::clone(&self.inner).write_record(write).await
+        Scripted::way(&self.script).await;
+        let written = Arc::clone(&self.inner).write_record(write).await;
+        Scripted::way(&self.script).await;
+        written
     }
 }
 
@@ -279,27 +302,45 @@ async fn dropped_candidates_and_terms_leave_nothing() {
     assert!(seen.holders.is_empty() && seen.waiters.is_empty());
 }
 
+/// Polls a campaign a number of times, and drops it. Returns whether it was complete by then.
+async fn campaign_polled(client: &LockClient, standby: Option<Duration>, polls: usize) -> bool {
+    let mut election = client.election("e");
+    if let Some(delay) = standby {
+        election = election.with_standby(delay);
+    }
+    let mut campaign = Box::pin(election.campaign("value"));
+    for _ in 0..polls {
+        if let Some(elected) = (&mut campaign).now_or_never() {
+            drop(elected.unwrap());
+            return true;
+        }
+        // A candidate on standby waits for this long.
+        tokio::time::sleep(standby.unwrap_or_default()).await;
+        tokio::task::yield_now().await;
+    }
+    false
+}
+
 #[tokio::test(start_paused = true)]
 async fn campaign_dropped_at_any_poll_leaves_no_leader() {
-    for polls in 0..40 {
-        let (client, _) = simulated();
-        let election = client.election("e").with_standby(Duration::from_secs(1));
-        let campaign = election.campaign("value");
-        let mut campaign = Box::pin(campaign);
-        let mut elected = None;
-        for _ in 0..polls {
-            if let Some(term) = futures_util::FutureExt::now_or_never(&mut campaign) {
-                elected = Some(term.unwrap());
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(300)).await;
+    for standby in [None, Some(Duration::from_secs(1))] {
+        let mut elected = Vec::new();
+        for polls in 0..60 {
+            let script = Script {
+                yields: 2,
+                ..Script::default()
+            };
+            let (client, _) = Scripted::client(script);
+            elected.push(campaign_polled(&client, standby, polls).await);
+            settle().await;
+            assert_eq!(leader(&client).await, None, "after {polls} polls");
+            let free = client.mutex("e").try_lock().await.unwrap();
+            assert!(free.is_some(), "after {polls} polls");
         }
-        drop((campaign, elected));
-        settle().await;
-        assert_eq!(leader(&client).await, None, "after {polls} polls");
+        let needed = elected.iter().filter(|elected| !**elected).count();
         assert!(
-            client.mutex("e").try_lock().await.unwrap().is_some(),
-            "after {polls} polls"
+            (8..60).contains(&needed),
+            "a campaign takes {needed} polls, each of which was tried"
         );
     }
 }
@@ -468,7 +509,7 @@ async fn candidate_on_standby_waits_for_a_vacancy() {
     });
     tokio::time::sleep(Duration::from_secs(9)).await;
     assert_eq!(leader(&one).await, None, "not before the delay");
-    // A preferred candidate comes in time, and goes on and off.
+    // A preferred candidate comes in time, again and again.
     for _ in 0..3 {
         let term = one.election("e").campaign("preferred").await.unwrap();
         tokio::time::sleep(Duration::from_secs(30)).await;
@@ -508,6 +549,37 @@ async fn candidate_on_standby_leaves_the_queue_for_another() {
     drop(guard);
     let term = timeout(SOON, campaign).await.unwrap().unwrap().unwrap();
     assert!(term.is_held());
+}
+
+/// A backend with proposals shows the value of a candidate as soon as it grants the lock.
+#[tokio::test(start_paused = true)]
+async fn candidate_on_standby_does_not_leave_for_itself() {
+    let script = Script {
+        proposals: true,
+        answer_takes: Duration::from_millis(500),
+        readings: Mutex::new(vec![None]),
+        ..Script::default()
+    };
+    let (client, script) = Scripted::client(script);
+    let standby = client.election("e").with_standby(Duration::from_secs(5));
+    let campaign = tokio::spawn(async move { standby.campaign("value").await });
+    let granted = async {
+        while script.proposed.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, granted)
+        .await
+        .expect("the candidate campaigns");
+    *script.readings.lock().unwrap() = vec![record(1, 1)];
+    script.changed.notify_waiters();
+    let term = timeout(SOON, campaign).await.unwrap().unwrap().unwrap();
+    assert!(term.is_held());
+    assert_eq!(
+        script.proposed.lock().unwrap().len(),
+        1,
+        "it campaigned once"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -576,7 +648,7 @@ async fn observer_sees_values_vacancies_and_new_leaders() {
 }
 
 /// Returns the record of a term with this token.
-async fn record(version: u64, token: u64) -> Option<Record> {
+fn record(version: u64, token: u64) -> Option<Record> {
     let owner = Request::new(LockKey::new("e").unwrap()).owner();
     let mut record = Record::new(owner, format!("{token}.{version}"));
     (record.version, record.token) = (version, Some(FencingToken::new(token)));
@@ -587,13 +659,13 @@ async fn record(version: u64, token: u64) -> Option<Record> {
 async fn observer_skips_an_older_leader_after_a_newer_one() {
     let (client, script) = Scripted::client(Script::default());
     *script.readings.lock().unwrap() = vec![
-        record(5, 2).await,
-        record(4, 1).await, // an older leader
-        record(4, 2).await, // an older value
+        record(5, 2),
+        record(4, 1), // an older leader
+        record(4, 2), // an older value
         None,
-        record(4, 1).await, // an older leader after a vacancy
-        record(6, 2).await,
-        record(1, 3).await,
+        record(4, 1), // an older leader after a vacancy
+        record(6, 2),
+        record(1, 3),
     ];
     let changed = Arc::clone(&script.changed);
     let changing = async move {
@@ -620,13 +692,13 @@ async fn observer_skips_an_older_leader_after_a_newer_one() {
 #[tokio::test(start_paused = true)]
 async fn observer_believes_a_backend_that_lost_its_data() {
     let (client, script) = Scripted::client(Script::default());
-    *script.readings.lock().unwrap() = vec![record(5, 7).await, record(1, 1).await];
+    *script.readings.lock().unwrap() = vec![record(5, 7), record(1, 1)];
     let mut leaders = client.election("e").observe();
     assert_eq!(next(&mut leaders).await, some("7.5"));
     script.changed.notify_waiters();
     assert_eq!(next(&mut leaders).await, some("1.1"));
     // The first leader of the new data is now the newest.
-    *script.readings.lock().unwrap() = vec![record(2, 1).await];
+    *script.readings.lock().unwrap() = vec![record(2, 1)];
     script.changed.notify_waiters();
     assert_eq!(next(&mut leaders).await, some("1.2"));
 }

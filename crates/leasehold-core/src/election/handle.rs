@@ -73,7 +73,7 @@ const GRANT_IS_ON_ITS_WAY: Duration = Duration::from_secs(1);
 ///   there may be no leader to be seen, but never a former one.
 ///
 /// # Not guaranteed
-/// - A leader that was paused may believe that it leads until it reads the clock. Only the resource
+/// - A leader that was paused may act as the leader until it reads the clock. Only the resource
 ///   can refuse its writes, by comparing [fencing tokens](crate::FencingToken).
 /// - The record of the name belongs to the election. The holder of a mutex of this name that
 ///   [writes a record](crate::LockGuard::write_record) is shown as the leader.
@@ -128,8 +128,8 @@ impl Election {
     /// clients as [`Capabilities::fairness`](crate::Capabilities::fairness) says.
     ///
     /// # Errors
-    /// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for an invalid key or TTL, and for a value
-    ///   longer than [`Record::MAX_LEN`](crate::Record::MAX_LEN). Nothing was sent.
+    /// - [`InvalidInput`](crate::ErrorKind::InvalidInput) for an invalid key or TTL, and for a
+    ///   value longer than [`Record::MAX_LEN`](crate::Record::MAX_LEN). Nothing was sent.
     /// - [`Unsupported`](crate::ErrorKind::Unsupported) if the backend keeps no records, and the
     ///   value is not empty or this candidate is on standby. Nothing was sent. A client that
     ///   connects [lazily](crate::backend::LazyBackend) connects first.
@@ -295,7 +295,8 @@ impl Election {
             (None, _) | (_, Wait::Not | Wait::AtMost(Duration::ZERO)) => {
                 acquire_with(&self.client.0, &spec, wait).await?
             }
-            (Some(delay), _) => self.stand_by(&spec, delay, wait).await?,
+            // Boxed, so that the future of a usual campaign is not larger.
+            (Some(delay), _) => Box::pin(self.stand_by(&spec, delay, wait)).await?,
         };
         match lease {
             Some(lease) => {
@@ -478,4 +479,22 @@ fn pause(longest: Duration) -> Duration {
     let range = longest.saturating_sub(SHORTEST_PAUSE);
     let share = f64::from(u32::from_ne_bytes(random_bytes())) / f64::from(u32::MAX);
     SHORTEST_PAUSE + range.mul_f64(share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_within_their_bounds_and_differ() {
+        let longest = Duration::from_secs(10);
+        let pauses: Vec<_> = (0..100).map(|_| pause(longest)).collect();
+        assert!(
+            pauses
+                .iter()
+                .all(|pause| (SHORTEST_PAUSE..=longest).contains(pause))
+        );
+        assert!(pauses.iter().any(|pause| *pause != pauses[0]));
+        assert_eq!(pause(Duration::ZERO), SHORTEST_PAUSE);
+    }
 }

@@ -25,9 +25,11 @@ const DATA_IS_LOST: Duration = Duration::from_secs(10);
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> leasehold_core::Result<()> {
 /// # use leasehold_core::LockClient;
 /// # let client = LockClient::new(MemoryBackend::new());
-/// let term = client.election("scheduler").with_label("host 7").campaign("10.0.0.7").await?;
-/// let leader = client.election("scheduler").leader().await?.expect("one was elected");
-/// assert_eq!((leader.value.as_slice(), leader.label.as_str()), (b"10.0.0.7".as_slice(), "host 7"));
+/// let election = client.election("scheduler").with_label("host 7");
+/// let term = election.campaign("10.0.0.7").await?;
+/// let leader = election.leader().await?.expect("one was elected");
+/// assert_eq!(leader.value, b"10.0.0.7");
+/// assert_eq!(leader.label, "host 7");
 /// assert_eq!(leader.token, term.fencing_token());
 /// # Ok(()) }
 /// ```
@@ -41,7 +43,8 @@ pub struct Leader {
     pub token: Option<FencingToken>,
     /// A number that grows with each value that this leader proclaims.
     pub version: u64,
-    /// The label of the leader, for people. Empty if another program leads that has none.
+    /// The label of the leader, for people. Empty if the backend stores none with the value, or if
+    /// another program leads.
     pub label: String,
 }
 

@@ -100,7 +100,8 @@ impl fmt::Debug for Term {
 /// A view of a term, for tasks that do not own it.
 ///
 /// It dereferences to the [`LeaseInfo`] of the lock, with the fencing token, the deadline and the
-/// loss. It is cheap to clone, and keeps neither the leadership nor the connection alive.
+/// loss. It is cheap to clone, and keeps neither the leadership nor the connection alive. A
+/// [record](LeaseInfo::write_record) that is written through it is the value of the leader.
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
