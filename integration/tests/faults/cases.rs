@@ -77,6 +77,8 @@ pub(crate) static ALL: &[Case] = cases! {
     Short election::stopped_leader_knows_its_loss_and_proclaims_nothing: [Records, Expiry];
     Short election::cut_off_leader_is_lost_before_another_leads: [Server, Records];
     Short election::leaders_that_are_cut_off_follow_each_other: [Server, Records];
+    Long election::observer_behind_a_cut_sees_the_last_leader_once_it_heals: [Server, Records];
+    Short election::cut_anywhere_in_a_campaign_leaves_no_leader: [Server, Records];
     Long crowd::lone_waiter_beside_a_thousand_is_served_soon: [];
     Long crowd::ten_thousand_waiters_on_a_hundred_keys_are_all_served: [];
 };

@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use futures_util::future::join_all;
 use leasehold_core::{
     ErrorKind, FencingToken, Leader, Leaders, LockClient, Released, Term, TermInfo,
 };
@@ -70,7 +71,7 @@ fn token(term: &TermInfo) -> u64 {
     term.fencing_token().map_or(0, FencingToken::get)
 }
 
-/// What an observer has seen.
+/// An observer, and the newest token that it has seen.
 struct Seen {
     leaders: Leaders,
     newest: u64,
@@ -124,7 +125,7 @@ pub(crate) async fn killed_leader_is_followed_and_seen_no_more(fixture: &mut dyn
     nothing_left(fixture);
 }
 
-/// Without another candidate, the end of a killed leader is seen as well.
+/// Verifies that an observer sees the end of a leader that no candidate follows.
 pub(crate) async fn vacancy_after_a_killed_leader_is_seen(fixture: &mut dyn Fixture) {
     let stage = fixture.stage();
     let client = fixture.client().await;
@@ -167,8 +168,8 @@ pub(crate) async fn stopped_leader_knows_its_loss_and_proclaims_nothing(fixture:
     nothing_left(fixture);
 }
 
-/// A leader is cut off. It knows its loss before another candidate is elected, an observer sees the
-/// next leader, and nothing that the former one has sent changes the value.
+/// Verifies that a leader that is cut off knows its loss before another candidate is elected, that
+/// an observer sees the next leader, and that a value which the former one sent changes nothing.
 pub(crate) async fn cut_off_leader_is_lost_before_another_leads(fixture: &mut dyn Fixture) {
     let route = fixture.route();
     let (far, near) = (fixture.client_at(&route.url).await, fixture.client().await);
@@ -178,7 +179,7 @@ pub(crate) async fn cut_off_leader_is_lost_before_another_leads(fixture: &mut dy
     // The lease is renewed at least once before the cut.
     tokio::time::sleep(fixture.ttl().as_duration() / 2).await;
     assert!(former.is_held());
-    // What it sends from now on arrives once the route heals.
+    // The proxy passes later requests on once the route heals.
     route.each(|proxy| proxy.hold(Direction::ClientToServer));
     let (info, next) = (former.info(), near.clone());
     let electing = tokio::spawn(async move {
@@ -200,7 +201,7 @@ pub(crate) async fn cut_off_leader_is_lost_before_another_leads(fixture: &mut dy
     assert!(is_a_fault(error.kind()), "{error:?}");
     let refused = former.proclaim("later").await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Lost, "{refused:?}");
-    // What was sent before this has arrived.
+    // Earlier requests have arrived before this one.
     locked(&far, "other").await.release().await.unwrap();
     assert_eq!(value(&near).await, is("new"), "the leader stays");
     assert!(term.is_held());
@@ -298,5 +299,94 @@ pub(crate) async fn leaders_that_are_cut_off_follow_each_other(fixture: &mut dyn
         assert!(tokens.is_sorted_by(|a, b| a < b), "{tokens:?}");
         assert!(tokens.len() > CUTS, "{tokens:?}");
     }
+    nothing_left(fixture);
+}
+
+pub(crate) async fn observer_behind_a_cut_sees_the_last_leader_once_it_heals(
+    fixture: &mut dyn Fixture,
+) {
+    let route = fixture.route();
+    let (far, near) = (fixture.client_at(&route.url).await, fixture.client().await);
+    let mut seen = Seen::by(&far);
+    let mut former = None;
+    for how in [Proxy::disconnect, |proxy: &Proxy| {
+        proxy.blackhole(Direction::Both);
+    }] {
+        let before = elected_after(&near, former.take(), "before the cut").await;
+        seen.until(token(&before), "before the cut").await;
+        route.each(how);
+        let unseen = elected_after(&near, Some(before), "unseen").await;
+        let last = elected_after(&near, Some(unseen), "last").await;
+        route.each(Proxy::heal);
+        seen.until(token(&last), "last").await;
+        former = Some(last);
+    }
+    drop(former);
+    nothing_left(fixture);
+}
+
+/// Ends a term, and begins the next one.
+async fn elected_after(client: &LockClient, former: Option<Term>, value: &str) -> Term {
+    if let Some(former) = former {
+        former.resign().await.unwrap();
+    }
+    elected(client, value).await
+}
+
+/// The point at which the connections of a candidate are cut.
+type Cut = (Direction, u64);
+
+/// Cuts the connections of a candidate. Returns whether this point was reached.
+async fn cut_within(fixture: &dyn Fixture, near: &LockClient, cut: Cut) -> bool {
+    let (route, key) = (fixture.route(), format!("{cut:?}"));
+    let far = fixture.client_at(&route.url).await;
+    // A busy machine may take longer to open a session than the default timeout.
+    locked(&far, &format!("warm {key}"))
+        .await
+        .release()
+        .await
+        .unwrap();
+    route.each(|proxy| proxy.cut_after_chunks(cut.0, cut.1));
+    let election = far.election(&key);
+    let campaign = election.campaign_timeout("cut", millis(5_000));
+    match soon(&key, campaign).await {
+        Ok(Some(term)) => {
+            let shown = soon(&key, near.election(&key).leader()).await.unwrap();
+            let shown = shown.as_ref().map(text);
+            // PostgreSQL ends the term with the connection, and the next renewal notices it.
+            assert!(
+                shown == is("cut") || soon(&key, term.renew()).await.is_err(),
+                "{key}: elected, and {shown:?} is shown"
+            );
+            if let Err(error) = term.resign().await {
+                assert!(is_a_fault(error.kind()), "{key}: {error:?}");
+            }
+        }
+        Ok(None) => panic!("{key}: refused without a leader"),
+        Err(error) => assert!(is_a_fault(error.kind()), "{key}: {error:?}"),
+    }
+    // No lock and no waiter stays behind: another candidate follows.
+    let next = near.election(&key);
+    let term = soon(&key, next.campaign("next")).await.unwrap();
+    let shown = soon(&key, next.leader()).await.unwrap();
+    assert_eq!(shown.as_ref().map(text), is("next"), "{key}");
+    term.resign().await.unwrap();
+    let tripped = route.proxies.iter().any(|proxy| proxy.counters().trips > 0);
+    // The servers have few connections.
+    drop(far.close().await);
+    tripped
+}
+
+pub(crate) async fn cut_anywhere_in_a_campaign_leaves_no_leader(fixture: &mut dyn Fixture) {
+    let near = fixture.client().await;
+    let both = [Direction::ClientToServer, Direction::ServerToClient];
+    let points = both
+        .into_iter()
+        .flat_map(|direction| (0..8).map(move |chunks| (direction, chunks)));
+    let fixture: &dyn Fixture = fixture;
+    let cutting = points.map(|cut| cut_within(fixture, &near, cut));
+    let cuts = join_all(cutting).await;
+    let cuts = cuts.into_iter().filter(|cut| *cut).count();
+    assert!(cuts >= 4, "only {cuts} connections were cut");
     nothing_left(fixture);
 }
