@@ -32,6 +32,7 @@ Examples:
   leasehold run -n --url redis://cache/ nightly-report -- ./report.sh
   leasehold run --wait 30s deploy -- sh -c 'echo \"token $LEASEHOLD_TOKEN\"; exec ./deploy'
   leasehold run account/4 account/7 -- ./transfer.sh  # both locks, or neither
+  leasehold run --value 10.0.0.7:8080 scheduler -- ./serve   # leads, and shows its address
   leasehold run -- -n -- ./report.sh                  # a name that begins with `-`
 
 Several names:
@@ -39,6 +40,12 @@ Several names:
   Commands with several names never wait for each other in a cycle, in whatever order they name
   them. While the command waits for one lock, it keeps those whose names are smaller. If one of the
   locks is lost, the program is terminated as for a single one.
+
+Elections:
+  With --value the program runs while this command leads the election NAME. `leasehold leader NAME`
+  shows the value everywhere, until the program has ended or the lock is lost. The election is the
+  lock NAME: it and a `run` without --value exclude each other. The backend must keep records:
+  `leasehold info` shows whether it does.
 
 Environment of the program:
   LEASEHOLD_KEY    the name of the lock
@@ -117,6 +124,35 @@ Exit codes:
   124  the program took longer than --at-most, and was terminated
   others as for `leasehold run`";
 
+const LEADER_AFTER: &str = "\
+Examples:
+  leasehold leader --url redis://cache/ scheduler
+  leasehold leader --watch --json --url redis://cache/ scheduler
+  leasehold run --value 10.0.0.7:8080 --url redis://cache/ scheduler -- ./serve    # leads
+
+The leader is the program that holds the lock NAME with a value: `leasehold run --value`, or a
+program that uses the library. The token grows with every leader. The backend must keep records:
+`leasehold info` shows whether it does.
+
+What is printed may be out of date when it is read: another may lead by then. Only a resource that
+refuses smaller tokens is safe from a former leader.
+
+Without --watch there is a table, or one JSON object. With --watch there is one line for the state at
+the start and one for each change: the value, the token and the label of the leader, or `no leader`.
+A change that is followed by another at once may be left out, the last one never is. The command
+waits until signal N ends it, or until nobody reads its output. While the backend cannot be reached
+it waits, and prints the next change.
+
+Bytes that do not print are shown as escapes, such as \\n and \\xff.
+
+Exit codes:
+    0  somebody leads; with --watch: nobody reads the output any more
+    1  nobody leads
+   64  the name, an option or the URL is wrong, or the backend keeps no records
+   69  the backend cannot be reached; with --watch: at the start
+  128 + N  signal N ended --watch
+  others as for `leasehold run`";
+
 /// Runs a program under a distributed lock, and shows and revokes locks.
 #[derive(Debug, Parser)]
 #[command(name = "leasehold", version, about, after_help = after(), disable_help_subcommand = false)]
@@ -138,6 +174,9 @@ pub(crate) enum Command {
     Once(Box<Once>),
     /// Show the latest runs of a name; exit code 1 if none is known
     Runs(Runs),
+    /// Show who leads an election; exit code 1 if nobody does
+    #[command(after_help = LEADER_AFTER)]
+    Leader(Leader),
     /// Show the holders of a lock and its waiters; exit code 1 if it is not held
     ///
     /// The column EXPIRES IN shows when the lock becomes free if it is not renewed. A holder renews
@@ -194,6 +233,10 @@ pub(crate) struct Run {
     /// [default: wait without limit]
     #[arg(short, long, value_name = "D", value_parser = duration)]
     pub(crate) wait: Option<Duration>,
+    /// Lead the election NAME with this value, which `leasehold leader` shows: any bytes, up to
+    /// 16384
+    #[arg(long, value_name = "V")]
+    pub(crate) value: Option<OsString>,
     /// The label that `status` shows [default: host, process id and program]
     #[arg(long, value_name = "L")]
     pub(crate) label: Option<String>,
@@ -311,6 +354,20 @@ pub(crate) struct Runs {
     #[arg(long)]
     pub(crate) json: bool,
     /// The name under which the runs are recorded
+    pub(crate) name: OsString,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Leader {
+    #[command(flatten)]
+    pub(crate) backend: BackendArgs,
+    /// Print a line for each change until a signal ends the command
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// Print JSON, one object per line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The name of the election
     pub(crate) name: OsString,
 }
 

@@ -1,6 +1,6 @@
 //! Clients for the backend at a URL.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use leasehold::{LockClient, backend::LockBackend, local::FileBackend};
 use tokio::time::timeout;
@@ -11,6 +11,8 @@ use crate::{exit::Failure, schemes, stderr};
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A backend that has not closed after this time must answer a ping within this time.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// The time between two looks whether a directory exists.
+const CREATION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Opens the backend at `url`.
 ///
@@ -34,9 +36,7 @@ pub(crate) async fn open(url: &str) -> Result<Arc<dyn LockBackend>, Failure> {
 /// found.
 pub(crate) async fn client(url: &str) -> Result<Option<LockClient>, Failure> {
     schemes::check(url)?;
-    if let Some((dir, _)) = leasehold::file_options(url)?
-        && matches!(dir.try_exists(), Ok(false))
-    {
+    if let Some(dir) = missing_directory(url)? {
         stderr::report(&format!(
             "the directory {} does not exist; the first `leasehold run` creates it",
             dir.display()
@@ -44,6 +44,20 @@ pub(crate) async fn client(url: &str) -> Result<Option<LockClient>, Failure> {
         return Ok(None);
     }
     Ok(Some(LockClient::new(open(url).await?)))
+}
+
+/// Waits until the directory of a `file:` URL exists, and opens the backend there.
+pub(crate) async fn client_once_created(url: &str) -> Result<LockClient, Failure> {
+    while missing_directory(url)?.is_some() {
+        tokio::time::sleep(CREATION_INTERVAL).await;
+    }
+    Ok(LockClient::new(open(url).await?))
+}
+
+/// Returns the directory of a `file:` URL if it does not exist.
+fn missing_directory(url: &str) -> Result<Option<PathBuf>, Failure> {
+    let dir = leasehold::file_options(url)?.map(|(dir, _)| dir);
+    Ok(dir.filter(|dir| matches!(dir.try_exists(), Ok(false))))
 }
 
 /// Closes the client. Locks that a slow backend cannot release in time expire, and a backend that

@@ -11,7 +11,7 @@ use leasehold::{Error, ErrorKind};
 
 use crate::stderr;
 
-/// The lock is not held (`status`, `revoke`), or no run is known (`runs`).
+/// The lock is not held (`status`, `revoke`), nobody leads (`leader`), or no run is known (`runs`).
 pub(crate) const NOT_HELD: u8 = 1;
 /// `EX_USAGE`: a name, option, URL or duration is wrong, or the backend does not support it.
 pub(crate) const USAGE: u8 = 64;

@@ -3,16 +3,17 @@
 //! `leasehold help` is its manual.
 //!
 //! # Threads
-//! Everything except writing to standard error runs on the main thread, also the start of the
-//! program. A parent-death signal is bound to the thread that forked, and the main thread lives as
+//! Everything except writing to standard error and the lines of `leader --watch` runs on the main
+//! thread, also the start of the program. A parent-death signal is bound to the thread that forked, and the main thread lives as
 //! long as the process.
 //!
 //! # Modules
 //! | modules | |
 //! |---|---|
-//! | `once`, `runs`, `run`, `status`, `revoke`, `info`, `init`, `exec` | one verb each |
+//! | `once`, `runs`, `run`, `leader`, `status`, `revoke`, `info`, `init`, `exec` | one verb each |
 //! | `args`, `duration` | the command line; the times in it |
 //! | `backend`, `schemes` | from a URL to a client; the schemes and their features |
+//! | `held` | the locks, or the term of an election, that a program runs under |
 //! | `child`, `watchdog`, `signals` | the program; when it must end; signals in both directions |
 //! | `os_string`, `output` | names of locks; tables and JSON |
 //! | `exit`, `stderr` | exit codes; messages |
@@ -26,9 +27,11 @@ mod child;
 mod duration;
 mod exec;
 mod exit;
+mod held;
 mod info;
 #[cfg(feature = "redlock")]
 mod init;
+mod leader;
 mod once;
 mod os_string;
 mod output;
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
             Command::Run(run) => run::run(&run).await,
             Command::Once(once) => once::once(&once).await,
             Command::Runs(runs) => runs::runs(&runs).await,
+            Command::Leader(leader) => leader::leader(&leader).await,
             Command::Status(status) => status::status(&status).await,
             Command::Revoke(revoke) => revoke::revoke(&revoke).await,
             Command::Info(info) => info::info(&info).await,

@@ -1,4 +1,4 @@
-//! Lock names and programs as strings of the operating system.
+//! Lock names, values and programs as strings of the operating system.
 
 use std::ffi::{OsStr, OsString};
 
@@ -18,6 +18,24 @@ pub(crate) fn key_of(name: &OsStr) -> Result<LockKey> {
         None => Err(leasehold::Error::new(
             leasehold::ErrorKind::InvalidInput,
             "the lock name is not Unicode",
+        )),
+    }
+}
+
+/// Returns the bytes of the value of a leader. On Unix a value is any bytes.
+#[cfg(unix)]
+pub(crate) fn value_of(value: &OsStr) -> Result<&[u8]> {
+    Ok(std::os::unix::ffi::OsStrExt::as_bytes(value))
+}
+
+/// Returns the bytes of the value of a leader, which must be Unicode.
+#[cfg(not(unix))]
+pub(crate) fn value_of(value: &OsStr) -> Result<&[u8]> {
+    match value.to_str() {
+        Some(value) => Ok(value.as_bytes()),
+        None => Err(leasehold::Error::new(
+            leasehold::ErrorKind::InvalidInput,
+            "the value is not Unicode",
         )),
     }
 }

@@ -1,6 +1,10 @@
 //! Tables and JSON on standard output.
 
-use std::{io::Write, time::Duration};
+use std::{
+    io::{ErrorKind, Write},
+    ops::ControlFlow,
+    time::Duration,
+};
 
 use comfy_table::{Table, presets::NOTHING};
 use leasehold::backend::text::Escaped;
@@ -31,6 +35,19 @@ pub(crate) fn lines(text: &str) -> String {
         .join("\n")
 }
 
+/// Returns bytes of another program on one line: as they are if they print, and otherwise as
+/// escapes. A backslash is doubled.
+pub(crate) fn bytes(bytes: &[u8]) -> String {
+    let mut shown = String::new();
+    for chunk in bytes.utf8_chunks() {
+        shown.push_str(&one_line(&chunk.valid().replace('\\', r"\\")));
+        for byte in chunk.invalid() {
+            shown.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    shown
+}
+
 /// Returns the value as text, or a dash for none.
 pub(crate) fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| String::from("-"), |value| value.to_string())
@@ -52,9 +69,18 @@ pub(crate) fn short(duration: Duration) -> String {
 
 /// Prints `value` as JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Failure::new(exit::SOFTWARE, format!("cannot print JSON: {error}")))?;
+    let text = serde_json::to_string_pretty(value).map_err(|error| cannot_print_json(&error))?;
     print(&printable_json(&text))
+}
+
+/// Returns `value` as JSON on one line.
+pub(crate) fn json_line(value: &impl Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string(value).map_err(|error| cannot_print_json(&error))?;
+    Ok(printable_json(&text))
+}
+
+fn cannot_print_json(error: &serde_json::Error) -> Failure {
+    Failure::new(exit::SOFTWARE, format!("cannot print JSON: {error}"))
 }
 
 /// Returns the same JSON, in which strings have escapes for what does not print.
@@ -76,13 +102,19 @@ fn printable_json(text: &str) -> String {
 
 /// Prints `text`. A reader that has ended, such as `head`, is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    try_print(text).map(|_| ())
+}
+
+/// Prints `text` as [`print`] does, and returns `Break` if the reader has ended.
+pub(crate) fn try_print(text: &str) -> Result<ControlFlow<()>, Failure> {
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     match writeln!(std::io::stdout(), "{}", lines.join("\n")) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::new(
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(error) => Err(Failure::new(
             exit::SOFTWARE,
             format!("cannot write: {error}"),
         )),
-        _ => Ok(()),
     }
 }
 
@@ -101,5 +133,19 @@ mod tests {
         );
         assert_eq!(lines(&printed), printed);
         assert!(printed.contains("caf\u{e9} e\u{301} \u{1f512}"));
+    }
+
+    #[test]
+    fn escaped_bytes_print_and_differ_as_the_bytes_do() {
+        for (bytes, shown) in [
+            (&b"10.0.0.7:8080"[..], "10.0.0.7:8080"),
+            (b"", ""),
+            (b"a\nb\x1b[2J", r"a\nb\u{1b}[2J"),
+            (b"\xff\xfea", r"\xff\xfea"),
+            (br"\xff", r"\\xff"),
+            ("caf\u{e9} \u{202e}".as_bytes(), "caf\u{e9} \\u{202e}"),
+        ] {
+            assert_eq!(super::bytes(bytes), shown);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! `leasehold run`: runs a program under a lock.
+//! `leasehold run`: runs a program under a lock, or as the leader of an election.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -6,7 +6,7 @@ use std::{
 };
 
 use leasehold::{
-    AllGuard, AllInfo, ErrorKind, Expiry, LeaseInfo, LockClient, LockKey, Released, Result, Ttl,
+    AllInfo, ErrorKind, Expiry, LeaseInfo, LockClient, LockKey, Released, Result, Ttl,
 };
 
 use crate::{
@@ -14,7 +14,8 @@ use crate::{
     backend,
     child::{Child, Environment},
     exit::{self, Failure, code_of_status, with_causes},
-    os_string::{key_of, program_of},
+    held::Held,
+    os_string::{key_of, program_of, value_of},
     schemes,
     signals::Signals,
     stderr,
@@ -33,6 +34,15 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
         .iter()
         .map(|name| key_of(name))
         .collect::<Result<Vec<_>>>()?;
+    if args.value.is_some() && keys.len() != 1 {
+        return Err(Failure::new(
+            exit::USAGE,
+            format!(
+                "--value is for one name, and there are {}: lead one election, or lock all of them without --value",
+                keys.len()
+            ),
+        ));
+    }
     schemes::check_excludes(&args.backend.url)?;
     schemes::check_names(names)?;
     let client = tokio::select! {
@@ -46,30 +56,51 @@ pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
     } else {
         args.ttl
     };
-    let mut locks = client.all(&keys);
-    if let Some(ttl) = ttl {
-        locks = locks.with_ttl(ttl);
-    }
-    let lock = async {
-        match args.wait {
-            _ if args.no_wait => locks.try_lock().await,
-            Some(limit) => locks.lock_timeout(limit).await,
-            None => locks.lock().await.map(Some),
-        }
-    };
     let locked = tokio::select! {
         biased;
         code = signals.end() => Err(code),
-        locked = lock => Ok(locked),
+        locked = acquire(args, &client, &keys, ttl) => Ok(locked),
     };
     let done = match locked {
         Ok(Ok(None)) => Err(contended(args, &keys)),
-        Ok(Ok(Some(guard))) => run_under(args, &client, guard, &mut signals).await,
+        Ok(Ok(Some(held))) => run_under(args, &client, held, &mut signals).await,
         Ok(Err(error)) => Err(error.into()),
         Err(code) => Ok(code),
     };
     backend::close(&client).await;
     done
+}
+
+/// Acquires the locks, or leads the election of the only key. Returns `None` if that was refused.
+async fn acquire(
+    args: &Run,
+    client: &LockClient,
+    keys: &[LockKey],
+    ttl: Option<Ttl>,
+) -> Result<Option<Held>> {
+    if let (Some(value), [key]) = (&args.value, keys) {
+        let mut election = client.election(key);
+        if let Some(ttl) = ttl {
+            election = election.with_ttl(ttl);
+        }
+        let value = value_of(value)?;
+        let term = match args.wait {
+            _ if args.no_wait => election.try_campaign(value).await?,
+            Some(limit) => election.campaign_timeout(value, limit).await?,
+            None => Some(election.campaign(value).await?),
+        };
+        return Ok(term.map(Held::Term));
+    }
+    let mut locks = client.all(keys);
+    if let Some(ttl) = ttl {
+        locks = locks.with_ttl(ttl);
+    }
+    let guard = match args.wait {
+        _ if args.no_wait => locks.try_lock().await?,
+        Some(limit) => locks.lock_timeout(limit).await?,
+        None => Some(locks.lock().await?),
+    };
+    Ok(guard.map(Held::Locks))
 }
 
 /// The failure of an attempt or a wait during which another held one of the locks.
@@ -123,7 +154,7 @@ fn label_of(program: &OsStr) -> String {
 async fn run_under(
     args: &Run,
     client: &LockClient,
-    guard: AllGuard,
+    held: Held,
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
     // The death of a process frees a file lock, but not before all processes have ended that
@@ -136,39 +167,37 @@ async fn run_under(
         url: args.keep_url.then_some(args.backend.url.as_str()),
         dies_with_us,
     };
-    let mut child = Child::start(command, &guard.info(), &environment)?;
-    let mut watchdog = Watchdog::new(guard.info());
+    let leases = held.info();
+    let mut child = Child::start(command, &leases, &environment)?;
+    let mut watchdog = Watchdog::new(leases.clone());
     let check_interval = args.ttl.unwrap_or(Ttl::DEFAULT).as_duration() / 3;
     let status = loop {
         tokio::select! {
             biased;
-            action = watchdog.next() => act(action, &mut child, &guard.info()),
+            action = watchdog.next() => act(action, &mut child, &leases),
             status = child.ended() => break status?,
             signal = signals.next() => child.pass_on(signal),
             // This notices a lock file that was removed. The watchdog sees the loss.
-            () = tokio::time::sleep(check_interval), if !dies_with_us => drop(guard.renew().await),
+            () = tokio::time::sleep(check_interval), if !dies_with_us => drop(held.renew().await),
         }
     };
     if watchdog.has_acted() {
-        let how = if guard.is_held() {
+        let how = if leases.is_held() {
             "was about to be lost"
         } else {
             "was lost"
         };
         let message = format!(
             "the lock `{}` {how}, and the program was terminated",
-            endangered(&guard)
+            endangered(&leases)
         );
         return Err(Failure::new(exit::LOST, message));
     }
-    let keys: Vec<_> = guard
-        .leases()
-        .iter()
-        .map(|lease| lease.key().clone())
-        .collect();
-    let leases = guard.leases().iter();
-    let remaining = leases.map(LeaseInfo::remaining).max().unwrap_or_default();
-    match guard.release().await {
+    let leases = leases.leases();
+    let keys: Vec<_> = leases.iter().map(|lease| lease.key().clone()).collect();
+    let remaining = leases.iter().map(LeaseInfo::remaining).max();
+    let remaining = remaining.unwrap_or_default();
+    match held.release().await {
         Ok(released) => {
             let lost = |(_, released): &&(LockKey, Released)| *released == Released::AlreadyLost;
             match released.iter().find(lost) {
