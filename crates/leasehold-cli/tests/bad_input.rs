@@ -159,14 +159,20 @@ fn wrong_variable_is_named_in_the_error() {
         ("cache", "is not a URL"),
         ("ftp://ann:secret@h", "unknown scheme `ftp:`"),
     ] {
-        let run = ended(leasehold().env("LEASEHOLD_URL", url).args(["status", "k"]));
-        let text = stderr(&run);
-        assert_eq!(run.status.code(), Some(64), "{text}");
-        assert!(
-            text.contains("LEASEHOLD_URL") && text.contains(says),
-            "{text}"
-        );
-        assert!(!text.contains("secret"), "{text}");
+        for verb in [
+            &["status", "k"][..],
+            &["leader", "k"],
+            &["leader", "--watch", "k"],
+        ] {
+            let run = ended(leasehold().env("LEASEHOLD_URL", url).args(verb));
+            let text = stderr(&run);
+            assert_eq!(run.status.code(), Some(64), "{text}");
+            assert!(
+                text.contains("LEASEHOLD_URL") && text.contains(says),
+                "{text}"
+            );
+            assert!(!text.contains("secret"), "{text}");
+        }
     }
 }
 
@@ -262,6 +268,9 @@ fn only_a_quorum_is_initialized() {
 fn memory_url_is_accepted_by_info_only() {
     for arguments in [
         &["run", "k", "--", "true"][..],
+        &["run", "--value", "v", "k", "--", "true"],
+        &["leader", "k"],
+        &["leader", "--watch", "k"],
         &["status", "k"],
         &["revoke", "k"],
     ] {
@@ -315,6 +324,9 @@ fn help_lists_every_scheme_and_missing_features() {
 fn unreachable_server_exits_with_69_and_one_line() {
     for arguments in [
         &["run", "k", "--", "true"][..],
+        &["run", "--value", "v", "k", "--", "true"],
+        &["leader", "k"],
+        &["leader", "--watch", "k"],
         &["status", "k"],
         &["revoke", "k"],
         &["info"],
@@ -343,6 +355,8 @@ fn incomplete_command_line_exits_with_64() {
         &["run", "k"][..],
         &["run"],
         &["status"],
+        &["leader"],
+        &["leader", "--watch"],
         &["nonsense"],
         &["info", "x"],
     ] {

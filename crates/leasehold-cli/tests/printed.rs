@@ -46,6 +46,8 @@ fn no_directory_is_created_to_look_at_locks() {
     for (verb, code) in [
         (&["status", "k"][..], 1),
         (&["status", "--json", "k"], 1),
+        (&["leader", "k"], 1),
+        (&["leader", "--json", "k"], 1),
         (&["revoke", "k"], 1),
         (&["revoke", "--json", "k"], 1),
         (&["info"], 69),
@@ -162,7 +164,7 @@ fn everything_printed_is_escaped() {
     let pidfile = parent.path().join("program");
     let hold = format!("echo; sleep 60 & echo $! >{}; wait", pidfile.display());
     for url in &urls {
-        let verbs: [&[&str]; 10] = [
+        let verbs: [&[&str]; 14] = [
             &["run", "--no-wait", HOSTILE, "--", HOSTILE],
             &[
                 "run",
@@ -175,6 +177,12 @@ fn everything_printed_is_escaped() {
                 "true",
             ],
             &["run", "--wait", "1ms", HOSTILE, "--", "true"],
+            &["run", "-n", "--value", HOSTILE, HOSTILE, "--", "true"],
+            &[
+                "run", "-n", "-vv", "--value", HOSTILE, "other", "--", "true",
+            ],
+            &["leader", HOSTILE],
+            &["leader", "--json", HOSTILE],
             &["status", HOSTILE],
             &["status", "--json", HOSTILE],
             &["status", "-vv", HOSTILE],
@@ -189,13 +197,13 @@ fn everything_printed_is_escaped() {
                 continue;
             }
             let holder = held.then(|| {
-                let options = ["--label", HOSTILE, HOSTILE];
+                let options = ["--label", HOSTILE, "--value", HOSTILE, HOSTILE];
                 started(&mut run_on(url, &options, &["sh", "-c", &hold])).0
             });
             for verb in verbs {
                 let output = ended(leasehold().env("LEASEHOLD_URL", url).args(verb));
                 assert_prints(&format!("{url:?} {verb:?}"), &output);
-                if held && verb.contains(&"status") {
+                if held && (verb.contains(&"status") || verb.contains(&"leader")) {
                     assert!(output.status.success(), "{}", stderr(&output));
                     assert!(
                         stdout(&output).contains("202e") || is_server,
@@ -212,6 +220,8 @@ fn everything_printed_is_escaped() {
                             || is_server,
                         "{json}"
                     );
+                    let value = &json["leader"]["value"];
+                    assert!(value.is_null() || value == HOSTILE, "{json}");
                 }
             }
             if let Some(holder) = holder {
@@ -250,7 +260,7 @@ fn everything_printed_is_escaped() {
         assert_eq!(output.status.code(), Some(64));
         assert_prints(&format!("{words:?}"), &output);
     }
-    for verb in ["", "run", "status", "revoke", "info"] {
+    for verb in ["", "run", "leader", "status", "revoke", "info"] {
         let mut help = leasehold();
         let help = ended(help.args(verb.split_whitespace()).arg("--help"));
         assert_prints(verb, &help);

@@ -59,6 +59,14 @@ pub fn status(url: &str, name: &str) -> serde_json::Value {
         .unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)))
 }
 
+/// Returns the JSON of `leasehold leader`, and the exit code.
+pub fn leader(url: &str, name: &str) -> (serde_json::Value, Option<i32>) {
+    let output = ended(leasehold().args(["leader", "--json", "--url", url, name]));
+    let json = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)));
+    (json, output.status.code())
+}
+
 /// Starts the command, and returns the first line that its program prints.
 pub fn started(command: &mut Command) -> (Child, String) {
     started_with_stderr(command.stderr(Stdio::piped()))
@@ -122,39 +130,51 @@ pub fn within_timeout(mut done: impl FnMut() -> bool) -> bool {
 pub struct Redis {
     pub process: Child,
     pub url: String,
-    _dir: TempDir,
+    port: u16,
+    dir: TempDir,
 }
 
 impl Redis {
     pub fn start(options: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = leasehold_testkit::free_port().unwrap();
-        let process = Command::new("redis-server")
-            .args([
-                "--port",
-                &port.to_string(),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--dir",
-            ])
-            .arg(dir.path())
-            .args(options)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server is not installed; run integration/setup.sh");
-        until("redis-server listens", || {
-            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
-        });
+        let process = serve(port, dir.path(), options);
         // Some tests stop the server; on a busy machine it may also be slow.
         let url = format!("redis://127.0.0.1:{port}/?timeout=2s&connect-timeout=20s");
         Self {
             process,
             url,
-            _dir: dir,
+            port,
+            dir,
         }
     }
+
+    /// Kills the server. It has no data when it is started again.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts the killed server again.
+    pub fn start_again(&mut self) {
+        self.process = serve(self.port, self.dir.path(), &[]);
+    }
+}
+
+/// Starts a Redis server, and waits until it listens.
+fn serve(port: u16, dir: &Path, options: &[&str]) -> Child {
+    let process = Command::new("redis-server")
+        .args(["--port", &port.to_string()])
+        .args(["--bind", "127.0.0.1", "--save", "", "--dir"])
+        .arg(dir)
+        .args(options)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("redis-server is not installed; run integration/setup.sh");
+    until("redis-server listens", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    process
 }
 
 impl Drop for Redis {
