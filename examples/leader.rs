@@ -2,8 +2,8 @@
 //! observer sees each of them.
 //!
 //! Each process is a candidate. The one that leads writes its name and its fencing token to a
-//! journal, again and again. The program waits until the observer shows a leader. It kills every
-//! second one at work, and asks the others to resign. It ends when all of them have led.
+//! journal, again and again. The program waits until the observer shows a leader. It kills two of
+//! them at work, and asks two to resign. It ends when all of them have led.
 //!
 //! ```console
 //! $ cargo run --release -p leasehold-examples --example leader
@@ -48,7 +48,7 @@ const STEP: Duration = Duration::from_millis(10);
 const WORK: Duration = Duration::from_millis(300);
 /// Only a failure of all candidates takes longer.
 const LONGEST_VACANCY: Duration = Duration::from_secs(60);
-/// What a candidate prints if another leads at the same time.
+/// The output of a candidate that sees another leader at the same time.
 const TWO_LEADERS: &str = "two leaders";
 
 /// Elects a leader among several processes, and shows who leads.

@@ -139,9 +139,8 @@ refuses smaller tokens is safe from a former leader.
 
 Without --watch there is a table, or one JSON object. With --watch there is one line for the state at
 the start and one for each change: the value, the token and the label of the leader, or `no leader`.
-A change that is followed by another at once may be left out, the last one never is. The command
-waits until signal N ends it, or until nobody reads its output. While the backend cannot be reached
-it waits, and prints the next change.
+A change may be left out if another follows at once, but the last one never is. The command ends by
+a signal, or when nobody reads its output any more. While the backend cannot be reached it waits.
 
 Bytes that do not print are shown as escapes, such as \\n and \\xff.
 

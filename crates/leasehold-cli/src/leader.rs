@@ -163,3 +163,41 @@ fn columns(leader: &Leader) -> [String; 3] {
         output::label(&leader.label),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{json, to_value};
+
+    use super::*;
+
+    #[test]
+    fn json_names_of_leaders_are_stable() {
+        let key = LockKey::new("scheduler").unwrap();
+        let mut election = ElectionJson {
+            key: &key,
+            leader: None,
+        };
+        let expected = json!({ "key": "scheduler", "leader": null });
+        assert_eq!(to_value(&election).unwrap(), expected);
+        election.leader = Some(LeaderJson {
+            value: Some("10.0.0.7"),
+            value_hex: None,
+            token: Some(FencingToken::new(41)),
+            version: 3,
+            label: "host 7",
+        });
+        let leader = json!({ "value": "10.0.0.7", "token": 41, "version": 3, "label": "host 7" });
+        assert_eq!(to_value(&election).unwrap()["leader"], leader);
+        election.leader = Some(LeaderJson {
+            value: None,
+            value_hex: Some(String::from("ff00")),
+            token: None,
+            version: 1,
+            label: "",
+        });
+        let leader = json!({
+            "value": null, "value_hex": "ff00", "token": null, "version": 1, "label": "",
+        });
+        assert_eq!(to_value(&election).unwrap()["leader"], leader);
+    }
+}

@@ -4,8 +4,8 @@
 //!
 //! # Threads
 //! Everything except writing to standard error and the lines of `leader --watch` runs on the main
-//! thread, also the start of the program. A parent-death signal is bound to the thread that forked, and the main thread lives as
-//! long as the process.
+//! thread, also the start of the program. A parent-death signal is bound to the thread that forked,
+//! and the main thread lives as long as the process.
 //!
 //! # Modules
 //! | modules | |
