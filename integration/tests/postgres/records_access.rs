@@ -163,7 +163,7 @@ async fn reads_of_a_locked_table_leave_no_session_behind() {
     block_in_place(|| {
         until("at most one is left", MINUTE, || {
             psql(&server, readers) == "t"
-        })
+        });
     });
     block_in_place(|| locker.ask("ROLLBACK", MINUTE)).unwrap();
     // A busy machine may exceed the time-out.
