@@ -400,3 +400,21 @@ impl LossNotifier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_node_of_a_quorum_gets_the_proposal() {
+        let request = Request::new(LockKey::new("scheduler").unwrap());
+        assert!(request.proposal().is_none());
+        let candidate = request.with_proposal(b"10.0.0.7".as_slice());
+        let again = candidate.as_new_owner();
+        assert_eq!(
+            again.proposal().map(|proposal| &proposal[..]),
+            Some(&b"10.0.0.7"[..])
+        );
+        assert!(candidate.for_node().proposal().is_none());
+    }
+}
