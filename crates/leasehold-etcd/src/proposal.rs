@@ -1,4 +1,4 @@
-//! The proposal of a candidate of an election: the value of its key in the queue.
+//! Writes of the proposal of a candidate of an election: the value of its key in the queue.
 //!
 //! A write compares the create revision and the modification revision of the key in the transaction
 //! that puts the proposal. A copy that is late or was sent twice therefore changes nothing: the key
@@ -9,17 +9,16 @@ use std::{
     time::Duration,
 };
 
-use etcd_client::{Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
 use leasehold_core::{
-    AcquisitionId, ErrorKind, Mode, Record, Result,
+    ErrorKind, Mode, Record, Result,
     backend::{RecordWrite, Request},
 };
 
 use crate::{
     connection::Cluster,
     error::{ERRORS, SideEffect},
-    keys::{Candidate, EtcdKey, LockPrefix},
-    record::{Grant, MAX_ATTEMPTS, READ, WRITE, not_held, token_of},
+    record::{Grant, MAX_ATTEMPTS, WRITE, not_held},
 };
 
 /// Checks the proposal of a request, if it is the request of a candidate.
@@ -45,43 +44,6 @@ pub(crate) fn check(request: &Request) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// Returns the proposal in the key of a holder, if the holder is a candidate of an election.
-///
-/// The version is the modification revision of the key. The server knows neither the label of the
-/// candidate nor the time of the write.
-pub(crate) fn record_of(lock_prefix: &LockPrefix, holder: &KeyValue) -> Option<Result<Record>> {
-    let candidate = lock_prefix.read(holder.key()).candidate?;
-    if holder.value().len() > Record::MAX_LEN {
-        return Some(Err(ERRORS.error(
-            ErrorKind::Conflict,
-            READ,
-            format!(
-                "another program has written {} bytes as the value of the key `{:?}`, and the limit is {}; write a shorter value",
-                holder.value().len(),
-                EtcdKey::from(holder.key()),
-                Record::MAX_LEN
-            ),
-        )));
-    }
-    let mut record = Record::new(
-        owner_of(candidate, holder.create_revision()),
-        holder.value(),
-    );
-    record.version = holder.mod_revision().unsigned_abs();
-    record.sequence = holder.version().unsigned_abs();
-    record.token = token_of(holder.create_revision());
-    Some(Ok(record))
-}
-
-/// Returns the id of the acquisition of a candidate. That of another program has none, but no other
-/// candidate has the create revision and the lease of its key.
-fn owner_of(candidate: Candidate, revision: i64) -> AcquisitionId {
-    candidate.owner.unwrap_or_else(|| {
-        let revision = u128::from(revision.unsigned_abs());
-        AcquisitionId::from(revision << 64 | u128::from(candidate.lease.cast_unsigned()))
-    })
 }
 
 /// The writes of the proposal of one lease, which are made one at a time.

@@ -1,4 +1,5 @@
-//! The record beside a lock: one key without a lease.
+//! The record beside a lock: one key without a lease. A read of what the holder of a lock has
+//! written also returns the proposal of a candidate of an election.
 //!
 //! A write compares the create revision of the holder's key and the modification revision of the
 //! record, in the transaction that puts the record. A copy that is late or was sent twice therefore
@@ -14,20 +15,19 @@ use etcd_client::{
     Compare, CompareOp, GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
 };
 use leasehold_core::{
-    Error, ErrorKind, FencingToken, LockKey, Mode, Record, Result,
+    AcquisitionId, Error, ErrorKind, FencingToken, LockKey, Mode, Record, Result,
     backend::{BoxFuture, RecordRead, RecordReading, RecordWrite, Request, support::StoredRecord},
 };
 
 use crate::{
     connection::Cluster,
     error::{ERRORS, SideEffect},
-    keys::{EtcdKey, LockPrefix},
-    proposal,
+    keys::{Candidate, EtcdKey, LockPrefix},
     queue::QueueKey,
     waiters::{Generation, Registration, WaiterRegistry, Watched},
 };
 
-pub(crate) const READ: &str = "read_record";
+const READ: &str = "read_record";
 pub(crate) const WRITE: &str = "write_record";
 
 /// The number of attempts of one write. Only late copies of earlier writes of the same holder, and
@@ -61,15 +61,13 @@ pub(crate) async fn read(
     let stored = found.next().ok_or_else(|| ERRORS.unexpected(READ))??;
     let first = found.next().transpose()?.flatten();
 
-    let proposal = first
-        .as_ref()
-        .and_then(|kv| proposal::record_of(&lock_prefix, kv));
+    let proposal = first.as_ref().and_then(|kv| proposal_of(&lock_prefix, kv));
     let record = match (proposal, &stored) {
         (Some(proposal), _) => Some(proposal?),
         (None, Some(kv)) => {
             let record = decode(&read.key, kv, READ)?.into_record();
-            let wrote = |record: &Record| first.as_ref().is_some_and(|kv| wrote(kv, record));
-            record.filter(|record| !read.while_held || wrote(record))
+            let is_holders = |record: &Record| first.as_ref().is_some_and(|kv| wrote(kv, record));
+            record.filter(|record| !read.while_held || is_holders(record))
         }
         (None, None) => None,
     };
@@ -90,12 +88,49 @@ fn first_key(lock_prefix: &LockPrefix) -> TxnOp {
     TxnOp::get(lock_prefix.start(), Some(options))
 }
 
+/// Returns the proposal in the key of a holder, if the holder is a candidate of an election.
+///
+/// The version is the modification revision of the key. The server knows neither the label of the
+/// candidate nor the time of the write.
+fn proposal_of(lock_prefix: &LockPrefix, holder: &KeyValue) -> Option<Result<Record>> {
+    let candidate = lock_prefix.read(holder.key()).candidate?;
+    if holder.value().len() > Record::MAX_LEN {
+        return Some(Err(ERRORS.error(
+            ErrorKind::Conflict,
+            READ,
+            format!(
+                "another program has written {} bytes as the value of the key `{:?}`, and the limit is {}; write a shorter value",
+                holder.value().len(),
+                EtcdKey::from(holder.key()),
+                Record::MAX_LEN
+            ),
+        )));
+    }
+    let mut record = Record::new(
+        owner_of(candidate, holder.create_revision()),
+        holder.value(),
+    );
+    record.version = holder.mod_revision().unsigned_abs();
+    record.sequence = holder.version().unsigned_abs();
+    record.token = token_of(holder.create_revision());
+    Some(Ok(record))
+}
+
+/// Returns the id of the acquisition of a candidate. That of another program has none, but no other
+/// candidate has the create revision and the lease of its key.
+fn owner_of(candidate: Candidate, revision: i64) -> AcquisitionId {
+    candidate.owner.unwrap_or_else(|| {
+        let revision = u128::from(revision.unsigned_abs());
+        AcquisitionId::from(revision << 64 | u128::from(candidate.lease.cast_unsigned()))
+    })
+}
+
 /// Returns whether the grant with this key wrote the record. Its token is the create revision.
 fn wrote(kv: &KeyValue, record: &Record) -> bool {
     record.token == token_of(kv.create_revision())
 }
 
-pub(crate) fn token_of(revision: i64) -> Option<FencingToken> {
+fn token_of(revision: i64) -> Option<FencingToken> {
     u64::try_from(revision).ok().map(FencingToken::new)
 }
 

@@ -65,6 +65,15 @@ pub(crate) fn over(operation: &'static str) -> Error {
     ERRORS.error(ErrorKind::Lost, operation, "the session is over")
 }
 
+/// Returns the error for a write of a holder whose node is gone.
+pub(crate) fn no_longer_held(operation: &'static str) -> Error {
+    ERRORS.error(
+        ErrorKind::Lost,
+        operation,
+        "the node of the holder is gone, so the lock is no longer held; acquire it again",
+    )
+}
+
 /// Returns the error for a directory whose numbers are used up and that this user may not delete.
 pub(crate) fn used_up(path: &str, denied: &Error) -> Error {
     let message = format!(

@@ -5,20 +5,20 @@
 //! holder may not have noticed yet. A write therefore keeps the request, and replaces only the
 //! version of the data that it has read.
 
-use std::sync::Arc;
-
 use futures_util::future::join;
-use leasehold_core::{Result, backend::RecordWrite};
+use leasehold_core::{Result, backend::RecordWrite, session::Claim};
 use tokio::sync::Mutex;
 use zookeeper_client::Error as Driver;
 
 use crate::{
     candidate::{check_proposal, version},
     connection::Link,
-    error::SideEffect,
+    error::{self, SideEffect},
     keys::REVOKE,
-    record::{Grant, WRITE, lost},
+    session::ZookeeperSessions,
 };
+
+const WRITE: &str = "write_record";
 
 /// The writes of one candidate.
 #[derive(Debug, Default)]
@@ -32,20 +32,21 @@ struct Writes {
     unanswered: Option<(u64, i32)>,
 }
 
-impl Grant<'_> {
-    /// Replaces the proposal, once. Returns its version, or `None` if another program has written
-    /// in between. A write that clears replaces it by an empty one.
-    pub(crate) async fn try_proclaim(
+impl Proclaimed {
+    /// Replaces the proposal in the node at `path`, once. Returns its version, or `None` if another
+    /// program has written in between. A write that clears replaces it by an empty one.
+    pub(crate) async fn try_write(
         &self,
-        link: &Arc<Link>,
-        proclaimed: &Proclaimed,
+        claim: &Claim<ZookeeperSessions>,
+        path: &str,
+        link: &Link,
         write: &RecordWrite,
     ) -> Result<Option<u64>> {
-        let handle = self.claim.session().handle();
+        let handle = claim.session().handle();
         let (cluster, patience) = (&handle.cluster, handle.patience);
         let value = write.value().unwrap_or_default();
         check_proposal(value, WRITE)?;
-        let mut writes = proclaimed.0.lock().await;
+        let mut writes = self.0.lock().await;
         if let Some((sequence, version)) = writes.last
             && sequence >= write.sequence()
         {
@@ -54,7 +55,7 @@ impl Grant<'_> {
         let read = async {
             // An earlier write in flight precedes this request on the same connection. On an older
             // connection it is refused from now on, because the session has moved.
-            let (sync, read) = (link.client.sync(self.path), link.client.get_data(self.path));
+            let (sync, read) = (link.client.sync(path), link.client.get_data(path));
             let (synced, read) = join(sync, read).await;
             match (synced, read) {
                 (Err(Driver::NoNode), _) | (_, Err(Driver::NoNode)) => Ok(None),
@@ -64,7 +65,7 @@ impl Grant<'_> {
         };
         let read = cluster.ask(WRITE, SideEffect::None, patience, read).await?;
         let ours = read.filter(|(_, stat)| stat.ephemeral_owner == handle.session);
-        let (data, stat) = ours.ok_or_else(lost)?;
+        let (data, stat) = ours.ok_or_else(|| error::no_longer_held(WRITE))?;
         let (revoked, present) = match data.strip_prefix(REVOKE) {
             Some(present) => (REVOKE, present),
             None => (&[][..], &*data),
@@ -79,12 +80,12 @@ impl Grant<'_> {
         }
         writes.unanswered = Some((write.sequence(), stat.version));
         let next = [revoked, value].concat();
-        let set = link.client.set_data(self.path, &next, Some(stat.version));
+        let set = link.client.set_data(path, &next, Some(stat.version));
         let set = async {
             match set.await {
                 Ok(stat) => Ok(Ok(Some(stat))),
                 Err(Driver::BadVersion) => Ok(Ok(None)),
-                Err(Driver::NoNode) => Ok(Err(lost())),
+                Err(Driver::NoNode) => Ok(Err(error::no_longer_held(WRITE))),
                 Err(error) => Err(error),
             }
         };

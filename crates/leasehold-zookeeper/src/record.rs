@@ -15,7 +15,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use futures_util::future::{BoxFuture, OptionFuture, join, join5};
 use leasehold_core::{
-    AcquisitionId, Error, ErrorKind, FencingToken, Mode, Record, Result,
+    AcquisitionId, ErrorKind, FencingToken, Mode, Record, Result,
     backend::{RecordRead, RecordReading, RecordWrite, Request, support::StoredRecord},
     session::Claim,
 };
@@ -35,7 +35,7 @@ use crate::{
 };
 
 const READ: &str = "read_record";
-pub(crate) const WRITE: &str = "write_record";
+const WRITE: &str = "write_record";
 
 /// The most attempts of one write. Only other programs change the record meanwhile, and writes of
 /// the same holder whose answers were lost.
@@ -319,7 +319,11 @@ impl Grant<'_> {
 
     async fn try_once(&self, link: &Arc<Link>, write: &RecordWrite) -> Result<Option<u64>> {
         match self.proclaimed {
-            Some(proclaimed) => self.try_proclaim(link, proclaimed, write).await,
+            Some(proclaimed) => {
+                proclaimed
+                    .try_write(self.claim, self.path, link, write)
+                    .await
+            }
             None => self.try_write(link, write).await,
         }
     }
@@ -367,7 +371,7 @@ impl Grant<'_> {
             Err(MultiWriteError::OperationFailed {
                 index: 0,
                 source: Driver::NoNode,
-            }) => Err(lost()),
+            }) => Err(error::no_longer_held(WRITE)),
             Err(MultiWriteError::OperationFailed {
                 source: Driver::BadVersion | Driver::NodeExists,
                 ..
@@ -425,12 +429,4 @@ impl Grant<'_> {
             .ask(WRITE, SideEffect::None, handle.patience, made)
             .await
     }
-}
-
-pub(crate) fn lost() -> Error {
-    ERRORS.error(
-        ErrorKind::Lost,
-        WRITE,
-        "the node of the holder is gone, so the lock is no longer held; acquire it again",
-    )
 }
