@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use leasehold_core::{
-    ErrorKind, LockKey, Mode, Record, Released, Revocation, RevokeOutcome,
+    ErrorKind, Leader, Leaders, LockKey, Mode, Record, Released, Revocation, RevokeOutcome,
     backend::{Attempt, Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request},
 };
 use leasehold_etcd::{
@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::{
     relay::{Fate, Relay},
-    support::{Ctl, backend, locks, ttl, until_locks},
+    support::{Ctl, backend, client, locks, ttl, until_locks},
 };
 
 fn key() -> LockKey {
@@ -165,6 +165,45 @@ async fn an_observer_of_etcdctl_sees_each_proposal() {
     let ctl = ctl_elect(&cluster, "theirs");
     sees("theirs").await;
     ctl.interrupt();
+}
+
+/// Waits until an observer sees a leader with this value.
+async fn until_leads(leaders: &mut Leaders, value: &str) -> Leader {
+    let seen = async {
+        loop {
+            match leaders.next().await.unwrap() {
+                Some(leader) if leader.value == value.as_bytes() => return leader,
+                _ => {}
+            }
+        }
+    };
+    timeout(SOON, seen).await.expect("not seen")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_election_of_a_client_is_one_of_etcdctl() {
+    let cluster = EtcdCluster::start().unwrap();
+    let (one, other) = (client(&cluster.url()).await, client(&cluster.url()).await);
+    let mut leaders = other.election("k").observe();
+    let term = one.election("k").campaign("ours").await.unwrap();
+    until_leads(&mut leaders, "ours").await;
+    term.proclaim("ready").await.unwrap();
+    until_leads(&mut leaders, "ready").await;
+    let ctl = ctl_elect(&cluster, "theirs");
+    until_locks(&cluster, "two candidates", |keys| keys.len() == 2).await;
+    assert!(!ctl.has_printed(), "two lead");
+    assert_eq!(term.resign().await.unwrap(), Released::Freed);
+    ctl.line().await;
+    let theirs = until_leads(&mut leaders, "theirs").await;
+    assert_eq!(theirs.label, "");
+    let refused = one.election("k").try_campaign("next").await.unwrap();
+    assert!(refused.is_none(), "two lead");
+    ctl.interrupt();
+    let term = timeout(SOON, other.election("k").campaign("last")).await;
+    let term = term.expect("not elected").unwrap();
+    let last = until_leads(&mut leaders, "last").await;
+    assert_eq!(last.token, term.fencing_token());
+    assert!(last.token > theirs.token);
 }
 
 #[tokio::test(flavor = "multi_thread")]
