@@ -11,7 +11,6 @@ pub(super) const POSTGRES: Backend = Backend {
     start: |lease| Box::new(Postgres::start(lease)),
     lacks: &[
         (Need::HeldAfterDeath, AT_ONCE),
-        (Need::Records, "records are refused"),
         (
             Need::HeldOverReset,
             "the server frees the locks of a connection that is reset",
