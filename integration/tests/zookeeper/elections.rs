@@ -474,8 +474,8 @@ async fn an_observer_is_notified_of_leaders_values_and_vacancies() {
     free(timeout(SOON, waiting).await.unwrap().unwrap()).await;
 }
 
-/// Proposals of the largest size, which together are larger than a request may be. The server closes
-/// the connection on such a request.
+/// Proposals of the largest size, which together are larger than a request may be. The server
+/// closes the connection on such a request.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_large_proposals_cost_no_connection() {
     let server = ZookeeperServer::start().unwrap();
