@@ -95,7 +95,7 @@ pub trait Lease: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// - [`ErrorKind::Lost`] if this lease no longer holds the lock. It is final: the client treats
-    ///   the lease as lost, and nothing was written.
+    ///   the lease as lost, and this call wrote nothing.
     /// - [`ErrorKind::Conflict`] if the place of the record has a value of another program. It is
     ///   not overwritten.
     /// - [`ErrorKind::Unavailable`] if the write certainly had no effect, and

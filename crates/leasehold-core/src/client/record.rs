@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Result},
     key::LockKey,
     lease::grant::CompleteOnDrop,
-    panics::{Call, contained},
+    panics::{Call, contain, contained},
 };
 
 /// The time until a watch reads again if the backend does not notify it, or after a fault.
@@ -123,6 +123,8 @@ pub struct RecordWatch {
     read: Result<RecordRead>,
     /// The state that was returned last. `None` before the first.
     reported: Option<State>,
+    /// Whether the last read failed, so that an outage is logged once.
+    is_failing: bool,
     next_read: NextRead,
 }
 
@@ -146,6 +148,7 @@ impl RecordWatch {
                 read
             }),
             reported: None,
+            is_failing: false,
             next_read: NextRead::Now,
         }
     }
@@ -158,7 +161,8 @@ impl RecordWatch {
     /// Earlier states may be skipped. No two calls in a row return the same write.
     ///
     /// # Faults
-    /// While the backend cannot be reached, the call waits, and reads again once a second.
+    /// While the backend cannot be reached, the call waits, and reads again once a second. A warning
+    /// is logged when this begins.
     ///
     /// # Errors
     /// - [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if the backend keeps no records.
@@ -177,6 +181,7 @@ impl RecordWatch {
             let read = self.read.clone()?;
             match self.client.read_record(read).await {
                 Ok(reading) => {
+                    self.is_failing = false;
                     let record = reading.record;
                     self.next_read = match reading.changed {
                         Some(changed) => NextRead::Changed(changed),
@@ -192,6 +197,14 @@ impl RecordWatch {
                 }
                 Err(error) if error.is_retryable() => {
                     self.next_read = NextRead::After(POLL_INTERVAL);
+                    if !std::mem::replace(&mut self.is_failing, true) {
+                        contain(|| {
+                            tracing::warn!(
+                                target: "leasehold", %error,
+                                "cannot read the record of a watch, which may be out of date; it is read again once a second"
+                            );
+                        });
+                    }
                 }
                 Err(error) => return Err(error),
             }

@@ -26,6 +26,8 @@ use crate::{
 
 /// The time until a write of the leader's value is repeated.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// The longest time for which the write of the leader's value is repeated, however long the TTL is.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 /// The least time from a loss or a fault to the next campaign of [`Election::lead`].
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// The time for which a candidate on standby still waits for its grant once it sees a leader. The
@@ -134,7 +136,7 @@ impl Election {
     ///   value is not empty or this candidate is on standby. Nothing was sent. A client that
     ///   connects [lazily](crate::backend::LazyBackend) connects first.
     /// - The error of the write of the value, after which the term has ended. A transient error is
-    ///   retried for one TTL.
+    ///   retried for one TTL, but at most 30 s.
     /// - Otherwise as [`Mutex::lock`](crate::Mutex::lock).
     ///
     /// # Cancel safety
@@ -448,15 +450,16 @@ async fn until_taken(leaders: &mut Leaders, seen: &mut Option<Option<Leader>>) -
     }
 }
 
-/// Writes the value into the record. A transient error is retried for one TTL, or for as long as
-/// `wait` says.
+/// Writes the value into the record. A transient error is retried for one TTL, at most 30 s, or for
+/// as long as `wait` says.
 async fn publish(lease: &OwnedLease, value: &[u8], wait: Wait) -> Result<()> {
     let held = lease.held();
     let ttl = held.request.ttl().as_duration();
+    let longest = ttl.min(LONGEST_PATIENCE);
     let patience = match wait {
         Wait::Not => Duration::ZERO,
-        Wait::AtMost(left) => left.min(ttl),
-        Wait::Forever => ttl,
+        Wait::AtMost(left) => left.min(longest),
+        Wait::Forever => longest,
     };
     let begun = Instant::now();
     loop {
