@@ -82,7 +82,8 @@ pub struct Capabilities {
     /// - a read of the record [while held](crate::backend::RecordRead::while_held) returns the
     ///   proposal of the candidate that holds the lock, and the record of any other holder.
     ///
-    /// Such a backend also keeps [records](Self::records). Otherwise the client writes the proposal into the record, once the lock is granted.
+    /// Such a backend also keeps [records](Self::records). Otherwise the client writes the proposal
+    /// into the record, once the lock is granted.
     pub proposals: bool,
     /// Whether these capabilities hold for any server of this kind, because a client that connects
     /// [lazily](crate::backend::LazyBackend) has not reached its server yet. Each promise is then

@@ -161,8 +161,8 @@ impl RecordWatch {
     /// Earlier states may be skipped. No two calls in a row return the same write.
     ///
     /// # Faults
-    /// While the backend cannot be reached, the call waits, and reads again once a second. A warning
-    /// is logged when this begins.
+    /// While the backend cannot be reached, the call waits, and reads again once a second. When
+    /// this begins, it logs a warning.
     ///
     /// # Errors
     /// - [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if the backend keeps no records.

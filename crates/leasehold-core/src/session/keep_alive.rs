@@ -30,8 +30,8 @@ enum Action {
     End,
 }
 
-/// Renews a session while acquisitions wait in it and after uncertain operations, and closes it when
-/// it is idle or has ended.
+/// Renews a session while acquisitions wait in it and after uncertain operations. Closes it when it
+/// is idle or has ended.
 pub(super) async fn keep<D: SessionDriver>(session: Weak<Session<D>>) {
     loop {
         let Some(session) = session.upgrade() else {
