@@ -105,7 +105,7 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     try_print(text).map(|_| ())
 }
 
-/// Prints `text` as [`print`] does, and returns `Break` if the reader has ended.
+/// Prints `text` as [`print()`] does, and returns `Break` if the reader has ended.
 pub(crate) fn try_print(text: &str) -> Result<ControlFlow<()>, Failure> {
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     match writeln!(std::io::stdout(), "{}", lines.join("\n")) {
