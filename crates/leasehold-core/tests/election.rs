@@ -619,6 +619,42 @@ async fn unreachable_backend_is_no_vacancy() {
     assert!(term.is_ok(), "it campaigns once the backend answers");
 }
 
+/// A delay may be shorter than the round trip of a read.
+#[tokio::test(start_paused = true)]
+async fn standby_without_a_delay_does_not_read_in_a_loop() {
+    let (client, script) = Scripted::client(Script::default());
+    let standby = client.election("e").with_standby(Duration::ZERO);
+    // Another leads between the first answer of the observer and the next read.
+    *script.readings.lock().unwrap() = vec![None, record(1, 1)];
+    let campaign = tokio::spawn(async move { standby.campaign("standby").await });
+    let reads = async || {
+        let before = script.calls.load(SeqCst);
+        // On paused time, a loop of reads lets no time pass.
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        let at_once = script.calls.load(SeqCst) - before;
+        assert!(at_once < 10, "{at_once} reads at once");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        script.calls.load(SeqCst) - before
+    };
+    let beside_a_leader = reads().await;
+    assert!(beside_a_leader < 200, "{beside_a_leader} reads in a minute");
+    assert!(
+        script.proposed.lock().unwrap().is_empty(),
+        "there is a leader"
+    );
+    // The backend fails at once, again and again.
+    script.failing_reads.store(usize::MAX, SeqCst);
+    script.changed.notify_waiters();
+    let in_an_outage = reads().await;
+    assert!(in_an_outage < 200, "{in_an_outage} reads in a minute");
+    script.failing_reads.store(0, SeqCst);
+    script.readings.lock().unwrap().clear();
+    let term = timeout(SOON, campaign).await.unwrap().unwrap().unwrap();
+    assert!(term.is_held());
+}
+
 #[tokio::test(start_paused = true)]
 async fn observer_sees_values_vacancies_and_new_leaders() {
     let (one, other) = two_processes();

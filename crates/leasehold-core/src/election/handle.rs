@@ -33,6 +33,9 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// The time for which a candidate on standby still waits for its grant once it sees a leader. The
 /// leader may be itself: its value can be read before the answer of its grant arrives.
 const GRANT_IS_ON_ITS_WAY: Duration = Duration::from_secs(1);
+/// The least time for which a candidate on standby lets its observer read before it asks again
+/// itself. Its delay may be shorter than the round trip of a read.
+const OBSERVER_CATCHES_UP: Duration = Duration::from_secs(1);
 
 /// An election: one of several candidates leads, and anyone can see who. Created by
 /// [`LockClient::election`](crate::LockClient::election).
@@ -387,11 +390,15 @@ impl Election {
         seen: &mut Option<Option<Leader>>,
         delay: Duration,
     ) -> Result<()> {
+        let mut patience = delay;
         loop {
             match seen {
-                None | Some(Some(_)) => *seen = Some(leaders.next().await?),
+                None | Some(Some(_)) => {
+                    *seen = Some(leaders.next().await?);
+                    patience = delay;
+                }
                 Some(None) => {
-                    if let Ok(next) = timeout(delay, leaders.next()).await {
+                    if let Ok(next) = timeout(patience, leaders.next()).await {
                         *seen = Some(next?);
                         continue;
                     }
@@ -403,6 +410,7 @@ impl Election {
                         Err(error) if error.is_retryable() => {}
                         Err(error) => return Err(error),
                     }
+                    patience = delay.max(OBSERVER_CATCHES_UP);
                 }
             }
         }
