@@ -160,6 +160,7 @@ impl LockBackend for Scripted {
             return Err(Error::new(ErrorKind::Unavailable, "made to fail"));
         }
         let changed = Arc::clone(&self.script.changed).notified_owned();
+        Self::way(&self.script).await;
         let reading = {
             let mut readings = self.script.readings.lock().unwrap();
             // The last answer stays.
@@ -174,7 +175,6 @@ impl LockBackend for Scripted {
             reading.changed = Some(Box::pin(changed));
             return Ok(reading);
         }
-        Self::way(&self.script).await;
         let reading = Arc::clone(&self.inner).read_record(read).await;
         Self::way(&self.script).await;
         reading
@@ -737,6 +737,27 @@ async fn observer_believes_a_backend_that_lost_its_data() {
     *script.readings.lock().unwrap() = vec![record(2, 1)];
     script.changed.notify_waiters();
     assert_eq!(next(&mut leaders).await, some("1.2"));
+}
+
+/// A caller that selects among several futures may poll the observer again after a long time.
+#[tokio::test(start_paused = true)]
+async fn observer_that_was_not_polled_reads_before_it_shows_an_older_leader() {
+    let (client, script) = Scripted::client(Script {
+        yields: 1,
+        ..Script::default()
+    });
+    *script.readings.lock().unwrap() = vec![record(5, 7)];
+    let mut leaders = client.election("e").observe();
+    assert_eq!(next(&mut leaders).await, some("7.5"));
+    // A late answer shows an older leader.
+    *script.readings.lock().unwrap() = vec![record(1, 1)];
+    script.changed.notify_waiters();
+    let nothing = timeout(Duration::from_secs(1), leaders.next()).await;
+    assert!(nothing.is_err(), "an older leader is not returned at once");
+    *script.readings.lock().unwrap() = vec![record(6, 7)];
+    script.changed.notify_waiters();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(next(&mut leaders).await, some("7.6"));
 }
 
 #[tokio::test(start_paused = true)]

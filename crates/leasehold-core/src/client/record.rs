@@ -211,6 +211,12 @@ impl RecordWatch {
         }
     }
 
+    /// Makes the next call of [`next`](Self::next) return the present record at once.
+    pub(crate) fn start_again(&mut self) {
+        self.reported = None;
+        self.next_read = NextRead::Now;
+    }
+
     /// Returns the same states as a stream. It ends after the first error.
     pub fn into_stream(self) -> impl Stream<Item = Result<Option<Record>>> + Send + Unpin {
         stream::unfold(Some(self), |watch| async {

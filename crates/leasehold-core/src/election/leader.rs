@@ -144,10 +144,10 @@ impl Leaders {
                     match timeout_at(*since + DATA_IS_LOST, self.watch.next()).await {
                         Ok(next) => next,
                         Err(_elapsed) => {
-                            let older = self.older.take().map(|(leader, _)| leader);
-                            self.newest.clone_from(&older);
-                            self.reported = Some(older.clone());
-                            return Ok(older);
+                            // If nobody has polled since, the last read may be long ago.
+                            self.watch.start_again();
+                            (self.older, self.newest) = (None, None);
+                            continue;
                         }
                     }
                 }
