@@ -393,6 +393,33 @@ async fn a_leader_that_has_proclaimed_notices_a_revocation() {
     }
 }
 
+/// The leader may replace its proposal between the read and the write of a revocation.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_that_races_proclaimed_values_is_noticed() {
+    let server = ZookeeperServer::start().unwrap();
+    let (one, two) = (backend(&server, "").await, backend(&server, "").await);
+    for _ in 0..10 {
+        let lease = acquired(&one, candidate("value")).await;
+        let seen = holder(&two).await;
+        let proclaiming = tokio::spawn({
+            let lease = Arc::clone(&lease);
+            async move {
+                for sequence in 1.. {
+                    let written = Arc::clone(&lease).write_record(write(sequence, "value"));
+                    written.await.unwrap();
+                }
+            }
+        });
+        let revoked = two.revoke(&seen, Revocation::Graceful).await.unwrap();
+        assert_eq!(revoked, RevokeOutcome::FreeWithin(None));
+        proclaiming.abort();
+        let node = members(&server).pop_first().unwrap();
+        let (data, _) = operator(&server).await.get_data(&node).await.unwrap();
+        assert!(data.starts_with(b"__REVOKE__"), "the request is gone");
+        free(lease).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_inspection_shows_what_candidates_propose() {
     let server = ZookeeperServer::start().unwrap();
