@@ -10,6 +10,7 @@ mod driver;
 mod event;
 mod protocol;
 mod register;
+mod replica;
 mod serve;
 mod storm;
 
@@ -19,4 +20,6 @@ pub use event::{EventLog, now_ns};
 pub use leasehold_testkit::history::{Event, Op, Phase, RegisterLine, Write};
 pub use protocol::{Answer, Command, Patience, Setup, Storm};
 pub use register::Register;
+pub use replica::{Replica, unix_ms};
 pub use serve::serve;
+pub use storm::storm;

@@ -2,6 +2,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::replica::Replica;
+
 /// The setup of a worker: its only argument, as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Setup {
@@ -114,6 +116,8 @@ pub enum Command {
     Calm,
     /// Report the number of grants in the storm so far.
     Count,
+    /// Run work once per occurrence. The only answer is the error that ends it.
+    Serve(Replica),
 }
 
 /// Many tasks that repeatedly lock, change the register and release.
@@ -136,6 +140,9 @@ pub struct Storm {
     pub hold_us: u64,
     /// Whether the tasks read and write the register.
     pub write: bool,
+    /// Whether the tasks campaign for the election `key`, with the name of the process as their
+    /// value, instead of locking.
+    pub election: bool,
 }
 
 /// An answer of a worker.

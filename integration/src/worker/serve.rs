@@ -42,7 +42,7 @@ pub async fn serve(setup: Setup) -> crate::Result<()> {
         client,
         log,
         register,
-        proc: setup.proc,
+        proc: setup.proc.clone(),
         guards: Mutex::default(),
         together: Mutex::default(),
     });
@@ -86,6 +86,18 @@ pub async fn serve(setup: Setup) -> crate::Result<()> {
                     },
                 ),
             },
+            Command::Serve(replica) => {
+                let (log, setup) = (Arc::clone(&hand.log), setup.clone());
+                tokio::spawn(async move {
+                    let Setup {
+                        url, ttl_ms, proc, ..
+                    } = setup;
+                    match replica.serve(&url, ttl_ms, &proc, &log).await {
+                        Ok(never) => match never {},
+                        Err(error) => tell(id, failed(&error)),
+                    }
+                });
+            }
             Command::Count => tell(id, storm.as_ref().map_or(Answer::Storming, Running::count)),
             other => {
                 let hand = Arc::clone(&hand);
@@ -153,7 +165,9 @@ impl Hand {
                 value,
                 fenced,
             } => return self.write(slot, value, fenced),
-            Command::Storm(_) | Command::Calm | Command::Count => return no_guard(0),
+            Command::Storm(_) | Command::Calm | Command::Count | Command::Serve(_) => {
+                return no_guard(0);
+            }
         };
         answer.unwrap_or_else(|error| failed(&error))
     }

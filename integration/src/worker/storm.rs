@@ -1,5 +1,7 @@
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
+    future::pending,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -7,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{ErrorKind, LockClient};
+use leasehold_core::{Error, ErrorKind, LockClient};
 use rand::RngExt;
 use tokio::task::JoinSet;
 
@@ -29,6 +31,18 @@ const LONG_HOLD_CHECK: Duration = Duration::from_millis(20);
 
 fn one_in(n: u32) -> bool {
     n > 0 && rand::rng().random_ratio(1, n)
+}
+
+/// Runs a storm for as long as the future is polled.
+pub async fn storm(
+    client: &LockClient,
+    log: &Arc<EventLog>,
+    register: &Register,
+    proc: &str,
+    plan: &Storm,
+) -> Infallible {
+    let _running = Running::begin(client, log, register, proc, plan);
+    pending().await
 }
 
 /// A running storm.
@@ -124,11 +138,15 @@ impl Shared {
         let within = Duration::from_millis(self.plan.within_ms);
         let lock = self.client.rwlock(key.as_str());
         let acquisition = async {
-            if shared {
-                lock.read_timeout(within).await
+            Ok(if self.plan.election {
+                let election = self.client.election(key.as_str());
+                let term = election.campaign_timeout(&self.proc, within).await?;
+                term.map(Held::from)
+            } else if shared {
+                lock.read_timeout(within).await?.map(Held::from)
             } else {
-                lock.write_timeout(within).await
-            }
+                lock.write_timeout(within).await?.map(Held::from)
+            })
         };
         let acquired = if one_in(self.plan.drop_in) {
             let dropped_after = Duration::from_micros(rand::rng().random_range(0..20_000));
@@ -137,13 +155,13 @@ impl Shared {
             Some(acquisition.await)
         };
         match acquired {
-            Some(Ok(Some(guard))) => self.granted(shared, attempt, guard.into()).await,
+            Some(Ok(Some(guard))) => self.granted(shared, attempt, guard).await,
             Some(Ok(None)) => {
                 self.write(shared, attempt, (Op::Acquire, Phase::Fail), None, None);
                 self.timed_out.fetch_add(1, Ordering::Relaxed);
             }
             None => self.write(shared, attempt, (Op::Acquire, Phase::Info), None, None),
-            Some(Err(error)) => {
+            Some(Err::<_, Error>(error)) => {
                 self.write(shared, attempt, (Op::Acquire, Phase::Fail), None, None);
                 if !error.is_retryable() && error.kind() != ErrorKind::Lost {
                     eprintln!("{}: {error}", self.proc);

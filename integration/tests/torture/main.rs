@@ -6,6 +6,8 @@
 mod bad_input;
 mod chaos;
 mod every_backend;
+mod local_replica;
+mod once;
 mod support;
 mod unconnected;
 mod zookeeper;
