@@ -567,6 +567,29 @@ async fn watch_waits_through_an_outage() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn watch_whose_calls_are_soon_dropped_reads_after_a_fault() {
+    for notification in [Notification::Memory, Notification::None, Notification::Panics] {
+        let (client, script) = scripted();
+        *script.notification.lock().unwrap() = notification;
+        let mut watch = client.watch("k");
+        assert_eq!(watch.next().await.unwrap(), None);
+        let guard = client.mutex("k").lock().await.unwrap();
+        guard.write_record("v").await.unwrap();
+        script.reads_fail.store(3, SeqCst);
+        let mut seen = None;
+        for _ in 0..100 {
+            let next = tokio::time::timeout(Duration::from_millis(100), watch.next()).await;
+            if let Ok(next) = next {
+                seen = next.unwrap();
+                break;
+            }
+        }
+        let seen = seen.map(|record| record.value);
+        assert_eq!(seen, Some(b"v".to_vec()), "{notification:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn dropped_wait_of_a_watch_loses_no_state() {
     let (client, _) = scripted();
     let mut watch = client.watch("k");

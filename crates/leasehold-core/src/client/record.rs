@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, Stream, StreamExt, stream};
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     backend::{
@@ -135,7 +136,15 @@ type State = Option<(AcquisitionId, u64, u64)>;
 enum NextRead {
     Now,
     Changed(BoxFuture<'static, ()>),
-    After(Duration),
+    /// At a point in time. A pause would begin again with each call, and a watch whose calls are
+    /// dropped sooner would never read.
+    At(Instant),
+}
+
+impl NextRead {
+    fn in_a_while() -> Self {
+        Self::At(Instant::now() + POLL_INTERVAL)
+    }
 }
 
 impl RecordWatch {
@@ -185,7 +194,7 @@ impl RecordWatch {
                     let record = reading.record;
                     self.next_read = match reading.changed {
                         Some(changed) => NextRead::Changed(changed),
-                        None => NextRead::After(POLL_INTERVAL),
+                        None => NextRead::in_a_while(),
                     };
                     let state = record
                         .as_ref()
@@ -196,7 +205,7 @@ impl RecordWatch {
                     }
                 }
                 Err(error) if error.is_retryable() => {
-                    self.next_read = NextRead::After(POLL_INTERVAL);
+                    self.next_read = NextRead::in_a_while();
                     if !std::mem::replace(&mut self.is_failing, true) {
                         contain(|| {
                             tracing::warn!(
@@ -238,11 +247,12 @@ impl RecordWatch {
                     let notified = contained(changed.map(Ok)).await;
                     if notified.is_err() {
                         // A future that panicked must not be polled again.
-                        self.next_read = NextRead::After(POLL_INTERVAL);
-                        tokio::time::sleep(POLL_INTERVAL).await;
+                        let next = Instant::now() + POLL_INTERVAL;
+                        self.next_read = NextRead::At(next);
+                        sleep_until(next).await;
                     }
                 }
-                NextRead::After(pause) => tokio::time::sleep(*pause).await,
+                NextRead::At(next) => sleep_until(*next).await,
             }
         };
         tokio::select! {
