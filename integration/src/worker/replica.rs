@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::event::EventLog;
 use crate::steps::{connected, millis};
 
-/// One in this many runs takes up to [`LONG_RUN`], so that faults probably hit it. The others take
-/// up to [`SHORT_RUN`].
+/// One in this many runs takes up to [`LONG_RUN`], so that faults probably hit it. All other runs
+/// take up to [`SHORT_RUN`].
 const LONG_IN: u32 = 3;
 const LONG_RUN: Duration = Duration::from_millis(400);
 const SHORT_RUN: Duration = Duration::from_millis(10);
@@ -92,19 +92,21 @@ impl Replica {
     }
 }
 
-/// Logs its begin, takes some time, and logs its end.
+/// Logs its begin, takes some time, and logs its end. If it is cancelled, it logs that the lock is
+/// lost.
 async fn work(run: Run, key: String, log: Arc<EventLog>) -> std::result::Result<(), Infallible> {
-    let attempt = log.next_attempt();
     let key = match run.occurrence() {
         Occurrence::At(at) => format!("{key}@{}", unix_ms(*at)),
         other => format!("{key}@{other:?}"),
     };
-    let write = |op, phase| {
-        let token = run.lease().fencing_token().map(FencingToken::get);
-        let deadline = run.lease().deadline().moment().as_nanos();
-        log.write(attempt, &key, (op, phase), token, Some(deadline));
+    let mut logged = Logged {
+        attempt: log.next_attempt(),
+        log,
+        key,
+        run,
+        has_ended: false,
     };
-    write(Op::Acquire, Phase::Ok);
+    logged.write(Op::Acquire, Phase::Ok);
     let longest = if rand::rng().random_ratio(1, LONG_IN) {
         LONG_RUN
     } else {
@@ -115,10 +117,38 @@ async fn work(run: Run, key: String, log: Arc<EventLog>) -> std::result::Result<
         let pause = left.min(CHECK_EVERY);
         tokio::time::sleep(pause).await;
         left -= pause;
-        write(Op::Check, Phase::Ok);
+        logged.write(Op::Check, Phase::Ok);
     }
-    write(Op::Release, Phase::Invoke);
+    logged.write(Op::Release, Phase::Invoke);
+    logged.has_ended = true;
     Ok(())
+}
+
+/// A run, and the log of its steps.
+struct Logged {
+    attempt: u64,
+    log: Arc<EventLog>,
+    key: String,
+    run: Run,
+    has_ended: bool,
+}
+
+impl Logged {
+    fn write(&self, op: Op, phase: Phase) {
+        let lease = self.run.lease();
+        let token = lease.fencing_token().map(FencingToken::get);
+        let deadline = lease.deadline().moment().as_nanos();
+        self.log
+            .write(self.attempt, &self.key, (op, phase), token, Some(deadline));
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.write(Op::Check, Phase::Fail);
+        }
+    }
 }
 
 /// Returns the number of milliseconds since 1970.

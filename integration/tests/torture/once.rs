@@ -180,7 +180,7 @@ impl Replicas<'_> {
     }
 }
 
-/// What the history of one name has said so far.
+/// The observations of the history of one name.
 #[derive(Default)]
 struct Seen {
     through: u64,

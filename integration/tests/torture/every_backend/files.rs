@@ -4,11 +4,13 @@ use std::{fs, path::PathBuf, thread, time::SystemTime};
 use rand::{RngExt, rngs::StdRng};
 use tempfile::TempDir;
 
-use super::{Target, survives};
+use super::{Target, elections::elects, survives};
 
 /// Lock files in a folder of their own.
 struct Files {
     folder: TempDir,
+    /// Whether a cleaner of temporary files removes them.
+    cleaned: bool,
 }
 
 impl Files {
@@ -32,7 +34,7 @@ impl Target for Files {
 
     fn strike(&mut self, rng: &mut StdRng) {
         thread::sleep(millis(rng.random_range(20..300)));
-        match rng.random_range(0..8) {
+        match rng.random_range(if self.cleaned { 0 } else { 2 }..8) {
             // A cleaner of temporary files does this.
             0 => self
                 .lock_files()
@@ -63,5 +65,15 @@ impl Target for Files {
 fn files_keep_their_promises_in_chaos() {
     survives(Files {
         folder: tempfile::tempdir().unwrap(),
+        cleaned: true,
+    });
+}
+
+#[test]
+fn files_elect_one_leader_at_a_time_in_chaos() {
+    // A cleaner would remove the values of the leaders.
+    elects(Files {
+        folder: tempfile::tempdir().unwrap(),
+        cleaned: false,
     });
 }

@@ -5,6 +5,7 @@
 //! servers. The faults of processes are the same everywhere: pauses, kills, dropped acquisitions,
 //! and graceful revocations of the holder.
 
+mod elections;
 mod etcd;
 mod files;
 mod memory;
@@ -24,11 +25,12 @@ use std::{
 use leasehold_core::{ErrorKind, LockClient, Revocation};
 use leasehold_integration::{
     checker::{self, Order, grants_between},
-    stage::Stage,
-    steps::{SOON, client_of, millis},
-    worker::{Answer, Command, EventLog, Patience, Storm, Worker, now_ns},
+    stage::{Stage, granted},
+    steps::{client_of, millis},
+    worker::{Answer, Command, Event, EventLog, Patience, Storm, Worker, now_ns},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::runtime::Runtime;
 
 use crate::chaos::{none, seed};
 
@@ -75,6 +77,14 @@ fn span() -> Duration {
     Duration::from_secs(seconds.unwrap_or(10))
 }
 
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
 /// Returns the work of each process.
 fn storm() -> Storm {
     Storm {
@@ -86,6 +96,7 @@ fn storm() -> Storm {
         within_ms: WITHIN_MS,
         hold_us: 2000,
         write: true,
+        election: false,
     }
 }
 
@@ -99,13 +110,13 @@ struct Crew<'a> {
 }
 
 impl<'a> Crew<'a> {
-    fn new(stage: &'a Stage, urls: Vec<String>) -> Self {
+    fn new(stage: &'a Stage, urls: Vec<String>, storm: Storm) -> Self {
         let mut crew = Self {
             stage,
             urls,
             workers: Vec::new(),
             names: Vec::new(),
-            storm: storm(),
+            storm,
         };
         for at in 0..PROCESSES {
             let worker = crew.hire(at);
@@ -186,7 +197,7 @@ impl<'a> Crew<'a> {
         grants_between(&self.events(), |_| true, 0, u64::MAX)
     }
 
-    fn events(&self) -> Vec<leasehold_integration::worker::Event> {
+    fn events(&self) -> Vec<Event> {
         let logs: Vec<_> = self
             .names
             .iter()
@@ -217,27 +228,22 @@ async fn revoke(client: &LockClient, seed: u64, over: &AtomicBool) -> usize {
     revoked
 }
 
-/// Injects faults for the whole time, then verifies all guarantees.
-fn survives(mut target: impl Target) {
-    let seed = seed();
+/// Injects faults into the servers and the workers, and revokes locks, for the whole time. Returns
+/// the number of revocations.
+fn under_faults(
+    target: &mut impl Target,
+    crew: &mut Crew<'_>,
+    administrator: &LockClient,
+    runtime: &Runtime,
+    seed: u64,
+) -> usize {
     let ttl_ms = target.ttl_ms();
-    let stage = Stage::on(&target.url(0), ttl_ms);
-    let mut crew = Crew::new(
-        &stage,
-        (0..PROCESSES).map(|worker| target.url(worker)).collect(),
-    );
     // The end of the faults, and that of the revocations.
     let (peace, over) = (AtomicBool::new(false), AtomicBool::new(false));
     let begun = Instant::now();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let administrator = runtime.block_on(client_of(&target.url(0), ttl_ms));
-    let revoked = thread::scope(|scope| {
-        let revoking = scope.spawn(|| runtime.block_on(revoke(&administrator, seed, &over)));
-        let (target, at_war) = (&mut target, || !peace.load(Ordering::Relaxed));
+    thread::scope(|scope| {
+        let revoking = scope.spawn(|| runtime.block_on(revoke(administrator, seed, &over)));
+        let at_war = || !peace.load(Ordering::Relaxed);
         let striking = scope.spawn(move || {
             let mut rng = StdRng::seed_from_u64(seed ^ 1);
             while at_war() {
@@ -259,7 +265,19 @@ fn survives(mut target: impl Target) {
         revoking
             .join()
             .expect("the administrator's thread panicked")
-    });
+    })
+}
+
+/// Injects faults for the whole time, then verifies all guarantees.
+fn survives(mut target: impl Target) {
+    let seed = seed();
+    let ttl_ms = target.ttl_ms();
+    let stage = Stage::on(&target.url(0), ttl_ms);
+    let urls = (0..PROCESSES).map(|worker| target.url(worker)).collect();
+    let mut crew = Crew::new(&stage, urls, storm());
+    let runtime = runtime();
+    let administrator = runtime.block_on(client_of(&target.url(0), ttl_ms));
+    let revoked = under_faults(&mut target, &mut crew, &administrator, &runtime, seed);
     at_peace(&stage, &crew);
     let (grants, errors) = crew.end();
     println!("{grants} grants by surviving workers, {revoked} revocations, errors: {errors:?}");
@@ -280,19 +298,28 @@ fn survives(mut target: impl Target) {
         &checker::register(&stage.register().history().unwrap()),
         "fenced writes",
     );
-    let after =
-        stage
-            .worker_at("after", &crew.urls[0])
-            .lock(0, "k", Patience::Within(millis_of(SOON)));
-    let Answer::Granted { token, .. } = after.unwrap() else {
-        panic!("not granted after the chaos")
-    };
-    let largest = events.iter().filter_map(|event| event.token).max();
-    assert!(token > largest, "{token:?} after {largest:?}");
+    grants_a_larger_token(&stage, &crew.urls[0], storm(), &events);
 }
 
-fn millis_of(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).expect("the duration fits")
+/// Asserts that after all faults another worker is granted the lock, with a larger token.
+fn grants_a_larger_token(stage: &Stage, url: &str, storm: Storm, events: &[Event]) {
+    let (slot, key) = (0, storm.key);
+    let mut worker = stage.worker_at("after", url);
+    let command = if storm.election {
+        let value = "after".into();
+        Command::Campaign { slot, key, value }
+    } else {
+        let patience = Patience::Forever;
+        Command::Lock {
+            slot,
+            key,
+            patience,
+        }
+    };
+    let ticket = worker.send(command).unwrap();
+    let (token, _) = granted(worker.answer(ticket, LONE_WAITER).unwrap());
+    let largest = events.iter().filter_map(|event| event.token).max();
+    assert!(Some(token) > largest, "{token} after {largest:?}");
 }
 
 /// Asserts that without faults, but still in the storm, a writer and a reader in other processes

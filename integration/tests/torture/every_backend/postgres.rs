@@ -7,7 +7,7 @@ use leasehold_integration::{
 };
 use rand::{RngExt, rngs::StdRng};
 
-use super::{Target, survives};
+use super::{Target, elections::elects, survives};
 
 const TTL: u64 = 2000;
 
@@ -87,9 +87,18 @@ impl Target for Postgres {
     fn settle(&mut self) {}
 }
 
-#[test]
-fn postgres_keeps_its_promises_in_chaos() {
+fn start() -> Postgres {
     let server = PostgresServer::start().unwrap();
     let way = Proxy::start(server.addr()).unwrap();
-    survives(Postgres { server, way });
+    Postgres { server, way }
+}
+
+#[test]
+fn postgres_keeps_its_promises_in_chaos() {
+    survives(start());
+}
+
+#[test]
+fn postgres_elects_one_leader_at_a_time_in_chaos() {
+    elects(start());
 }

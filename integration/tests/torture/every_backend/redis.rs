@@ -7,7 +7,7 @@ use leasehold_integration::{
 };
 use rand::{RngExt, rngs::StdRng};
 
-use super::{Target, survives};
+use super::{Target, elections::elects, survives};
 
 const TTL: u64 = 500;
 const USER: (&str, &str, &str) = ("app", "secret", "~* &* +@all");
@@ -104,12 +104,21 @@ impl Target for Redis {
     fn settle(&mut self) {}
 }
 
-#[test]
-fn redis_keeps_its_promises_in_chaos() {
+fn start() -> Redis {
     let builder = RedisServer::builder()
         .persistence(Persistence::EveryWrite)
         .user(USER.0, USER.1, USER.2);
     let server = builder.start().unwrap();
     let way = Proxy::start(server.addr()).unwrap();
-    survives(Redis { server, way });
+    Redis { server, way }
+}
+
+#[test]
+fn redis_keeps_its_promises_in_chaos() {
+    survives(start());
+}
+
+#[test]
+fn redis_elects_one_leader_at_a_time_in_chaos() {
+    elects(start());
 }

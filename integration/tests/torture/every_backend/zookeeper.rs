@@ -6,7 +6,7 @@ use leasehold_integration::{
 };
 use rand::{RngExt, rngs::StdRng};
 
-use super::{Target, survives};
+use super::{Target, elections::elects, survives};
 
 /// Long enough for an election on a busy machine, and for waiters to have their own session.
 const TTL: u64 = 5500;
@@ -98,15 +98,24 @@ impl Target for Zookeeper {
     }
 }
 
-#[test]
-fn zookeeper_keeps_its_promises_in_chaos() {
+fn start() -> Zookeeper {
     let ensemble = ZookeeperServer::builder()
         .sync_limit(8)
         .links()
         .start_members(MEMBERS)
         .unwrap();
-    survives(Zookeeper {
+    Zookeeper {
         ensemble,
         administrator: tokio::runtime::Runtime::new().unwrap(),
-    });
+    }
+}
+
+#[test]
+fn zookeeper_keeps_its_promises_in_chaos() {
+    survives(start());
+}
+
+#[test]
+fn zookeeper_elects_one_leader_at_a_time_in_chaos() {
+    elects(start());
 }
