@@ -568,7 +568,11 @@ async fn watch_waits_through_an_outage() {
 
 #[tokio::test(start_paused = true)]
 async fn watch_whose_calls_are_soon_dropped_reads_after_a_fault() {
-    for notification in [Notification::Memory, Notification::None, Notification::Panics] {
+    for notification in [
+        Notification::Memory,
+        Notification::None,
+        Notification::Panics,
+    ] {
         let (client, script) = scripted();
         *script.notification.lock().unwrap() = notification;
         let mut watch = client.watch("k");

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_core::{Error, ErrorKind, LockClient};
+use leasehold_core::{Error, ErrorKind, LockClient, Released};
 use rand::RngExt;
 use tokio::task::JoinSet;
 
@@ -197,11 +197,10 @@ impl Shared {
             token,
             Some(deadline),
         );
-        let released = guard.release().await;
-        let phase = if released.is_ok() {
-            Phase::Ok
-        } else {
-            Phase::Info
+        let phase = match guard.release().await {
+            Ok(Released::Freed) => Phase::Ok,
+            Ok(_) => Phase::Fail,
+            Err(_) => Phase::Info,
         };
         self.write(shared, attempt, (Op::Release, phase), token, None);
     }

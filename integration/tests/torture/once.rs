@@ -190,10 +190,14 @@ struct Seen {
 }
 
 impl Seen {
-    /// Adds what the history says now. Nothing that was decided may change.
+    /// Adds the present history, if a busy server answers in time. Nothing that was decided may
+    /// change.
     async fn look(&mut self, client: &LockClient, name: (&str, bool)) {
         let once = replica(0, name).once(client).unwrap();
-        let history = once.history().await.unwrap();
+        let history = match once.history().await {
+            Err(error) if error.is_retryable() => return,
+            history => history.unwrap(),
+        };
         let Some(through) = history.decided_through.map(unix_ms) else {
             return;
         };

@@ -113,6 +113,7 @@ fn judge(events: &[Event], seen: &Seen) {
     let candidates: BTreeMap<_, _> = (events.iter().filter(granted))
         .map(|event| (event.token.unwrap(), event.proc.as_str()))
         .collect();
+    // A term that was lost before its release may be shown until the lease expires on the server.
     let resigned: BTreeMap<_, _> = (events.iter())
         .filter(|event| (event.op, event.phase) == (Op::Release, Phase::Ok))
         .map(|event| (event.token.unwrap(), event.t_ns))
