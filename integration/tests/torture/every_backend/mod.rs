@@ -27,7 +27,7 @@ use leasehold_integration::{
     checker::{self, Order, grants_between},
     stage::{Stage, granted},
     steps::{client_of, millis},
-    worker::{Answer, Command, Event, EventLog, Patience, Storm, Worker, now_ns},
+    worker::{Answer, Command, Event, EventLog, Op, Patience, Phase, Storm, Worker, now_ns},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::runtime::Runtime;
@@ -144,10 +144,23 @@ impl<'a> Crew<'a> {
         }
     }
 
+    /// Returns the worker that was elected last, which probably leads.
+    fn leader(&self) -> Option<usize> {
+        let events = self.events();
+        let elected = |event: &&Event| (event.op, event.phase) == (Op::Acquire, Phase::Ok);
+        let last = events.iter().rfind(elected)?;
+        (self.workers.iter()).position(|worker| worker.setup().proc == last.proc)
+    }
+
     /// Injects one fault into the processes and waits for its end.
     fn strike(&mut self, rng: &mut StdRng, ttl_ms: u64) {
         thread::sleep(millis(rng.random_range(50..500)));
-        let at = rng.random_range(0..PROCESSES);
+        let any = rng.random_range(0..PROCESSES);
+        let at = if self.storm.election && rng.random() {
+            self.leader().unwrap_or(any)
+        } else {
+            any
+        };
         match rng.random_range(0..3) {
             0 | 1 => {
                 // All but one: the holder is probably paused, and the remaining one acquires its
