@@ -4,7 +4,10 @@
 use std::{
     fmt::{self, Debug},
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -330,7 +333,13 @@ impl<D: SessionDriver> Session<D> {
 
     pub(super) fn mark_uncertain(&self) {
         let now = self.time.now();
-        self.lock().uncertain_since = Some(now);
+        let tried = Timestamp::from_nanos(self.tried.load(Ordering::Relaxed));
+        let mut state = self.lock();
+        // An earlier operation that is not yet checked is checked first. Otherwise operations that
+        // follow each other closely would put off the check for ever.
+        if state.uncertain_since.is_none_or(|since| since <= tried) {
+            state.uncertain_since = Some(now);
+        }
     }
 
     pub(super) fn claims(&self) -> usize {

@@ -533,6 +533,24 @@ async fn a_request_that_arrives_late_is_undone_soon_whatever_the_ttl() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn requests_without_answers_in_a_row_put_off_no_check() {
+    let (server, sessions, clock) = setup();
+    let request = request(&clock, 3_600);
+    let failed = sessions.claim(&request, |_, _| 1).await.unwrap();
+    let failing = sessions.claim(&request, |_, _| 2).await.unwrap();
+    failed.tombstone();
+    drop(failed);
+    server.has(0, 1);
+    for _ in 0..100 {
+        failing.mark_uncertain();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(*server.deleted.lock().unwrap(), [1]);
+    let renewed = server.renewed.load(Ordering::Relaxed);
+    assert!(renewed < 30, "{renewed} renewals");
+}
+
+#[tokio::test(start_paused = true)]
 async fn reconciliation_spares_concurrent_claims_and_releases() {
     let (server, sessions, clock) = setup();
     let request = request(&clock, 10);
