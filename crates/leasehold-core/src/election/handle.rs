@@ -80,6 +80,8 @@ const OBSERVER_CATCHES_UP: Duration = Duration::from_secs(1);
 /// # Not guaranteed
 /// - A leader that was paused may act as the leader until it reads the clock. Only the resource
 ///   can refuse its writes, by comparing [fencing tokens](crate::FencingToken).
+/// - A candidate that gives up at the moment of its grant may be shown as the leader, until the
+///   backend has removed it.
 /// - The record of the name belongs to the election. The holder of a mutex of this name that
 ///   [writes a record](crate::LockGuard::write_record) is shown as the leader.
 ///
