@@ -741,7 +741,7 @@ async fn observer_believes_a_backend_that_lost_its_data() {
 
 /// A caller that selects among several futures may poll the observer again after a long time.
 #[tokio::test(start_paused = true)]
-async fn observer_that_was_not_polled_reads_before_it_shows_an_older_leader() {
+async fn observer_reads_again_before_it_shows_an_older_leader() {
     let (client, script) = Scripted::client(Script {
         yields: 1,
         ..Script::default()
