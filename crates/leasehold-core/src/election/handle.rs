@@ -72,8 +72,9 @@ const OBSERVER_CATCHES_UP: Duration = Duration::from_secs(1);
 /// - At most one candidate leads at a time, as far as the lock
 ///   [excludes](crate::LockGuard#guaranteed). An election and a mutex of the same name exclude each
 ///   other.
-/// - A value is shown only while the candidate that proclaimed it leads. The value of a candidate
-///   that waits is never shown.
+/// - A value is shown only until the backend frees the lock of the leader that proclaimed it, which
+///   is at the end of its term, or soon after a term that was lost. The value of a candidate that
+///   waits is never shown.
 /// - When a campaign returns, the value of the new leader is shown. From the grant until then,
 ///   there may be no leader to be seen, but never a former one.
 ///
@@ -261,7 +262,8 @@ impl Election {
     /// Returns the present leader and its value, or `None` if there is no leader.
     ///
     /// # Guaranteed
-    /// The candidate led, and had proclaimed the value last, at some moment during the call.
+    /// The candidate had the lock, and had proclaimed the value last, at some moment during the
+    /// call.
     ///
     /// # Not guaranteed
     /// Another candidate may lead before the caller sees the answer.
