@@ -5,7 +5,8 @@
 pub mod terminal;
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -161,20 +162,36 @@ impl Redis {
     }
 }
 
-/// Starts a Redis server, and waits until it listens.
+/// Starts a Redis server, and waits until it answers.
 fn serve(port: u16, dir: &Path, options: &[&str]) -> Child {
-    let process = Command::new("redis-server")
-        .args(["--port", &port.to_string()])
-        .args(["--bind", "127.0.0.1", "--save", "", "--dir"])
-        .arg(dir)
-        .args(options)
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("redis-server is not installed; run integration/setup.sh");
-    until("redis-server listens", || {
-        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    let start = || {
+        Command::new("redis-server")
+            .args(["--port", &port.to_string()])
+            .args(["--bind", "127.0.0.1", "--save", "", "--dir"])
+            .arg(dir)
+            .args(options)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is not installed; run integration/setup.sh")
+    };
+    let mut process = start();
+    until("redis-server answers", || {
+        // A program that another test starts at this moment inherits the socket by which the port
+        // was found to be free, until it is executed. The port is in use until then.
+        if process.try_wait().unwrap().is_some() {
+            process = start();
+        }
+        answers(port).is_ok()
     });
     process
+}
+
+/// Waits for an answer of the server at this port, be it a refusal.
+fn answers(port: u16) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(b"PING\r\n")?;
+    stream.read_exact(&mut [0])
 }
 
 impl Drop for Redis {
