@@ -136,19 +136,20 @@ async fn replicas(url: Option<&str>) -> Result<()> {
     }
     drop(lines);
 
-    let (mut begins, mut killed) = (0, false);
-    while begins <= NIGHTS || !killed {
+    let (mut begins, mut killed_at) = (0, None);
+    // One night begins after the other, so the second attempt has ended once the next night begins.
+    while begins <= NIGHTS || killed_at.is_none_or(|at| begins < at + 2) {
         let line = tokio::time::timeout(NIGHT * 60, begun.recv()).await?;
         let (number, line) = line.ok_or("all replicas have ended")?;
         if !line.starts_with(STUCK) {
             begins += 1;
             println!("{line}");
-        } else if killed {
+        } else if killed_at.is_some() {
             break;
         } else {
             println!("replica {number} is killed in the middle of its work");
             running[number].kill().await?;
-            killed = true;
+            killed_at = Some(begins);
         }
     }
     for child in &mut running {
