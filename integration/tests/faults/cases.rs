@@ -9,7 +9,7 @@ use crate::{
         Lease::{self, Long, Short},
         Need::{self, *},
     },
-    network, processes, release, server, together,
+    network, once, processes, release, server, together,
 };
 
 /// A claim about every backend.
@@ -79,6 +79,8 @@ pub(crate) static ALL: &[Case] = cases! {
     Short election::leaders_that_are_cut_off_follow_each_other: [Server, Records];
     Long election::observer_behind_a_cut_sees_the_last_leader_once_it_heals: [Server, Records];
     Short election::cut_anywhere_in_a_campaign_leaves_no_leader: [Server, Records];
+    Short once::run_that_is_cut_off_anywhere_is_completed_once: [Server, Records];
+    Short once::cut_off_runner_is_cancelled_before_another_runs: [Server, Records];
     Long crowd::lone_waiter_beside_a_thousand_is_served_soon: [];
     Long crowd::ten_thousand_waiters_on_a_hundred_keys_are_all_served: [];
 };

@@ -16,6 +16,7 @@ mod dropped;
 mod election;
 mod fixture;
 mod network;
+mod once;
 mod processes;
 mod release;
 mod server;
