@@ -15,6 +15,7 @@
 //! | [`peer`] | [`Peer`](peer::Peer): another process of a test, controlled by lines of text |
 //! | [`child`] | [`OwnedChild`](child::OwnedChild): a process with signals that is reaped on drop |
 //! | [`foreign`] | [`Foreign`](foreign::Foreign): a lock client in another language |
+//! | [`leases`] | steps of tests that use a backend without a client |
 //! | [`held`] | [`Held`](held::Held): a lock or a permit |
 //! | [`worker`] | processes that lock on command and log when they consider the lock held |
 //! | [`stage`] | [`Stage`](stage::Stage): such processes, with their logs and register |
@@ -32,6 +33,7 @@ pub mod chosen;
 mod error;
 pub mod foreign;
 pub mod held;
+pub mod leases;
 pub mod leftovers;
 pub mod panics;
 pub mod peer;

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use leasehold_core::{
     ErrorKind, Leader, Leaders, LockKey, Mode, Record, Released, Revocation, RevokeOutcome,
-    backend::{Attempt, Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request},
+    backend::{Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request},
 };
 use leasehold_etcd::{
     EtcdBackend,
     etcd_client::{Client, GetOptions, KeyValue, SortOrder, SortTarget},
 };
 use leasehold_integration::{
+    leases::{acquired, acquiring, free, granted, is_refused, settled, write, written},
     proxy::{Direction, Proxy},
     server::EtcdCluster,
     steps::{SOON, is_a_fault, millis},
@@ -38,15 +39,6 @@ fn candidate(proposal: impl AsRef<[u8]>) -> Request {
     request().with_proposal(proposal.as_ref())
 }
 
-fn write(sequence: u64, value: impl AsRef<[u8]>) -> RecordWrite {
-    RecordWrite::new(sequence, value).unwrap()
-}
-
-async fn acquire(backend: &Arc<EtcdBackend>, request: Request) -> Arc<dyn Lease> {
-    let acquired = timeout(SOON, Arc::clone(backend).acquire(request)).await;
-    acquired.expect("not granted").unwrap()
-}
-
 /// Waits in the queue, which has `keys` keys then.
 async fn waiter(
     cluster: &EtcdCluster,
@@ -54,27 +46,22 @@ async fn waiter(
     request: Request,
     keys: usize,
 ) -> JoinHandle<Arc<dyn Lease>> {
-    let backend = Arc::clone(backend);
-    let waiter = tokio::spawn(async move { acquire(&backend, request).await });
+    let waiter = acquiring(backend, request);
     until_locks(cluster, "a waiter", |found| found.len() == keys).await;
     sleep(millis(100)).await;
     assert!(!waiter.is_finished(), "two lead");
     waiter
 }
 
-async fn free(lease: Arc<dyn Lease>) {
-    assert_eq!(lease.release().await.unwrap(), Released::Freed);
-}
-
-async fn look(backend: &Arc<EtcdBackend>, watch: bool) -> RecordReading {
+async fn look(backend: &Arc<EtcdBackend>) -> Option<Record> {
     let mut read = RecordRead::new(key());
-    (read.while_held, read.watch) = (true, watch);
-    Arc::clone(backend).read_record(read).await.unwrap()
+    read.while_held = true;
+    Arc::clone(backend).read_record(read).await.unwrap().record
 }
 
 /// Returns the proposal of the leader.
 async fn leader(backend: &Arc<EtcdBackend>) -> Option<Vec<u8>> {
-    look(backend, false).await.record.map(|record| record.value)
+    look(backend).await.map(|record| record.value)
 }
 
 /// Returns the first key of the queue, as another program reads it.
@@ -97,7 +84,7 @@ fn ctl_elect(cluster: &EtcdCluster, proposal: &str) -> Ctl {
 async fn etcdctl_elect_and_our_candidates_wait_for_each_other() {
     let cluster = EtcdCluster::start().unwrap();
     let one = backend(&cluster.url()).await;
-    let lease = acquire(&one, candidate("ours")).await;
+    let lease = acquired(&one, candidate("ours")).await;
     assert_eq!(leader(&one).await.unwrap(), b"ours");
 
     // etcdctl waits while we lead.
@@ -112,22 +99,21 @@ async fn etcdctl_elect_and_our_candidates_wait_for_each_other() {
     assert_eq!(ctl.line().await, "theirs");
 
     // We see its proposal, and wait for it.
-    let seen = look(&one, false).await.record.unwrap();
+    let seen = look(&one).await.unwrap();
     let stored = first(&cluster).await;
     assert_eq!(stored.key(), place.as_bytes());
     assert_eq!((&*seen.value, &*seen.label), (&b"theirs"[..], ""));
     assert_eq!(seen.version, stored.mod_revision().unsigned_abs());
     let token = stored.create_revision().unsigned_abs();
     assert_eq!(seen.token.unwrap().get(), token);
-    assert_eq!(look(&one, false).await.record, Some(seen.clone()));
-    let tried = Arc::clone(&one).try_acquire(candidate("next")).await;
-    assert!(matches!(tried.unwrap(), Attempt::Contended(_)));
+    assert_eq!(look(&one).await, Some(seen.clone()));
+    assert!(is_refused(&one, candidate("next")).await);
     let next = waiter(&cluster, &one, candidate("next"), 2).await;
     assert_eq!(leader(&one).await.unwrap(), b"theirs");
     ctl.interrupt();
-    let next = timeout(SOON, next).await.unwrap().unwrap();
+    let next = granted(next).await;
     assert!(next.fencing_token().unwrap().get() > token);
-    let seen_next = look(&one, false).await.record.unwrap();
+    let seen_next = look(&one).await.unwrap();
     assert_eq!(seen_next.value, b"next");
     assert_eq!(seen_next.token, next.fencing_token());
     assert!(seen_next.version > seen.version);
@@ -150,18 +136,18 @@ async fn an_observer_of_etcdctl_sees_each_proposal() {
         }
         assert!(printed[0].starts_with("k/"), "{printed:?}");
     };
-    let lease = acquire(&one, candidate("first")).await;
+    let lease = acquired(&one, candidate("first")).await;
     sees("first").await;
     for (sequence, proposal) in [(1, "second"), (2, "third")] {
         let written = Arc::clone(&lease).write_record(write(sequence, proposal));
         let version = written.await.unwrap();
-        assert_eq!(look(&one, false).await.record.unwrap().version, version);
+        assert_eq!(look(&one).await.unwrap().version, version);
         sees(proposal).await;
     }
     let next = waiter(&cluster, &one, candidate("fourth"), 2).await;
     free(lease).await;
     sees("fourth").await;
-    free(timeout(SOON, next).await.unwrap().unwrap()).await;
+    free(granted(next).await).await;
     let ctl = ctl_elect(&cluster, "theirs");
     sees("theirs").await;
     ctl.interrupt();
@@ -211,12 +197,12 @@ async fn a_candidate_is_one_key_with_its_proposal() {
     let cluster = EtcdCluster::start().unwrap();
     let one = backend(&cluster.url()).await;
     let request = candidate("ours");
-    let lease = acquire(&one, request.clone()).await;
+    let lease = acquired(&one, request.clone()).await;
     let stored = first(&cluster).await;
     let place = format!("k/{:x}-{}", stored.lease(), request.owner());
     assert_eq!(locks(&cluster), [place]);
     assert_eq!(stored.value(), b"ours");
-    let seen = look(&one, false).await.record.unwrap();
+    let seen = look(&one).await.unwrap();
     assert_eq!((seen.owner, seen.sequence), (request.owner(), 1));
     assert_eq!(seen.token, lease.fencing_token());
 
@@ -263,7 +249,7 @@ async fn any_proposal_is_shown_unchanged() {
         &[0xfe; Record::MAX_LEN],
     ];
     for proposal in proposals {
-        let lease = acquire(&one, candidate(proposal)).await;
+        let lease = acquired(&one, candidate(proposal)).await;
         assert_eq!(leader(&one).await.unwrap(), proposal);
         let next = waiter(&cluster, &one, candidate(b"next"), 2).await;
         let written = Arc::clone(&lease).write_record(write(1, b"x")).await;
@@ -273,7 +259,7 @@ async fn any_proposal_is_shown_unchanged() {
         assert_eq!(leader(&one).await.unwrap(), proposal);
         lease.clone().renew().await.unwrap();
         free(lease).await;
-        free(timeout(SOON, next).await.unwrap().unwrap()).await;
+        free(granted(next).await).await;
     }
     for refused in [
         candidate(vec![0; Record::MAX_LEN + 1]),
@@ -309,7 +295,7 @@ async fn many_candidates_with_the_longest_proposals_lead() {
             .with_ttl(ttl(60))
             .with_proposal(vec![number; Record::MAX_LEN]);
         leading.push(tokio::spawn(async move {
-            let lease = acquire(&backend, request).await;
+            let lease = acquired(&backend, request).await;
             let mut read = RecordRead::new(name);
             read.while_held = true;
             let seen = Arc::clone(&backend).read_record(read).await.unwrap();
@@ -328,18 +314,15 @@ async fn only_an_exclusive_holder_is_shown_as_the_leader() {
     let cluster = EtcdCluster::start().unwrap();
     let one = backend(&cluster.url()).await;
     // A mutex keeps candidates out. Its record is shown, and no proposal of a candidate that waits.
-    let mutex = acquire(&one, request()).await;
+    let mutex = acquired(&one, request()).await;
     assert_eq!(leader(&one).await, None);
-    Arc::clone(&mutex)
-        .write_record(write(1, "record"))
-        .await
-        .unwrap();
+    written(&mutex, write(1, "record")).await;
     let next = waiter(&cluster, &one, candidate("next"), 3).await;
-    let seen = look(&one, false).await.record.unwrap();
+    let seen = look(&one).await.unwrap();
     assert_eq!((&*seen.value, seen.version), (&b"record"[..], 1));
     assert_eq!(seen.token, mutex.fencing_token());
     free(mutex).await;
-    let leading = timeout(SOON, next).await.unwrap().unwrap();
+    let leading = granted(next).await;
     assert_eq!(leader(&one).await.unwrap(), b"next");
     // The record of the name is as the mutex left it.
     let record = Arc::clone(&one).read_record(RecordRead::new(key())).await;
@@ -349,12 +332,12 @@ async fn only_an_exclusive_holder_is_shown_as_the_leader() {
     let shared = request().with_mode(Mode::Shared);
     let reader = waiter(&cluster, &one, shared, 3).await;
     free(leading).await;
-    let reader = timeout(SOON, reader).await.unwrap().unwrap();
+    let reader = granted(reader).await;
     assert_eq!(leader(&one).await, None);
     let next = waiter(&cluster, &one, candidate("last"), 3).await;
     assert_eq!(leader(&one).await, None, "nobody leads beside a reader");
     free(reader).await;
-    free(timeout(SOON, next).await.unwrap().unwrap()).await;
+    free(granted(next).await).await;
 }
 
 /// Go's `Mutex` has the same keys as its `Election`.
@@ -369,11 +352,10 @@ async fn etcdctl_lock_looks_like_a_leader() {
     let next = waiter(&cluster, &one, candidate("next"), 2).await;
     cluster.at(0).ctl(&["put", "k/other", "value"]).unwrap();
     ctl.interrupt();
-    free(timeout(SOON, next).await.unwrap().unwrap()).await;
+    free(granted(next).await).await;
     assert_eq!(locks(&cluster), ["k/other"]);
     assert_eq!(leader(&one).await, None);
-    let tried = Arc::clone(&one).try_acquire(candidate("next")).await;
-    assert!(matches!(tried.unwrap(), Attempt::Contended(_)));
+    assert!(is_refused(&one, candidate("next")).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -385,7 +367,7 @@ async fn the_next_leader_follows_the_expiry_of_the_last() {
         backend(&format!("etcd://{}/?timeout=1s", proxy.addr())).await,
     );
     let request = candidate("first").with_ttl(ttl(3));
-    let last = acquire(&far, request.clone()).await;
+    let last = acquired(&far, request.clone()).await;
     let next = waiter(&cluster, &near, candidate("second"), 2).await;
     proxy.cut();
     // The first leader is shown until its deadline.
@@ -400,7 +382,7 @@ async fn the_next_leader_follows_the_expiry_of_the_last() {
     }
     assert!(last.valid_until().is_past(request.now()), "two lead");
     assert_eq!(leader(&near).await.unwrap(), b"second");
-    let second = next.await.unwrap();
+    let second = granted(next).await;
     assert!(second.fencing_token() > last.fencing_token());
 
     proxy.heal();
@@ -427,7 +409,7 @@ async fn the_next_leader_follows_the_expiry_of_the_last() {
 async fn candidates_are_listed_and_revoked() {
     let cluster = EtcdCluster::start().unwrap();
     let (one, other) = (backend(&cluster.url()).await, backend(&cluster.url()).await);
-    let lease = acquire(&one, candidate("ours")).await;
+    let lease = acquired(&one, candidate("ours")).await;
     let next = waiter(&cluster, &other, candidate("next").with_label("web-4"), 2).await;
     let seen = one.inspect(&key()).await.unwrap();
     let holder = &seen.holders[0];
@@ -445,17 +427,14 @@ async fn candidates_are_listed_and_revoked() {
     assert!(matches!(graceful, RevokeOutcome::FreeWithin(Some(_))));
     let refused = Arc::clone(&lease).renew().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Revoked);
-    Arc::clone(&lease)
-        .write_record(write(1, "leaving"))
-        .await
-        .unwrap();
+    written(&lease, write(1, "leaving")).await;
     assert_eq!(leader(&other).await.unwrap(), b"leaving");
     assert!(!next.is_finished());
 
     // An immediate one ends the term.
     let freed = other.revoke(holder, Revocation::Immediate).await.unwrap();
     assert_eq!(freed, RevokeOutcome::Freed);
-    let next = timeout(SOON, next).await.unwrap().unwrap();
+    let next = granted(next).await;
     let refused = Arc::clone(&lease).write_record(write(2, "late")).await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Lost);
     assert_eq!(leader(&one).await.unwrap(), b"next");
@@ -517,12 +496,12 @@ async fn a_watcher_is_notified_of_leaders_and_proposals() {
     let options = "timeout=1s&connect-timeout=1s&fallback-poll-interval=3600s";
     let far = backend(&format!("etcd://{}/?{options}", proxy.addr())).await;
     let near = backend(&cluster.url()).await;
-    let lease = sees(&far, Some("a"), acquire(&near, candidate("a"))).await;
+    let lease = sees(&far, Some("a"), acquired(&near, candidate("a"))).await;
     let proposed = Arc::clone(&lease).write_record(write(1, "b"));
     sees(&far, Some("b"), proposed).await.unwrap();
     let next = waiter(&cluster, &near, candidate("c"), 2).await;
     sees(&far, Some("c"), free(lease)).await;
-    let lease = next.await.unwrap();
+    let lease = granted(next).await;
     // It changes while the watcher has no connection.
     sees(&far, Some("d"), async {
         proxy.cut();
@@ -542,26 +521,12 @@ async fn a_watcher_is_notified_of_leaders_and_proposals() {
     let next = waiter(&cluster, &near, request(), 2).await;
     sees(&far, None, async { ctl.interrupt() }).await;
     // The record of a mutex, and its end.
-    let mutex = next.await.unwrap();
+    let mutex = granted(next).await;
     let recorded = Arc::clone(&mutex).write_record(write(1, "record"));
     sees(&far, Some("record"), recorded).await.unwrap();
     let next = waiter(&cluster, &near, candidate("e"), 3).await;
     sees(&far, Some("e"), free(mutex)).await;
-    free(next.await.unwrap()).await;
-}
-
-/// Repeats the write until it is answered.
-async fn settled(lease: &Arc<dyn Lease>, write: &RecordWrite) -> u64 {
-    let begun = Instant::now();
-    loop {
-        match Arc::clone(lease).write_record(write.clone()).await {
-            Ok(version) => return version,
-            Err(error) => assert!(
-                is_a_fault(error.kind()) && begun.elapsed() < SOON,
-                "{error:?}"
-            ),
-        }
-    }
+    free(granted(next).await).await;
 }
 
 /// The answers to a write are lost, and the client repeats it.
@@ -572,7 +537,7 @@ async fn a_proposal_whose_answer_was_lost_counts_once() {
     let options = "timeout=1s&connect-timeout=1s";
     let far = backend(&format!("etcd://{}/?{options}", proxy.addr())).await;
     let near = backend(&cluster.url()).await;
-    let lease = acquire(&far, candidate("0")).await;
+    let lease = acquired(&far, candidate("0")).await;
     let mut lost = 0;
     for sequence in 1..=12 {
         let write = write(sequence, sequence.to_string());
@@ -582,7 +547,7 @@ async fn a_proposal_whose_answer_was_lost_counts_once() {
         proxy.heal();
         let version = settled(&lease, &write).await;
         assert_eq!(settled(&lease, &write).await, version, "repeated");
-        let seen = look(&near, false).await.record.unwrap();
+        let seen = look(&near).await.unwrap();
         assert_eq!(
             (seen.value, seen.version),
             (write.value().unwrap().to_vec(), version)
@@ -601,14 +566,14 @@ async fn a_proposal_held_up_is_void_for_the_next_leader() {
     let proxy = Proxy::start(cluster.at(0).addr()).unwrap();
     let near = backend(&cluster.url()).await;
     let far = backend(&format!("etcd://{}/?timeout=60s", proxy.addr())).await;
-    let lease = acquire(&far, candidate("first").with_ttl(ttl(600))).await;
+    let lease = acquired(&far, candidate("first").with_ttl(ttl(600))).await;
     proxy.hold(Direction::ClientToServer);
     let late = tokio::spawn(Arc::clone(&lease).write_record(write(1, "late")));
     let holders = near.inspect(&key()).await.unwrap().holders;
     near.revoke(&holders[0], Revocation::Immediate)
         .await
         .unwrap();
-    let next = acquire(&near, candidate("second")).await;
+    let next = acquired(&near, candidate("second")).await;
     assert_eq!(leader(&near).await.unwrap(), b"second");
     assert!(
         Arc::clone(&next)
@@ -651,13 +616,13 @@ async fn no_late_copy_undoes_a_later_proposal() {
         let (relay, addr) = Relay::start(cluster.at(0).addr(), Fate::Late).await;
         let members = format!("{addr},{}", cluster.at(0).addr());
         let far = backend(&format!("etcd://{members}/?timeout=1s")).await;
-        let held = acquire(&near, request()).await;
+        let held = acquired(&near, request()).await;
         let next = waiter(&cluster, &far, candidate("first"), 2).await;
         if moves {
             relay.hold();
         }
         free(held).await;
-        let lease = timeout(SOON, next).await.unwrap().unwrap();
+        let lease = granted(next).await;
         relay.hold();
         settled(&lease, &write(1, "second")).await;
         settled(&lease, &write(2, "third")).await;

@@ -11,10 +11,11 @@ use std::{
 
 use leasehold_core::{
     ErrorKind, LockClient, LockKey, Record, Revocation,
-    backend::{Lease, LockBackend, RecordRead, RecordWrite, Request},
+    backend::{LockBackend, RecordRead, RecordWrite, Request},
 };
 use leasehold_etcd::{EtcdBackend, etcd_client::Client};
 use leasehold_integration::{
+    leases::{settled, write, written},
     proxy::{Direction, Proxy},
     record_history::storm,
     server::EtcdCluster,
@@ -32,10 +33,6 @@ fn key() -> LockKey {
 
 fn request() -> Request {
     Request::new(key()).with_ttl(ttl(60)).with_label("web-3")
-}
-
-fn write(sequence: u64, value: &str) -> RecordWrite {
-    RecordWrite::new(sequence, value).unwrap()
 }
 
 /// Connects through a proxy that may lose answers.
@@ -56,20 +53,6 @@ async fn stored(cluster: &EtcdCluster) -> Option<(Vec<u8>, i64)> {
     let read = read.unwrap();
     let kv = read.kvs().first()?;
     Some((kv.value().to_vec(), kv.lease()))
-}
-
-/// Repeats the write until it is answered.
-async fn settled(lease: &Arc<dyn Lease>, write: &RecordWrite) -> u64 {
-    let begun = Instant::now();
-    loop {
-        match Arc::clone(lease).write_record(write.clone()).await {
-            Ok(version) => return version,
-            Err(error) => assert!(
-                is_a_fault(error.kind()) && begun.elapsed() < SOON,
-                "{error:?}"
-            ),
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,7 +120,7 @@ async fn an_etcd_write_whose_answer_was_lost_counts_once() {
     let lease = Arc::clone(&far).acquire(request()).await.unwrap();
     let mut lost = 0;
     for sequence in 1..=12 {
-        let write = write(sequence, &format!("write {sequence}"));
+        let write = write(sequence, format!("write {sequence}"));
         // Cuts before and after the requests of a write: the read and the transaction.
         proxy.cut_after_chunks(Direction::ServerToClient, sequence % 4);
         if Arc::clone(&lease)
@@ -167,13 +150,7 @@ async fn an_etcd_write_held_up_is_void_for_the_next_holder() {
     let far = backend(&url).await;
     let long = request().with_ttl(ttl(600));
     let lease = Arc::clone(&far).acquire(long).await.unwrap();
-    assert_eq!(
-        Arc::clone(&lease)
-            .write_record(write(1, "first"))
-            .await
-            .unwrap(),
-        1
-    );
+    assert_eq!(written(&lease, write(1, "first")).await, 1);
 
     // The answer to its read is held up, so its transaction is sent late.
     proxy.hold(Direction::ServerToClient);

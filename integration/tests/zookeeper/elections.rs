@@ -3,10 +3,11 @@
 use std::{sync::Arc, time::Instant};
 
 use leasehold_core::{
-    ErrorKind, HolderRef, LockKey, Mode, Record, Released, Revocation, RevokeOutcome,
-    backend::{Attempt, Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request},
+    ErrorKind, HolderRef, LockKey, Mode, Record, Revocation, RevokeOutcome,
+    backend::{Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request},
 };
 use leasehold_integration::{
+    leases::{acquired, acquiring, free, granted, is_refused, settled, write, written},
     proxy::{Direction, Proxy},
     server::ZookeeperServer,
     steps::{is_a_fault, millis},
@@ -34,22 +35,23 @@ fn candidate(proposal: &str) -> Request {
     request().with_proposal(proposal.as_bytes())
 }
 
-fn write(sequence: u64, value: &str) -> RecordWrite {
-    RecordWrite::new(sequence, value).unwrap()
-}
-
 async fn backend(server: &ZookeeperServer, options: &str) -> Arc<ZookeeperBackend> {
     let url = format!("{}{options}", server.url());
     ZookeeperBackend::connect(&url).await.unwrap()
 }
 
-async fn operator(server: &ZookeeperServer) -> Client {
-    Client::connect(&server.addr().to_string()).await.unwrap()
+async fn two_backends(
+    server: &ZookeeperServer,
+    options: &str,
+) -> (Arc<ZookeeperBackend>, Arc<ZookeeperBackend>) {
+    (
+        backend(server, options).await,
+        backend(server, options).await,
+    )
 }
 
-async fn acquired(backend: &Arc<ZookeeperBackend>, request: Request) -> Arc<dyn Lease> {
-    let acquired = timeout(SOON, Arc::clone(backend).acquire(request)).await;
-    acquired.expect("never granted").unwrap()
+async fn operator(server: &ZookeeperServer) -> Client {
+    Client::connect(&server.addr().to_string()).await.unwrap()
 }
 
 /// Starts to wait, and returns once this number of nodes is there.
@@ -59,8 +61,7 @@ async fn queued(
     request: Request,
     count: usize,
 ) -> JoinHandle<Arc<dyn Lease>> {
-    let backend = Arc::clone(backend);
-    let waiting = tokio::spawn(async move { acquired(&backend, request).await });
+    let waiting = acquiring(backend, request);
     until("all are queued", || members(server).len() == count).await;
     waiting
 }
@@ -86,24 +87,10 @@ async fn record(backend: &Arc<ZookeeperBackend>) -> Option<Record> {
     Arc::clone(backend).read_record(read).await.unwrap().record
 }
 
-async fn is_refused(backend: &Arc<ZookeeperBackend>, request: Request) -> bool {
-    match Arc::clone(backend).try_acquire(request).await.unwrap() {
-        Attempt::Contended(_) => true,
-        Attempt::Granted(lease) => {
-            free(lease).await;
-            false
-        }
-    }
-}
-
 async fn holder(backend: &Arc<ZookeeperBackend>) -> HolderRef {
     let mut holders = backend.inspect(&key()).await.unwrap().holders;
     assert_eq!(holders.len(), 1);
     holders.remove(0)
-}
-
-async fn free(lease: Arc<dyn Lease>) {
-    assert_eq!(lease.release().await.unwrap(), Released::Freed);
 }
 
 const KINDS: [(&str, &str); 2] = [("", "-latch-"), ("?election=selector", "-lock-")];
@@ -158,16 +145,13 @@ async fn a_proposal_that_asks_for_a_revocation_is_refused() {
 async fn only_the_candidate_that_leads_is_shown() {
     let server = ZookeeperServer::start().unwrap();
     for (options, _) in KINDS {
-        let (one, two) = (
-            backend(&server, options).await,
-            backend(&server, options).await,
-        );
+        let (one, two) = two_backends(&server, options).await;
         let first = acquired(&one, candidate("first")).await;
         let before = leader(&two).await.unwrap();
         let waiting = queued(&server, &two, candidate("second"), 2).await;
         assert_eq!(leader(&two).await.unwrap(), before);
         free(first).await;
-        let second = timeout(SOON, waiting).await.unwrap().unwrap();
+        let second = granted(waiting).await;
         let after = leader(&one).await.unwrap();
         assert_eq!(after.value, b"second");
         assert_eq!(after.token, second.fencing_token());
@@ -182,26 +166,17 @@ async fn only_the_candidate_that_leads_is_shown() {
 async fn a_mutex_of_the_same_name_is_no_leader() {
     let server = ZookeeperServer::start().unwrap();
     for options in ["", "?election=selector", "?exclusive=readwrite"] {
-        let (one, two) = (
-            backend(&server, options).await,
-            backend(&server, options).await,
-        );
+        let (one, two) = two_backends(&server, options).await;
         let mutex = acquired(&one, request()).await;
         let waiting = queued(&server, &two, candidate("second"), 2).await;
         assert_eq!(leader(&two).await, None);
-        Arc::clone(&mutex)
-            .write_record(write(1, "a record"))
-            .await
-            .unwrap();
+        written(&mutex, write(1, "a record")).await;
         assert_eq!(value(&two).await.as_deref(), Some("a record"));
         let seen = record(&two).await.unwrap();
         free(mutex).await;
-        let lease = timeout(SOON, waiting).await.unwrap().unwrap();
+        let lease = granted(waiting).await;
         assert_eq!(value(&one).await.as_deref(), Some("second"));
-        Arc::clone(&lease)
-            .write_record(write(1, "third"))
-            .await
-            .unwrap();
+        written(&lease, write(1, "third")).await;
         assert_eq!(value(&one).await.as_deref(), Some("third"));
         assert_eq!(record(&one).await, Some(seen), "the term wrote the record");
         free(lease).await;
@@ -251,10 +226,7 @@ async fn candidates_mutexes_and_readers_exclude_each_other() {
 async fn a_proclaimed_value_is_seen_and_counts_once() {
     let server = ZookeeperServer::start().unwrap();
     for (options, _) in KINDS {
-        let (one, two) = (
-            backend(&server, options).await,
-            backend(&server, options).await,
-        );
+        let (one, two) = two_backends(&server, options).await;
         let lease = acquired(&one, candidate("first")).await;
         let mut last = leader(&two).await.unwrap();
         // The same value again is a write of its own.
@@ -273,10 +245,7 @@ async fn a_proclaimed_value_is_seen_and_counts_once() {
             }
             assert_eq!(leader(&two).await.unwrap(), last);
         }
-        Arc::clone(&lease)
-            .write_record(RecordWrite::clear(5))
-            .await
-            .unwrap();
+        written(&lease, RecordWrite::clear(5)).await;
         assert_eq!(value(&two).await.as_deref(), Some(""));
         free(lease).await;
     }
@@ -295,7 +264,7 @@ async fn a_value_proclaimed_without_an_answer_counts_once() {
     let node = members(&server).pop_first().unwrap();
     let mut unanswered = 0;
     for sequence in 1..=40 {
-        let write = write(sequence, &format!("write {sequence}"));
+        let write = write(sequence, format!("write {sequence}"));
         // Cuts anywhere in the answers to the requests of a write: the read and the write.
         proxy.cut_after_bytes(Direction::ServerToClient, sequence * 10);
         let written = Arc::clone(&lease).write_record(write.clone()).await;
@@ -313,21 +282,6 @@ async fn a_value_proclaimed_without_an_answer_counts_once() {
         assert_eq!(u64::try_from(stat.version).unwrap(), sequence);
     }
     assert!(unanswered > 0, "no answer was lost");
-}
-
-/// Repeats the write until it is answered.
-async fn settled(lease: &Arc<dyn Lease>, write: &RecordWrite) -> u64 {
-    let begun = Instant::now();
-    loop {
-        match Arc::clone(lease).write_record(write.clone()).await {
-            Ok(version) => return version,
-            Err(error) => assert!(
-                is_a_fault(error.kind()) && begun.elapsed() < SOON,
-                "{error:?}"
-            ),
-        }
-        sleep(millis(20)).await;
-    }
 }
 
 /// The write waits on its way, and arrives after another leads.
@@ -365,10 +319,7 @@ async fn a_leader_that_has_proclaimed_notices_a_revocation() {
         for sequence in 1..=3 {
             // Once the node is watched, and before.
             sleep(millis(30 * (sequence - 1))).await;
-            Arc::clone(&lease)
-                .write_record(write(sequence, "next"))
-                .await
-                .unwrap();
+            written(&lease, write(sequence, "next")).await;
         }
         let seen = holder(&one).await;
         assert_eq!((&*seen.label, seen.token), ("next", lease.fencing_token()));
@@ -397,7 +348,7 @@ async fn a_leader_that_has_proclaimed_notices_a_revocation() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revocation_that_races_proclaimed_values_is_noticed() {
     let server = ZookeeperServer::start().unwrap();
-    let (one, two) = (backend(&server, "").await, backend(&server, "").await);
+    let (one, two) = two_backends(&server, "").await;
     for _ in 0..10 {
         let lease = acquired(&one, candidate("value")).await;
         let seen = holder(&two).await;
@@ -424,17 +375,11 @@ async fn a_revocation_that_races_proclaimed_values_is_noticed() {
 async fn an_inspection_shows_what_candidates_propose() {
     let server = ZookeeperServer::start().unwrap();
     for (options, _) in KINDS {
-        let (one, two) = (
-            backend(&server, options).await,
-            backend(&server, options).await,
-        );
+        let (one, two) = two_backends(&server, options).await;
         let lease = acquired(&one, candidate("first")).await;
         let waiting = queued(&server, &two, candidate("second"), 2).await;
         // The node of a waiter for a mutex moves once.
-        let mutex = tokio::spawn({
-            let one = Arc::clone(&one);
-            async move { acquired(&one, request()).await }
-        });
+        let mutex = acquiring(&one, request());
         let begun = Instant::now();
         let seen = loop {
             let seen = one.inspect(&key()).await.unwrap();
@@ -452,8 +397,8 @@ async fn an_inspection_shows_what_candidates_propose() {
         );
         assert_eq!(seen.waiters[0].label, "second");
         free(lease).await;
-        free(timeout(SOON, waiting).await.unwrap().unwrap()).await;
-        free(timeout(SOON, mutex).await.unwrap().unwrap()).await;
+        free(granted(waiting).await).await;
+        free(granted(mutex).await).await;
     }
 }
 
@@ -471,7 +416,7 @@ async fn next(backend: &Arc<ZookeeperBackend>, change: impl AsyncFnOnce()) -> Op
 async fn an_observer_is_notified_of_leaders_values_and_vacancies() {
     let server = ZookeeperServer::start().unwrap();
     let far = backend(&server, "?fallback-poll-interval=3600s").await;
-    let (one, two) = (backend(&server, "").await, backend(&server, "").await);
+    let (one, two) = two_backends(&server, "").await;
     let mut leases = Vec::new();
     // The directory does not exist.
     let seen = next(&far, async || {
@@ -480,16 +425,13 @@ async fn an_observer_is_notified_of_leaders_values_and_vacancies() {
     assert_eq!(seen.await.as_deref(), Some("a"));
     let lease = leases.pop().unwrap();
     let seen = next(&far, async || {
-        Arc::clone(&lease)
-            .write_record(write(1, "b"))
-            .await
-            .unwrap();
+        written(&lease, write(1, "b")).await;
     });
     assert_eq!(seen.await.as_deref(), Some("b"));
     let waiting = queued(&server, &two, candidate("c"), 2).await;
     let seen = next(&far, async || free(lease).await);
     assert_eq!(seen.await.as_deref(), Some("c"));
-    let lease = timeout(SOON, waiting).await.unwrap().unwrap();
+    let lease = granted(waiting).await;
     assert_eq!(next(&far, async || free(lease).await).await, None);
     // The directory exists, and a mutex is held.
     let seen = next(&far, async || leases.push(acquired(&one, request()).await));
@@ -498,7 +440,7 @@ async fn an_observer_is_notified_of_leaders_values_and_vacancies() {
     let mutex = leases.pop().unwrap();
     let seen = next(&far, async || free(mutex).await);
     assert_eq!(seen.await.as_deref(), Some("d"));
-    free(timeout(SOON, waiting).await.unwrap().unwrap()).await;
+    free(granted(waiting).await).await;
 }
 
 /// Proposals of the largest size, which together are larger than a request may be. The server

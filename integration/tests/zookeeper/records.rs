@@ -13,6 +13,7 @@ use leasehold_core::{
     backend::{Lease, LockBackend, RecordRead, RecordWrite, Request},
 };
 use leasehold_integration::{
+    leases::{settled, write, written},
     proxy::{Direction, Proxy},
     record_history::storm,
     server::{ZookeeperEnsemble, ZookeeperServer},
@@ -34,10 +35,6 @@ fn key() -> LockKey {
 
 fn request() -> Request {
     Request::new(key()).with_ttl(ttl(10)).with_label("web-3")
-}
-
-fn write(sequence: u64, value: &str) -> RecordWrite {
-    RecordWrite::new(sequence, value).unwrap()
 }
 
 /// Connects once the server serves.
@@ -75,21 +72,6 @@ async fn acquired(backend: &Arc<ZookeeperBackend>) -> Arc<dyn Lease> {
                 "{error:?}"
             ),
         }
-    }
-}
-
-/// Repeats the write until it is answered.
-async fn settled(lease: &Arc<dyn Lease>, write: &RecordWrite) -> u64 {
-    let begun = Instant::now();
-    loop {
-        match Arc::clone(lease).write_record(write.clone()).await {
-            Ok(version) => return version,
-            Err(error) => assert!(
-                is_a_fault(error.kind()) && begun.elapsed() < SOON,
-                "{error:?}"
-            ),
-        }
-        sleep(millis(20)).await;
     }
 }
 
@@ -170,10 +152,7 @@ async fn a_node_of_another_program_is_never_overwritten() {
     let server = ZookeeperServer::start().unwrap();
     let (one, operator) = (backend(&server.url()).await, operator(&server).await);
     let lease = Arc::clone(&one).acquire(request()).await.unwrap();
-    Arc::clone(&lease)
-        .write_record(write(1, "ours"))
-        .await
-        .unwrap();
+    written(&lease, write(1, "ours")).await;
     let refuses = async |sequence: u64, kept: &[u8], kind: ErrorKind| {
         let refused = Arc::clone(&lease)
             .write_record(write(sequence, "ours"))
@@ -226,7 +205,7 @@ async fn a_write_to_a_node_whose_answer_was_lost_counts_once() {
     let lease = Arc::clone(&far).acquire(request()).await.unwrap();
     let mut lost = 0;
     for sequence in 1..=12 {
-        let write = write(sequence, &format!("write {sequence}"));
+        let write = write(sequence, format!("write {sequence}"));
         // Cuts before and after the requests of a write: the read and the transaction.
         proxy.cut_after_chunks(Direction::ServerToClient, sequence % 4);
         let written = Arc::clone(&lease).write_record(write.clone()).await;
@@ -369,7 +348,7 @@ async fn a_reader_at_a_deposed_leader_sees_the_last_write() {
         ensemble.member(leader).pause().unwrap();
         let reading = tokio::spawn(Arc::clone(&far).read_record(RecordRead::new(key())));
         let lease = acquired(&near).await;
-        let written = settled(&lease, &write(1, &format!("after {round}"))).await;
+        let written = settled(&lease, &write(1, format!("after {round}"))).await;
         assert!(written > before);
         ensemble.member(leader).resume().unwrap();
         match timeout(2 * SOON, reading).await.unwrap().unwrap() {
