@@ -9,8 +9,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::support::Ctl;
 
-/// Starts `etcdctl lock NAME`, which prints its key once it holds the lock, and holds it until it is
-/// interrupted.
+/// Starts `etcdctl lock NAME`, which prints its key once it holds the lock, and holds it until it
+/// is interrupted.
 fn ctl_lock(cluster: &mut EtcdCluster, name: &str) -> Ctl {
     Ctl::start(cluster.member(0).ctl_command(&["lock", "--ttl=5", name]))
 }
