@@ -52,6 +52,17 @@ pub(crate) async fn until_locks(
     }
 }
 
+/// Returns the number of requests of this kind that the server has executed.
+pub(crate) fn executed(cluster: &EtcdCluster, kind: &str) -> u64 {
+    let metrics = cluster.at(0).metrics().unwrap();
+    let (kind, ok) = (format!("\"{kind}\""), "\"OK\"");
+    let counted = metrics.lines().filter(|line| {
+        line.starts_with("grpc_server_handled_total") && line.contains(&kind) && line.contains(ok)
+    });
+    let number = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64;
+    counted.map(number).sum()
+}
+
 /// Returns the lease id in a key of `name`.
 pub(crate) fn lease_of(key: &str, name: &str) -> String {
     key.strip_prefix(&format!("{name}/"))

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     relay::{Fate, Relay},
-    support::{backend, client, free, locks, ttl, until_locks},
+    support::{backend, client, executed, free, locks, ttl, until_locks},
 };
 
 /// The fallback poll interval is an hour.
@@ -68,23 +68,9 @@ async fn a_waiter_without_a_watch_looks_often() {
     let guard = one.mutex("k").lock().await.unwrap();
     let waiter = tokio::spawn(async move { other.mutex("k").lock().await.unwrap() });
     until_locks(&cluster, "holder and waiter", |keys| keys.len() == 2).await;
-    let looks = || {
-        let metrics = cluster.at(0).metrics().unwrap();
-        let transactions = metrics.lines().find(|line| {
-            line.starts_with("grpc_server_handled_total")
-                && line.contains(r#"OK""#)
-                && line.contains(r#""Txn""#)
-        });
-        transactions
-            .unwrap()
-            .rsplit(' ')
-            .next()
-            .unwrap()
-            .parse::<f64>()
-            .unwrap()
-    };
+    let looks = || executed(&cluster, "Txn");
     let (before, begun) = (looks(), Instant::now());
-    while looks() < before + 30.0 {
+    while looks() < before + 30 {
         assert!(begun.elapsed() < SOON, "{} polls", looks() - before);
         sleep(Duration::from_millis(50)).await;
     }
