@@ -9,16 +9,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::join;
 use leasehold_core::{
     Credentials, ErrorKind, Result, Ttl, backend::support::DriverThread, text::Escaped,
 };
 use tokio::time::timeout;
-use zookeeper_client::{Client, Connector, CreateMode, Error as Driver};
+use zookeeper_client::{Client, Connector, CreateMode, Error as Driver, Stat};
 
 use crate::{
     config::{MAX_ROOT, ParsedUrl, ZookeeperConfig},
     diagnosis::{self, Speech},
-    error::{self, ERRORS, SideEffect},
+    error::{self, ERRORS, SideEffect, unless_gone},
     keys::{Directory, Names},
     thread,
     used_up::UsedUp,
@@ -563,6 +564,28 @@ impl Cluster {
             }
         };
         self.ask(operation, SideEffect::None, patience, listing)
+            .await
+    }
+
+    /// Reads the data of a node. Returns `None` if the node does not exist.
+    ///
+    /// The answer is not older than the call, unless the leader was deposed. An earlier write of
+    /// this session that is in flight precedes the read on the same connection. On an older
+    /// connection it is refused from now on, because the session has moved.
+    pub(crate) async fn read(
+        &self,
+        operation: &'static str,
+        link: &Link,
+        patience: Duration,
+        path: &str,
+    ) -> Result<Option<(Vec<u8>, Stat)>> {
+        let reading = async {
+            let (sync, read) = (link.client.sync(path), link.client.get_data(path));
+            let (synced, read) = join(sync, read).await;
+            unless_gone(synced)?;
+            unless_gone(read)
+        };
+        self.ask(operation, SideEffect::None, patience, reading)
             .await
     }
 

@@ -74,6 +74,15 @@ pub(crate) fn no_longer_held(operation: &'static str) -> Error {
     )
 }
 
+/// Returns `None` for the answer that there is no such node.
+pub(crate) fn unless_gone<T>(answer: Result<T, Driver>) -> Result<Option<T>, Driver> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(Driver::NoNode) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Returns the error for a directory whose numbers are used up and that this user may not delete.
 pub(crate) fn used_up(path: &str, denied: &Error) -> Error {
     let message = format!(

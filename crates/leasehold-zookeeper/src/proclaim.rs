@@ -5,7 +5,6 @@
 //! holder may not have noticed yet. A write therefore keeps the request, and replaces only the
 //! version of the data that it has read.
 
-use futures_util::future::join;
 use leasehold_core::{Result, backend::RecordWrite, session::Claim};
 use tokio::sync::Mutex;
 use zookeeper_client::Error as Driver;
@@ -52,18 +51,7 @@ impl Proclaimed {
         {
             return Ok(Some(version));
         }
-        let read = async {
-            // An earlier write in flight precedes this request on the same connection. On an older
-            // connection it is refused from now on, because the session has moved.
-            let (sync, read) = (link.client.sync(path), link.client.get_data(path));
-            let (synced, read) = join(sync, read).await;
-            match (synced, read) {
-                (Err(Driver::NoNode), _) | (_, Err(Driver::NoNode)) => Ok(None),
-                (Err(error), _) => Err(error),
-                (Ok(()), read) => read.map(Some),
-            }
-        };
-        let read = cluster.ask(WRITE, SideEffect::None, patience, read).await?;
+        let read = cluster.read(WRITE, link, patience, path).await?;
         let ours = read.filter(|(_, stat)| stat.ephemeral_owner == handle.session);
         let (data, stat) = ours.ok_or_else(|| error::no_longer_held(WRITE))?;
         let (revoked, present) = match data.strip_prefix(REVOKE) {

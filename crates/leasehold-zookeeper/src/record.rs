@@ -13,7 +13,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use futures_util::future::{BoxFuture, OptionFuture, join, join5};
+use futures_util::future::{BoxFuture, OptionFuture, join5};
 use leasehold_core::{
     AcquisitionId, ErrorKind, FencingToken, Mode, Record, Result,
     backend::{RecordRead, RecordReading, RecordWrite, Request, support::StoredRecord},
@@ -26,7 +26,7 @@ use zookeeper_client::{
 use crate::{
     candidate::{self, may_be_candidate, proposal},
     connection::{Cluster, Link, time_of},
-    error::{self, ERRORS, SideEffect},
+    error::{self, ERRORS, SideEffect, unless_gone},
     keys::Member,
     proclaim::Proclaimed,
     queue::holders_in_order,
@@ -263,14 +263,6 @@ fn changed(cluster: &Cluster, written: Event, ended: Event) -> BoxFuture<'static
     })
 }
 
-fn unless_gone<T>(answer: Result<T, Driver>) -> Result<Option<T>, Driver> {
-    match answer {
-        Ok(answer) => Ok(Some(answer)),
-        Err(Driver::NoNode) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// A grant, as the writer of a record.
 pub(crate) struct Grant<'a> {
     pub(crate) claim: &'a Claim<ZookeeperSessions>,
@@ -334,17 +326,7 @@ impl Grant<'_> {
         let handle = self.claim.session().handle();
         let (cluster, patience, key) = (&handle.cluster, handle.patience, self.request.key());
         let path = cluster.names.record(key);
-        let found = async {
-            // An earlier write in flight precedes this request on the same connection. On an older
-            // connection it is refused from now on, because the session has moved.
-            let (sync, read) = (link.client.sync(&path), link.client.get_data(&path));
-            let (synced, read) = join(sync, read).await;
-            unless_gone(synced)?;
-            unless_gone(read)
-        };
-        let found = cluster
-            .ask(WRITE, SideEffect::None, patience, found)
-            .await?;
+        let found = cluster.read(WRITE, link, patience, &path).await?;
         let (previous, version) = match found {
             None => (None, None),
             Some((data, stat)) => {

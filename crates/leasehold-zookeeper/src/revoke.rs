@@ -9,12 +9,12 @@ use zookeeper_client::{Error as Driver, Stat};
 
 use crate::{
     connection::Cluster,
-    error::{ERRORS, SideEffect},
+    error::{ERRORS, SideEffect, unless_gone},
     keys::{Data, Member, REVOKE},
 };
 
-/// The most attempts of a graceful revocation. A leader that replaces its proposal without a pause
-/// foils about every second one.
+/// The most attempts of a graceful revocation. About every second one fails if the leader of an
+/// election replaces its proposal without a pause.
 const TRIES: usize = 32;
 
 /// Returns the identifier of one grant: the czxid and the name of its node.
@@ -59,20 +59,13 @@ pub(crate) async fn revoke(
     }
     let (link, patience) = (cluster.shared("revoke").await?, cluster.config.timeout);
     for _ in 0..TRIES {
-        let read = async {
-            let (sync, read) = (link.client.sync(&path), link.client.get_data(&path));
-            let (_synced, read) = futures_util::future::join(sync, read).await;
-            found(read)
-        };
-        let read = cluster
-            .ask("revoke", SideEffect::None, patience, read)
-            .await?;
+        let read = cluster.read("revoke", &link, patience, &path).await?;
         let Some((data, stat)) = read.filter(|(_, stat)| stat.czxid == czxid) else {
             return Ok(RevokeOutcome::AlreadyGone);
         };
         if revocation == Revocation::Immediate {
             // Names are never reused, so this is the node that was read.
-            let deleted = async { found(link.client.delete(&path, None).await) };
+            let deleted = async { unless_gone(link.client.delete(&path, None).await) };
             let deleted = cluster
                 .ask("revoke", SideEffect::Writes, patience, deleted)
                 .await?;
@@ -82,51 +75,35 @@ pub(crate) async fn revoke(
                 RevokeOutcome::AlreadyGone
             });
         }
-        if !data.starts_with(REVOKE) {
-            let revoked = [REVOKE, &data].concat();
-            let version = Some(stat.version);
-            let set = async {
-                match link.client.set_data(&path, &revoked, version).await {
-                    Ok(_) => Ok(Set::Done),
-                    Err(Driver::BadVersion) => Ok(Set::Changed),
-                    Err(Driver::NoNode) => Ok(Set::Gone),
-                    Err(error) => Err(error),
-                }
-            };
-            match cluster
+        let revoked = [REVOKE, &data].concat();
+        let set = async {
+            match link
+                .client
+                .set_data(&path, &revoked, Some(stat.version))
+                .await
+            {
+                Ok(_) => Ok(true),
+                // Another operator or the leader of an election has written since the read, or the
+                // node is gone. Another read shows which.
+                Err(Driver::BadVersion | Driver::NoNode) => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        if data.starts_with(REVOKE)
+            || cluster
                 .ask("revoke", SideEffect::Writes, patience, set)
                 .await?
-            {
-                Set::Done => {}
-                Set::Changed => continue,
-                Set::Gone => return Ok(RevokeOutcome::AlreadyGone),
-            }
+        {
+            // The holder notices by its watch, or at the latest by its next renewal.
+            let ttl = Data::of(&member, &data)
+                .and_then(|data| data.ttl)
+                .map(Duration::from_millis);
+            return Ok(RevokeOutcome::FreeWithin(ttl.map(|ttl| ttl * 4 / 3)));
         }
-        // The holder notices by its watch, or at the latest by its next renewal.
-        let ttl = Data::of(&member, &data)
-            .and_then(|data| data.ttl)
-            .map(Duration::from_millis);
-        return Ok(RevokeOutcome::FreeWithin(ttl.map(|ttl| ttl * 4 / 3)));
     }
     Err(ERRORS.error(
         ErrorKind::Unavailable,
         "revoke",
         "the holder changed its node at each attempt; try again, or use an immediate revocation",
     ))
-}
-
-/// The outcome of the write of a request for a revocation.
-enum Set {
-    Done,
-    /// Another operator or the leader of an election has written in between.
-    Changed,
-    Gone,
-}
-
-fn found<T>(answer: Result<T, Driver>) -> Result<Option<T>, Driver> {
-    match answer {
-        Ok(answer) => Ok(Some(answer)),
-        Err(Driver::NoNode) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
