@@ -19,7 +19,8 @@ use zookeeper_client::{
 use crate::{
     connection::{Cluster, Link},
     error::{self, ERRORS, SideEffect},
-    keys::{Directory, MAX_LABEL, Node},
+    keys::{Directory, Node},
+    node_data::MAX_LABEL,
 };
 
 /// The most attempts to create the directory of a lock, which the server may remove again.

@@ -10,7 +10,8 @@ use crate::{
     config::ElectionNodes,
     connection::time_of,
     error::ERRORS,
-    keys::{Data, Member, Part, REVOKE},
+    keys::{Member, Part},
+    node_data::{Data, REVOKE},
 };
 
 /// Checks that the servers can take the proposal of a request, if it has one.
@@ -102,7 +103,8 @@ mod tests {
     use leasehold_core::LockKey;
 
     use super::*;
-    use crate::keys::{Says, Uuid, data_of};
+    use crate::keys::Uuid;
+    use crate::node_data::{Says, data_of};
 
     fn request() -> Request {
         Request::new(LockKey::new("k").unwrap())

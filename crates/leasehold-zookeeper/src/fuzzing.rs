@@ -6,7 +6,8 @@ use leasehold_core::{LockKey, Mode};
 use crate::{
     config::{ElectionNodes, ExclusiveNodes},
     diagnosis,
-    keys::{Data, Member, Names, Part, REVOKE, Says},
+    keys::{Member, Names, Part},
+    node_data::{Data, REVOKE, Says},
     queue::{Standing, find, in_order, refusal, standing},
     revoke,
 };

@@ -8,7 +8,8 @@ use crate::{
     candidate::proposal,
     connection::{Cluster, Link},
     error::SideEffect,
-    keys::{Data, Directory, Member, Part, Says, shown},
+    keys::{Directory, Member, Part},
+    node_data::{Data, Says, shown},
     queue::in_order,
     revoke::id_of,
 };

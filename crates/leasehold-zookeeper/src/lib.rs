@@ -17,6 +17,7 @@ mod keys;
 mod lease;
 mod liveness;
 mod loss_watch;
+mod node_data;
 mod pending_lock;
 mod predecessor;
 mod proclaim;

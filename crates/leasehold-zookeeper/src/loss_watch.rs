@@ -16,7 +16,7 @@ use zookeeper_client::EventType;
 
 use crate::{
     connection::Link,
-    keys::REVOKE,
+    node_data::REVOKE,
     session::ZookeeperSession,
     wake::{Event, Set, event_of, node},
     watch_queue::{WatchQueue, WatchedLease},

@@ -13,8 +13,9 @@ use zookeeper_client::Error as Driver;
 use crate::{
     batch::{Created, Done, Job, Work},
     error::{self, ERRORS, SideEffect},
-    keys::{Directory, Member, Says, Sequence, Uuid, data_of},
+    keys::{Directory, Member, Sequence, Uuid},
     lease::ZookeeperLease,
+    node_data::{Says, data_of},
     queue::{Standing, find, refusal, standing},
     session::{Handle, ZookeeperSessions, note, run},
     session_tasks,

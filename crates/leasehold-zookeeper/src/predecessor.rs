@@ -9,7 +9,7 @@ use crate::{
     batch::Created,
     connection::{Link, Room},
     error::{self, SideEffect},
-    keys::REVOKE,
+    node_data::REVOKE,
     pending_lock::{PendingLock, lost_place},
     queue::{Standing, Wait},
     session::note,

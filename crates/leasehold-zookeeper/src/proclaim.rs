@@ -13,7 +13,7 @@ use crate::{
     candidate::{check_proposal, version},
     connection::Link,
     error::{self, SideEffect},
-    keys::REVOKE,
+    node_data::REVOKE,
     session::ZookeeperSessions,
 };
 

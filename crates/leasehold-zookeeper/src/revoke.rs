@@ -10,7 +10,8 @@ use zookeeper_client::{Error as Driver, Stat};
 use crate::{
     connection::Cluster,
     error::{ERRORS, SideEffect, unless_gone},
-    keys::{Data, Member, REVOKE},
+    keys::Member,
+    node_data::{Data, REVOKE},
 };
 
 /// The most attempts of a graceful revocation. About every second one fails if the leader of an

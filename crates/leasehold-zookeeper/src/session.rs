@@ -22,8 +22,9 @@ use crate::{
     batch::{BatchExecutor, Done, Job, Line},
     connection::{Cluster, Link},
     error::{ERRORS, SideEffect},
-    keys::{Node, Uuid, shown},
+    keys::{Node, Uuid},
     liveness::{HEARTBEAT_PART, Liveness},
+    node_data::shown,
     watch_queue::WatchQueue,
 };
 
