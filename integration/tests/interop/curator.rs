@@ -1,45 +1,13 @@
 //! Curator's `InterProcessMutex` and `InterProcessReadWriteLock`.
 
-use std::time::Duration;
-
-use leasehold_core::{LockClient, Released};
-use leasehold_integration::{foreign::Foreign, server::ZookeeperServer};
-use leasehold_zookeeper::ZookeeperBackend;
+use leasehold_core::Released;
+use leasehold_integration::{foreign::Foreign, server::ZookeeperServer, steps::SOON};
 use tokio::time::{sleep, timeout};
 
-use crate::rounds;
-
-/// The timeout of operations that must succeed.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The time for which a waiter is observed not to be granted.
-const A_WHILE: Duration = Duration::from_millis(300);
-
-/// Waits until this number of clients hold or wait.
-async fn queued(server: &ZookeeperServer, count: usize) {
-    let there = || {
-        server
-            .ephemerals()
-            .unwrap()
-            .iter()
-            .filter(|node| node.starts_with("/shop/item/"))
-            .count()
-    };
-    let all = async {
-        while tokio::task::block_in_place(there) != count {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, all).await.unwrap();
-}
-
-async fn client(server: &ZookeeperServer, options: &str) -> LockClient {
-    LockClient::new(
-        ZookeeperBackend::connect(&format!("{}/shop{options}", server.url()))
-            .await
-            .unwrap(),
-    )
-}
+use crate::{
+    rounds,
+    support::{A_WHILE, client, keeps_waiting, queued},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn curators_mutex_and_leasehold_exclude_each_other() {
@@ -89,7 +57,7 @@ async fn curators_readers_and_ours_share_and_keep_writers_of_both_out() {
     // A waiting writer of Curator is not overtaken by a reader of the library, and is granted next.
     writer.begin_lock().unwrap();
     queued(&server, 2).await;
-    assert!(timeout(A_WHILE, writer.holds()).await.is_err());
+    keeps_waiting(&mut writer).await;
     assert!(lock.try_read().await.unwrap().is_none());
     assert_eq!(ours.release().await.unwrap(), Released::Freed);
     writer.holds().await.unwrap();
@@ -102,9 +70,9 @@ async fn curators_readers_and_ours_share_and_keep_writers_of_both_out() {
     sleep(A_WHILE).await;
     assert!(!waiting.is_finished());
     assert!(writer.release().await.unwrap());
-    let ours = timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
+    let ours = timeout(SOON, waiting).await.unwrap().unwrap().unwrap();
     reader.begin_lock().unwrap();
-    assert!(timeout(A_WHILE, reader.holds()).await.is_err());
+    keeps_waiting(&mut reader).await;
     assert_eq!(ours.release().await.unwrap(), Released::Freed);
     reader.holds().await.unwrap();
 }
@@ -121,12 +89,12 @@ async fn waiters_of_curator_and_leasehold_are_served_in_order() {
     queued(&server, 2).await;
     let waiting = tokio::spawn(async move { other.mutex("item").lock().await });
     queued(&server, 3).await;
-    assert!(timeout(A_WHILE, foreign.holds()).await.is_err());
+    keeps_waiting(&mut foreign).await;
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
     foreign.holds().await.unwrap();
     sleep(A_WHILE).await;
     assert!(!waiting.is_finished(), "the waiter queued later");
     assert!(foreign.release().await.unwrap());
-    let granted = timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
+    let granted = timeout(SOON, waiting).await.unwrap().unwrap().unwrap();
     assert_eq!(granted.release().await.unwrap(), Released::Freed);
 }

@@ -1,23 +1,20 @@
 //! Curator's `LeaderLatch` and `LeaderSelector`, and kazoo's `Election`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use leasehold_core::{
-    LockKey, Released, Ttl,
-    backend::{Attempt, Lease, LockBackend, RecordRead, RecordWrite, Request},
+    LockKey, Ttl,
+    backend::{Lease, LockBackend, RecordRead, Request},
 };
-use leasehold_integration::{foreign::Foreign, server::ZookeeperServer};
+use leasehold_integration::{
+    foreign::Foreign,
+    leases::{acquired, acquiring, free, granted, is_refused, write, written},
+    server::ZookeeperServer,
+};
 use leasehold_zookeeper::ZookeeperBackend;
-use tokio::{
-    task::JoinHandle,
-    time::{sleep, timeout},
-};
+use tokio::{task::JoinHandle, time::sleep};
 
-/// The timeout of operations that must succeed.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The time for which a waiter is observed not to be granted.
-const A_WHILE: Duration = Duration::from_millis(300);
+use crate::support::{A_WHILE, backend, keeps_waiting, queued};
 
 const ID: &str = "curator@host:7";
 
@@ -33,31 +30,35 @@ fn candidate(proposal: &str) -> Request {
     mutex().with_proposal(proposal.as_bytes())
 }
 
-async fn backend(server: &ZookeeperServer, options: &str) -> Arc<ZookeeperBackend> {
-    let url = format!("{}/shop{options}", server.url());
-    ZookeeperBackend::connect(&url).await.unwrap()
-}
-
 async fn curator(server: &ZookeeperServer, kind: &str) -> Foreign {
     let started = Foreign::curator_election(server.addr(), kind, "/shop/item", ID).await;
     started.unwrap()
 }
 
-fn waits(backend: &Arc<ZookeeperBackend>, request: Request) -> JoinHandle<Arc<dyn Lease>> {
-    let backend = Arc::clone(backend);
-    tokio::spawn(async move { backend.acquire(request).await.unwrap() })
+/// Waits in the library, while another client leads.
+async fn waiter(
+    server: &ZookeeperServer,
+    ours: &Arc<ZookeeperBackend>,
+) -> JoinHandle<Arc<dyn Lease>> {
+    let waiting = acquiring(ours, candidate("ours"));
+    queued(server, 2).await;
+    sleep(A_WHILE).await;
+    assert!(!waiting.is_finished(), "the other client leads");
+    waiting
 }
 
-async fn granted(waiting: JoinHandle<Arc<dyn Lease>>) -> Arc<dyn Lease> {
-    timeout(PATIENCE, waiting)
-        .await
-        .expect("not granted")
-        .unwrap()
-}
-
-async fn is_refused(backend: &Arc<ZookeeperBackend>, request: Request) -> bool {
-    let attempt = Arc::clone(backend).try_acquire(request).await.unwrap();
-    matches!(attempt, Attempt::Contended(_))
+/// Leads in the library. A candidate of Curator waits, and has read the queue.
+async fn lead_before(
+    server: &ZookeeperServer,
+    ours: &Arc<ZookeeperBackend>,
+    kind: &str,
+) -> (Arc<dyn Lease>, Foreign) {
+    let lease = acquired(ours, candidate("ours")).await;
+    let mut theirs = curator(server, kind).await;
+    theirs.begin_lock().unwrap();
+    queued(server, 2).await;
+    keeps_waiting(&mut theirs).await;
+    (lease, theirs)
 }
 
 /// Returns the value of the leader.
@@ -66,25 +67,6 @@ async fn leader(backend: &Arc<ZookeeperBackend>) -> Option<String> {
     read.while_held = true;
     let reading = Arc::clone(backend).read_record(read).await.unwrap();
     Some(String::from_utf8(reading.record?.value).unwrap())
-}
-
-/// Waits until this number of clients hold or wait.
-async fn queued(server: &ZookeeperServer, count: usize) {
-    let there = || {
-        let nodes = server.ephemerals().unwrap();
-        let nodes = nodes.iter().filter(|node| node.starts_with("/shop/item/"));
-        nodes.count()
-    };
-    let all = async {
-        while tokio::task::block_in_place(there) != count {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, all).await.expect("never queued");
-}
-
-async fn free(lease: Arc<dyn Lease>) {
-    assert_eq!(lease.release().await.unwrap(), Released::Freed);
 }
 
 /// Asserts that a candidate of Curator and one of the library lead one after the other, each while
@@ -100,23 +82,19 @@ async fn lead_in_turn(kind: &str, options: &str) {
     assert_eq!(theirs.leader().await.unwrap(), ID);
     assert!(is_refused(&ours, candidate("ours")).await);
     assert!(is_refused(&ours, mutex()).await);
-    let waiting = waits(&ours, candidate("ours"));
-    queued(&server, 2).await;
-    sleep(A_WHILE).await;
-    assert!(!waiting.is_finished(), "the other client leads");
+    let waiting = waiter(&server, &ours).await;
     assert_eq!(leader(&ours).await.as_deref(), Some(ID));
     assert!(theirs.release().await.unwrap());
     let lease = granted(waiting).await;
 
     assert_eq!(theirs.leader().await.unwrap(), "ours");
     assert!(!theirs.try_lock().await.unwrap(), "the library leads");
-    let proclaimed = Arc::clone(&lease).write_record(RecordWrite::new(1, "ours, later").unwrap());
-    proclaimed.await.unwrap();
+    written(&lease, write(1, "ours, later")).await;
     assert_eq!(theirs.leader().await.unwrap(), "ours, later");
     queued(&server, 1).await;
     theirs.begin_lock().unwrap();
     queued(&server, 2).await;
-    assert!(timeout(A_WHILE, theirs.holds()).await.is_err());
+    keeps_waiting(&mut theirs).await;
     assert_eq!(leader(&ours).await.as_deref(), Some("ours, later"));
     free(lease).await;
     theirs.holds().await.unwrap();
@@ -145,10 +123,7 @@ async fn our_candidates_wait_for_either_class_of_curator() {
         let mut theirs = curator(&server, kind).await;
         theirs.lock().await.unwrap();
         assert!(is_refused(&ours, candidate("ours")).await);
-        let waiting = waits(&ours, candidate("ours"));
-        queued(&server, 2).await;
-        sleep(A_WHILE).await;
-        assert!(!waiting.is_finished(), "the other client leads");
+        let waiting = waiter(&server, &ours).await;
         assert!(theirs.release().await.unwrap());
         free(granted(waiting).await).await;
     }
@@ -160,8 +135,7 @@ async fn the_other_class_of_curator_does_not_see_our_candidates() {
     for (kind, options) in [("latch", "?election=selector"), ("selector", "")] {
         let server = ZookeeperServer::start().unwrap();
         let ours = backend(&server, options).await;
-        let lease = waits(&ours, candidate("ours"));
-        let lease = granted(lease).await;
+        let lease = acquired(&ours, candidate("ours")).await;
         let mut theirs = curator(&server, kind).await;
         theirs.lock().await.unwrap();
         free(lease).await;
@@ -173,15 +147,9 @@ async fn the_other_class_of_curator_does_not_see_our_candidates() {
 async fn a_selector_behind_a_proclaimed_value_leads_next() {
     let server = ZookeeperServer::start().unwrap();
     let ours = backend(&server, "?election=selector").await;
-    let lease = granted(waits(&ours, candidate("ours"))).await;
-    let mut theirs = curator(&server, "selector").await;
-    theirs.begin_lock().unwrap();
-    queued(&server, 2).await;
-    // It has read the queue by then.
-    assert!(timeout(A_WHILE, theirs.holds()).await.is_err());
-    let proclaimed = Arc::clone(&lease).write_record(RecordWrite::new(1, "later").unwrap());
-    proclaimed.await.unwrap();
-    assert!(timeout(A_WHILE, theirs.holds()).await.is_err());
+    let (lease, mut theirs) = lead_before(&server, &ours, "selector").await;
+    written(&lease, write(1, "later")).await;
+    keeps_waiting(&mut theirs).await;
     free(lease).await;
     theirs.holds().await.unwrap();
 }
@@ -192,18 +160,13 @@ async fn a_selector_behind_a_proclaimed_value_leads_next() {
 async fn a_latch_behind_a_proclaimed_value_is_not_notified() {
     let server = ZookeeperServer::start().unwrap();
     let ours = backend(&server, "").await;
-    let lease = granted(waits(&ours, candidate("ours"))).await;
-    let mut theirs = curator(&server, "latch").await;
-    theirs.begin_lock().unwrap();
-    queued(&server, 2).await;
-    assert!(timeout(A_WHILE, theirs.holds()).await.is_err());
-    let proclaimed = Arc::clone(&lease).write_record(RecordWrite::new(1, "later").unwrap());
-    proclaimed.await.unwrap();
+    let (lease, mut theirs) = lead_before(&server, &ours, "latch").await;
+    written(&lease, write(1, "later")).await;
     free(lease).await;
     // It is the leader for everyone else.
     assert_eq!(leader(&ours).await.as_deref(), Some(ID));
     assert!(is_refused(&ours, candidate("ours")).await);
-    assert!(timeout(A_WHILE, theirs.holds()).await.is_err());
+    keeps_waiting(&mut theirs).await;
 }
 
 /// kazoo's `Election` is its `Lock`, which takes the patterns.
@@ -216,18 +179,14 @@ async fn kazoo_with_our_candidates_pattern_leads_in_turn() {
     theirs.lock().await.unwrap();
     assert!(is_refused(&ours, candidate("ours")).await);
     assert_eq!(leader(&ours).await, None);
-    let waiting = waits(&ours, candidate("ours"));
-    queued(&server, 2).await;
-    sleep(A_WHILE).await;
-    assert!(!waiting.is_finished(), "the other client holds");
+    let waiting = waiter(&server, &ours).await;
     assert!(theirs.release().await.unwrap());
     let lease = granted(waiting).await;
     assert!(!theirs.try_lock().await.unwrap(), "the library leads");
     theirs.begin_lock().unwrap();
-    assert!(timeout(A_WHILE, theirs.holds()).await.is_err());
-    let proclaimed = Arc::clone(&lease).write_record(RecordWrite::new(1, "later").unwrap());
-    proclaimed.await.unwrap();
-    assert!(timeout(A_WHILE, theirs.holds()).await.is_err());
+    keeps_waiting(&mut theirs).await;
+    written(&lease, write(1, "later")).await;
+    keeps_waiting(&mut theirs).await;
     free(lease).await;
     theirs.holds().await.unwrap();
 }

@@ -1,29 +1,17 @@
 //! kazoo's `Lock`.
 
-use std::time::Duration;
-
-use leasehold_core::{LockClient, Released};
+use leasehold_core::Released;
 use leasehold_integration::{foreign::Foreign, server::ZookeeperServer};
-use leasehold_zookeeper::ZookeeperBackend;
-use tokio::time::timeout;
 
-use crate::rounds;
-
-/// The time for which a waiter is observed not to be granted.
-const A_WHILE: Duration = Duration::from_millis(300);
-
-async fn client(server: &ZookeeperServer) -> LockClient {
-    LockClient::new(
-        ZookeeperBackend::connect(&format!("{}/shop", server.url()))
-            .await
-            .unwrap(),
-    )
-}
+use crate::{
+    rounds,
+    support::{client, keeps_waiting},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kazoo_with_our_pattern_and_leasehold_exclude_each_other() {
     let server = ZookeeperServer::start().unwrap();
-    let client = client(&server).await;
+    let client = client(&server, "").await;
     let mut foreign = Foreign::kazoo(server.addr(), "/shop/item", &["lock-"])
         .await
         .unwrap();
@@ -33,14 +21,14 @@ async fn kazoo_with_our_pattern_and_leasehold_exclude_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kazoo_with_our_readers_pattern_waits_for_them_too() {
     let server = ZookeeperServer::start().unwrap();
-    let client = client(&server).await;
+    let client = client(&server, "").await;
     let mut foreign = Foreign::kazoo(server.addr(), "/shop/item", &["lock-", "__READ__"])
         .await
         .unwrap();
     let reader = client.rwlock("item").read().await.unwrap();
     assert!(!foreign.try_lock().await.unwrap());
     foreign.begin_lock().unwrap();
-    assert!(timeout(A_WHILE, foreign.holds()).await.is_err());
+    keeps_waiting(&mut foreign).await;
     assert_eq!(reader.release().await.unwrap(), Released::Freed);
     foreign.holds().await.unwrap();
 }
@@ -49,7 +37,7 @@ async fn kazoo_with_our_readers_pattern_waits_for_them_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kazoo_without_the_pattern_does_not_see_us() {
     let server = ZookeeperServer::start().unwrap();
-    let client = client(&server).await;
+    let client = client(&server, "").await;
     let mut foreign = Foreign::kazoo(server.addr(), "/shop/item", &[])
         .await
         .unwrap();

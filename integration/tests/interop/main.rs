@@ -10,3 +10,4 @@ mod kazoo;
 mod node_redlock;
 mod redis_py;
 mod rounds;
+mod support;

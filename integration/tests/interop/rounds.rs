@@ -1,15 +1,9 @@
 //! The test that every pair of clients runs.
 
-use std::time::Duration;
-
 use leasehold_core::{LockClient, Mutex, Released};
-use leasehold_integration::foreign::Foreign;
+use leasehold_integration::{foreign::Foreign, steps::SOON};
 
-/// The timeout of operations that must succeed.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The time for which a waiter is observed not to be granted.
-const A_WHILE: Duration = Duration::from_millis(300);
+use crate::support::{A_WHILE, keeps_waiting};
 
 /// Asserts mutual exclusion on one lock between the library and another client: each refuses and
 /// keeps waiting while the other holds, and each is granted when the other releases.
@@ -31,11 +25,7 @@ pub(crate) async fn exclude_each_other(client: &LockClient, name: &str, foreign:
         "the library holds the lock"
     );
     foreign.begin_lock().unwrap();
-    let waited = tokio::time::timeout(A_WHILE, foreign.holds()).await;
-    assert!(
-        waited.is_err(),
-        "the library holds the lock, but the other client got {waited:?}"
-    );
+    keeps_waiting(foreign).await;
     assert!(guard.is_held());
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
 }
@@ -52,7 +42,7 @@ async fn taken_after(
     tokio::time::sleep(A_WHILE).await;
     assert!(!waiting.is_finished(), "another client holds the lock");
     release.await;
-    tokio::time::timeout(PATIENCE, waiting)
+    tokio::time::timeout(SOON, waiting)
         .await
         .expect("the free lock was not granted")
         .unwrap()
