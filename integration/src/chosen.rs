@@ -1,6 +1,6 @@
-//! The backends that a run of a test suite is limited to.
+//! What the environment chooses for a run: its backends, its seed, and the duration of chaos.
 
-use std::env;
+use std::{env, time::Duration};
 
 /// The environment variable with the selected backends, separated by commas.
 const ONLY: &str = "LEASEHOLD_BACKENDS";
@@ -26,4 +26,32 @@ pub fn backends<B>(all: &'static [B], name: fn(&B) -> &str) -> Result<Vec<&'stat
         .filter(|name| !name.is_empty())
         .map(named)
         .collect()
+}
+
+/// Returns `LEASEHOLD_SEED`, or a random seed if it is not set, and prints it.
+///
+/// # Panics
+/// The variable is not a number.
+#[must_use]
+pub fn seed() -> u64 {
+    let seed = env::var("LEASEHOLD_SEED").map_or_else(
+        |_| rand::random(),
+        |seed| seed.parse().expect("LEASEHOLD_SEED must be a number"),
+    );
+    println!("LEASEHOLD_SEED={seed}");
+    seed
+}
+
+/// Returns the duration of chaos: `LEASEHOLD_CHAOS_SECONDS`, or 10 s if it is not set.
+///
+/// # Panics
+/// The variable is not a number of seconds.
+#[must_use]
+pub fn chaos_duration() -> Duration {
+    let seconds = env::var("LEASEHOLD_CHAOS_SECONDS").map_or(10, |seconds| {
+        seconds
+            .parse()
+            .expect("LEASEHOLD_CHAOS_SECONDS must be a number of seconds")
+    });
+    Duration::from_secs(seconds)
 }

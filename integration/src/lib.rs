@@ -23,7 +23,7 @@
 //! | [`panics`] | panics of the crates under test |
 //! | [`checker`], [`leftovers`] | checks of these logs, and of what remains on the servers |
 //! | [`record_history`] | holders and readers of a record during faults, and checks of what they saw |
-//! | [`chosen`] | the backends that a run of a test suite is limited to |
+//! | [`chosen`] | the backends, the seed and the duration that the environment chooses for a run |
 //! | [`certificates`] | a certificate authority and a server certificate for TLS tests |
 
 #[cfg(feature = "server")]

@@ -11,6 +11,7 @@ use std::{
 
 use leasehold_core::{LockClient, Ttl};
 use leasehold_integration::{
+    chosen,
     proxy::{Direction, Proxy},
     server::PostgresServer,
 };
@@ -38,14 +39,7 @@ type Written = (u64, u64, String);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn history_of_records_is_that_of_their_holders() {
-    let seed = std::env::var("LEASEHOLD_SEED").map_or_else(
-        |_| rand::random(),
-        |seed| seed.parse().expect("LEASEHOLD_SEED is a number"),
-    );
-    println!("LEASEHOLD_SEED={seed}");
-    let seconds = std::env::var("LEASEHOLD_CHAOS_SECONDS")
-        .map_or(10, |seconds| seconds.parse().expect("a number of seconds"));
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = StdRng::seed_from_u64(chosen::seed());
     let mut server = PostgresServer::builder()
         .durable()
         .setting("max_connections", "300")
@@ -72,7 +66,7 @@ async fn history_of_records_is_that_of_their_holders() {
         )));
         proxies.push(proxy);
     }
-    let ends = Instant::now() + Duration::from_secs(seconds);
+    let ends = Instant::now() + chosen::chaos_duration();
     while Instant::now() < ends {
         strike(&mut server, &proxies, &mut random).await;
         tokio::time::sleep(Duration::from_millis(random.random_range(0..300))).await;

@@ -1,11 +1,12 @@
 use std::{
     collections::BTreeMap,
-    env, thread,
+    thread,
     time::{Duration, Instant},
 };
 
 use leasehold_integration::{
     checker::{self, Order, Violation},
+    chosen::seed,
     server::{Persistence, RedisServer},
     stage::{Stage, granted},
     steps::{SOON, millis},
@@ -27,15 +28,6 @@ const CALM: Duration = Duration::from_secs(120);
 const ENOUGH: usize = 100;
 /// The timeout for this number of grants.
 const GRANTS_WITHIN: Duration = Duration::from_secs(300);
-
-pub(crate) fn seed() -> u64 {
-    let seed = env::var("LEASEHOLD_SEED")
-        .ok()
-        .map(|seed| seed.parse().expect("LEASEHOLD_SEED must be a number"));
-    let seed = seed.unwrap_or_else(rand::random);
-    println!("LEASEHOLD_SEED={seed}");
-    seed
-}
 
 /// The lock is held most of the time, so that a paused process probably holds it.
 fn storm() -> Command {

@@ -17,6 +17,7 @@ use leasehold_core::{
 };
 use leasehold_integration::{
     checker::{self, Order},
+    chosen::seed,
     server::{EtcdCluster, Persistence, PostgresServer, RedisServer, ZookeeperServer},
     stage::Stage,
     steps::{client_of, millis},
@@ -24,10 +25,7 @@ use leasehold_integration::{
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::{
-    chaos::{none, seed},
-    local_replica::LocalReplica,
-};
+use crate::{chaos::none, local_replica::LocalReplica};
 
 const OCCURRENCES: u64 = 20;
 const PERIOD_MS: u64 = 250;

@@ -6,6 +6,7 @@ use std::{
 use leasehold_core::{LockClient, Revocation};
 use leasehold_integration::{
     checker::{self, Order},
+    chosen::seed,
     leftovers,
     server::{ZookeeperEnsemble, ZookeeperServer},
     stage::Stage,
@@ -17,7 +18,7 @@ use leasehold_zookeeper::{
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::chaos::{Crew, PROCESSES, heals, none, only_faults, seed};
+use crate::chaos::{Crew, PROCESSES, heals, none, only_faults};
 
 /// Short, so that many pauses last longer, and long enough for waiters to have their own session.
 const TTL: u64 = 5500;

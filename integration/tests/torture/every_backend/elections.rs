@@ -11,6 +11,7 @@ use std::{
 use leasehold_core::{FencingToken, Leader, LockClient};
 use leasehold_integration::{
     checker::{self, Order},
+    chosen::{chaos_duration, seed},
     stage::Stage,
     steps::{client_of, millis, until},
     worker::{Event, EventLog, Op, Phase, Storm, client, now_ns, storm as in_storm},
@@ -19,11 +20,10 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    Crew, ENOUGH, GRANTS_WITHIN, PROCESSES, Target, grants_a_larger_token, runtime, span,
-    under_faults,
+    Crew, ENOUGH, GRANTS_WITHIN, PROCESSES, Target, grants_a_larger_token, runtime, under_faults,
 };
 use crate::{
-    chaos::{none, seed},
+    chaos::{none, only_faults},
     local_replica::LocalReplica,
 };
 
@@ -207,7 +207,7 @@ pub(super) fn elects(mut target: impl Target) {
     });
     let (terms, errors) = crew.end();
     println!("{terms} terms of surviving workers, {revoked} revocations, errors: {errors:?}");
-    crate::chaos::only_faults(&errors);
+    only_faults(&errors);
     let events = crew.events();
     judge(&events, &seen);
     grants_a_larger_token(&stage, &crew.urls[0], campaigns(), &events);
@@ -244,7 +244,7 @@ fn memory_elects_one_leader_at_a_time_in_chaos() {
         let grants = |logs: &[_]| {
             checker::grants_between(&EventLog::merge(logs).unwrap(), |_| true, 0, u64::MAX)
         };
-        while begun.elapsed() < span()
+        while begun.elapsed() < chaos_duration()
             || (grants(&logs) < ENOUGH && begun.elapsed() < GRANTS_WITHIN)
         {
             thread::sleep(millis(rng.random_range(20..300)));

@@ -5,14 +5,15 @@ use std::{
 
 use leasehold_integration::{
     checker::{self, Order},
+    chosen::{chaos_duration, seed},
     stage::Stage,
     steps::millis,
     worker::{Answer, Command, EventLog},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::{GRANTS_WITHIN, STORM_END, span, storm};
-use crate::chaos::{none, seed};
+use super::{GRANTS_WITHIN, STORM_END, storm};
+use crate::chaos::none;
 
 const TTL: u64 = 300;
 
@@ -36,7 +37,8 @@ fn memory_keeps_its_promises_in_chaos() {
         checker::grants_between(&events, |_| true, 0, u64::MAX)
     };
     let begun = Instant::now();
-    while begun.elapsed() < span() || (granted() < 100 && begun.elapsed() < GRANTS_WITHIN) {
+    while begun.elapsed() < chaos_duration() || (granted() < 100 && begun.elapsed() < GRANTS_WITHIN)
+    {
         thread::sleep(millis(rng.random_range(50..400)));
         worker.pause().unwrap();
         thread::sleep(Duration::from_millis(rng.random_range(1..2 * TTL)));
