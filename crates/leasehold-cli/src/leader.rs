@@ -81,12 +81,7 @@ const NOBODY: &str = "no leader";
 
 /// Prints a line for each change, until a signal ends the command.
 async fn watch_until_signal(args: &args::Leader, key: &LockKey) -> Result<u8, Failure> {
-    let mut signals = Signals::new().map_err(|error| {
-        Failure::new(
-            exit::SOFTWARE,
-            format!("cannot listen for signals: {error}"),
-        )
-    })?;
+    let mut signals = Signals::new()?;
     let mut opened = None;
     let done = tokio::select! {
         biased;

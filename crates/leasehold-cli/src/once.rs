@@ -41,12 +41,7 @@ impl fmt::Display for Failed {
 }
 
 pub(crate) async fn once(args: &Once) -> Result<u8, Failure> {
-    let mut signals = Signals::new().map_err(|error| {
-        Failure::new(
-            exit::SOFTWARE,
-            format!("cannot listen for signals: {error}"),
-        )
-    })?;
+    let mut signals = Signals::new()?;
     let key = key_of(&args.name)?;
     schemes::check_excludes(&args.backend.url)?;
     schemes::check_names(std::slice::from_ref(&args.name))?;

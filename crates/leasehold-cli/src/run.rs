@@ -23,12 +23,7 @@ use crate::{
 };
 
 pub(crate) async fn run(args: &Run) -> Result<u8, Failure> {
-    let mut signals = Signals::new().map_err(|error| {
-        Failure::new(
-            exit::SOFTWARE,
-            format!("cannot listen for signals: {error}"),
-        )
-    })?;
+    let mut signals = Signals::new()?;
     let (names, command) = args.names_and_command()?;
     let keys = names
         .iter()

@@ -18,6 +18,8 @@ mod unix {
     };
     use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
+    use crate::exit::{self, Failure};
+
     /// The signals that are passed on to the program. TSTP, TTIN and TTOU stop this command, and
     /// KILL and STOP cannot be caught.
     const PASSED_ON: [Signal; 7] = [
@@ -39,13 +41,17 @@ mod unix {
         ///
         /// A signal that was ignored at the start, by `nohup(1)` or for a background job of a
         /// script, stays ignored here and in the program.
-        pub(crate) fn new() -> io::Result<Self> {
+        pub(crate) fn new() -> Result<Self, Failure> {
             let ignored = ignored();
             let listen = |kind: Signal| Ok((kind, signal(SignalKind::from_raw(kind.as_raw()))?));
             let kinds = PASSED_ON
                 .into_iter()
                 .filter(|kind| ignored & (1 << (kind.as_raw() - 1)) == 0);
-            kinds.map(listen).collect::<io::Result<_>>().map(Self)
+            let streams = kinds.map(listen).collect::<io::Result<_>>();
+            streams.map(Self).map_err(|error| {
+                let message = format!("cannot listen for signals: {error}");
+                Failure::new(exit::SOFTWARE, message)
+            })
         }
 
         /// Waits for the next signal.
@@ -115,7 +121,7 @@ mod unix {
 
 #[cfg(not(unix))]
 mod other {
-    use std::io;
+    use crate::exit::Failure;
 
     /// The only signal that this platform reports: Ctrl-C.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +132,7 @@ mod other {
     pub(crate) struct Signals;
 
     impl Signals {
-        pub(crate) fn new() -> io::Result<Self> {
+        pub(crate) fn new() -> Result<Self, Failure> {
             Ok(Self)
         }
 
