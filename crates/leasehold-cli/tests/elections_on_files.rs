@@ -5,11 +5,12 @@ use std::{
     ffi::OsStr,
     io::{BufRead, BufReader, Read},
     os::unix::ffi::OsStrExt,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use crate::support::{
-    ended, files, leader, leasehold, run_on, signal, started, status, stderr, stdout, until,
+    end, ended, files, leader, leasehold, run_on, signal, started, stderr, stdout, until,
+    until_one_waits,
 };
 
 mod support;
@@ -24,11 +25,6 @@ fn watch(url: &str, options: &[&str]) -> Command {
         .args(["leader", "--watch", "--url", url, "k"])
         .args(options);
     command
-}
-
-fn end(mut run: Child) {
-    signal(run.id(), "TERM");
-    run.wait().unwrap();
 }
 
 #[test]
@@ -111,9 +107,7 @@ fn next_candidate_leads_when_the_leader_is_killed() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    until("the next one waits", || {
-        status(&url, "k")["waiters"].as_array().map(Vec::len) == Some(1)
-    });
+    until_one_waits(&url, "k");
     let before = leader(&url, "k").0;
     assert_eq!(before["leader"]["value"], "a");
     signal(first.id(), "KILL");
@@ -136,9 +130,7 @@ fn signal_ends_a_campaign() {
     let mut waiter = run_on(&url, &["--value", "b", "k"], &["true"])
         .spawn()
         .unwrap();
-    until("it waits", || {
-        status(&url, "k")["waiters"].as_array().map(Vec::len) == Some(1)
-    });
+    until_one_waits(&url, "k");
     signal(waiter.id(), "INT");
     assert_eq!(waiter.wait().unwrap().code(), Some(130));
     end(holder);

@@ -7,7 +7,8 @@ use std::{
 };
 
 use crate::support::{
-    Redis, ended, leader, leasehold, lives, run_on, signal, started, status, stderr, stdout, until,
+    Redis, end, ended, leader, leasehold, lives, run_on, signal, started, stderr, stdout,
+    until_one_waits,
 };
 
 mod support;
@@ -41,11 +42,6 @@ fn lines_until(watch: &mut Child, value: &str) -> Vec<serde_json::Value> {
     lines
 }
 
-fn end(mut process: Child) {
-    signal(process.id(), "TERM");
-    process.wait().unwrap();
-}
-
 #[test]
 fn watch_shows_a_fail_over_in_the_order_of_the_tokens() {
     let redis = Redis::start(&[]);
@@ -59,9 +55,7 @@ fn watch_shows_a_fail_over_in_the_order_of_the_tokens() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    until("the next one waits", || {
-        status(&redis.url, "k")["waiters"].as_array().map(Vec::len) == Some(1)
-    });
+    until_one_waits(&redis.url, "k");
     signal(run.id(), "KILL");
     run.wait().unwrap();
     let lines = lines_until(&mut watch, "b");

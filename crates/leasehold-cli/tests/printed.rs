@@ -1,7 +1,7 @@
-//! The output of `status`, `revoke` and `info`.
+//! The output of `leader`, `status`, `revoke` and `info`.
 #![cfg(target_os = "linux")]
 
-use crate::support::{ended, files, leasehold, run_on, signal, started, stderr, stdout};
+use crate::support::{end, ended, files, leasehold, run_on, signal, started, stderr, stdout};
 
 mod support;
 
@@ -69,7 +69,7 @@ fn no_directory_is_created_to_look_at_locks() {
 #[test]
 fn revocation_of_a_file_lock_is_refused_on_one_line() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut run, _) = started(&mut run_on(
+    let (run, _) = started(&mut run_on(
         &files(&dir),
         &["k"],
         &["sh", "-c", "echo; exec sleep 60"],
@@ -83,8 +83,7 @@ fn revocation_of_a_file_lock_is_refused_on_one_line() {
         assert_eq!(refused.status.code(), Some(64), "{}", stderr(&refused));
         assert_eq!(stderr(&refused).lines().count(), 1, "{}", stderr(&refused));
     }
-    signal(run.id(), "TERM");
-    run.wait().unwrap();
+    end(run);
 }
 
 #[test]
@@ -92,7 +91,7 @@ fn status_shows_the_holder_on_files() {
     let dir = tempfile::tempdir().unwrap();
     let status = || ended(leasehold().args(["status", "--json", "--url", &files(&dir), "k"]));
     assert_eq!(status().status.code(), Some(1));
-    let (mut run, _) = started(&mut run_on(
+    let (run, _) = started(&mut run_on(
         &files(&dir),
         &["--label", "till 3", "k"],
         &["sh", "-c", "echo; exec sleep 60"],
@@ -102,8 +101,7 @@ fn status_shows_the_holder_on_files() {
     let seen: serde_json::Value = serde_json::from_slice(&seen.stdout).unwrap();
     assert_eq!(seen["holders"].as_array().unwrap().len(), 1);
     assert_eq!(seen["holders"][0]["label"], "till 3");
-    signal(run.id(), "TERM");
-    run.wait().unwrap();
+    end(run);
 }
 
 /// A name with characters that control a terminal, reorder or hide text, or end a line.

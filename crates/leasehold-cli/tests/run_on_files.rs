@@ -9,7 +9,8 @@ use std::{
 };
 
 use crate::support::{
-    ended, files, leasehold, lives, run_on, signal, started, status, stderr, stdout, until,
+    end, ended, files, leasehold, lives, run_on, signal, started, status, stderr, stdout, until,
+    until_one_waits,
 };
 
 mod support;
@@ -137,17 +138,12 @@ fn ctrl_c_on_a_terminal_reaches_the_program_once() {
 #[test]
 fn signal_ends_the_wait() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut holder, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
+    let (holder, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
     let mut waiter = run_on(&files(&dir), &["k"], &["true"]).spawn().unwrap();
-    until("it waits", || {
-        status(&files(&dir), "k")["waiters"]
-            .as_array()
-            .is_some_and(|waiters| waiters.len() == 1)
-    });
+    until_one_waits(&files(&dir), "k");
     signal(waiter.id(), "TERM");
     assert_eq!(waiter.wait().unwrap().code(), Some(143));
-    signal(holder.id(), "TERM");
-    holder.wait().unwrap();
+    end(holder);
 }
 
 #[test]
@@ -228,7 +224,7 @@ fn killed_command_leaves_the_lock_to_its_program() {
 fn flock_and_the_command_exclude_each_other() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("k.lock");
-    let (mut run, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
+    let (run, _) = started(&mut run_on(&files(&dir), &["k"], &HOLD));
     assert!(file.exists());
     assert!(
         !Command::new("flock")
@@ -239,8 +235,7 @@ fn flock_and_the_command_exclude_each_other() {
             .unwrap()
             .success()
     );
-    signal(run.id(), "TERM");
-    run.wait().unwrap();
+    end(run);
     let (mut flock, _) = started(Command::new("flock").arg("--no-fork").arg(&file).args(HOLD));
     assert_eq!(
         ended(&mut run_on(&files(&dir), &["--no-wait", "k"], &["true"]))
@@ -309,7 +304,7 @@ fn directory_of_others_needs_shared_in_the_url() {
 #[test]
 fn status_names_the_program_that_runs_under_the_lock() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut run, _) = started(&mut run_on(
+    let (run, _) = started(&mut run_on(
         &files(&dir),
         &["k"],
         &["/bin/sh", "-c", "echo; exec sleep 60"],
@@ -319,8 +314,7 @@ fn status_names_the_program_that_runs_under_the_lock() {
         .unwrap()
         .to_owned();
     assert!(label.ends_with(&format!("/{}/sh", run.id())), "{label}");
-    signal(run.id(), "TERM");
-    run.wait().unwrap();
+    end(run);
 }
 
 /// Returns `unshare` for a new namespace, as root or else as root of a user namespace.
@@ -431,7 +425,7 @@ fn file_of_another_file_system_is_not_the_lock() {
 #[test]
 fn wait_of_zero_is_one_attempt_as_no_wait_is() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut holder, _) = started(&mut run_on(
+    let (holder, _) = started(&mut run_on(
         &files(&dir),
         &["k"],
         &["sh", "-c", "echo; exec sleep 60"],
@@ -445,8 +439,7 @@ fn wait_of_zero_is_one_attempt_as_no_wait_is() {
     for zero in ["0", "0s", "0ms"] {
         assert_eq!(refused(&["--wait", zero, "k"]), by_no_wait);
     }
-    signal(holder.id(), "TERM");
-    holder.wait().unwrap();
+    end(holder);
 }
 
 #[test]
@@ -477,7 +470,7 @@ fn several_names_exclude_all_others_in_any_order() {
 #[test]
 fn refused_names_exit_with_75_and_keep_no_part() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut holder, _) = started(&mut run_on(&files(&dir), &["b"], &HOLD));
+    let (holder, _) = started(&mut run_on(&files(&dir), &["b"], &HOLD));
     for option in [&["--no-wait"][..], &["--wait", "0s"], &["--wait", "100ms"]] {
         let names = [option, &["c", "b", "a"]].concat();
         let refused = ended(&mut run_on(&files(&dir), &names, &["true"]));
@@ -490,8 +483,7 @@ fn refused_names_exit_with_75_and_keep_no_part() {
         let next = ended(&mut run_on(&files(&dir), &["-n", "a", "c"], &["true"]));
         assert!(next.status.success(), "{}", stderr(&next));
     }
-    signal(holder.id(), "TERM");
-    holder.wait().unwrap();
+    end(holder);
     let next = ended(&mut run_on(&files(&dir), &["c", "b", "a"], &["true"]));
     assert!(next.status.success(), "{}", stderr(&next));
 }
@@ -499,7 +491,7 @@ fn refused_names_exit_with_75_and_keep_no_part() {
 #[test]
 fn waiter_for_several_names_keeps_only_smaller_ones() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut holder, _) = started(&mut run_on(&files(&dir), &["b"], &HOLD));
+    let (holder, _) = started(&mut run_on(&files(&dir), &["b"], &HOLD));
     let mut waiter = run_on(&files(&dir), &["c", "b", "a"], &["true"])
         .spawn()
         .unwrap();
@@ -509,8 +501,7 @@ fn waiter_for_several_names_keeps_only_smaller_ones() {
     };
     until("it keeps the smaller name", || !is_free("a"));
     until("it gives back the larger name", || is_free("c"));
-    signal(holder.id(), "TERM");
-    holder.wait().unwrap();
+    end(holder);
     assert!(waiter.wait().unwrap().success());
 }
 
@@ -520,13 +511,12 @@ fn environment_has_each_key_with_its_token() {
     let url = files(&dir);
     let program = "echo $LEASEHOLD_TOKEN_1 $LEASEHOLD_TOKEN_2; exec sleep 60";
     let names = ["b", "a"];
-    let (mut run, tokens) = started(&mut run_on(&url, &names, &["sh", "-c", program]));
+    let (run, tokens) = started(&mut run_on(&url, &names, &["sh", "-c", program]));
     for (name, token) in names.iter().zip(tokens.trim().split(' ')) {
         let holder = &status(&url, name)["holders"][0];
         assert_eq!(holder["token"].to_string(), token, "{name}: {tokens}");
     }
-    signal(run.id(), "TERM");
-    run.wait().unwrap();
+    end(run);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use crate::support::{
     Redis, ended, leasehold, lives, run_on, signal, started, started_with_stderr, status, stderr,
-    stdout, until, within_timeout,
+    stdout, until, until_one_waits, within_timeout,
 };
 
 mod support;
@@ -217,10 +217,7 @@ fn end_of_a_wait_does_not_wait_for_a_dead_server() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    until("it waits", || {
-        let waiters = status(&redis.url, "k")["waiters"].as_array().map(Vec::len);
-        waiters == Some(1)
-    });
+    until_one_waits(&redis.url, "k");
     redis.process.kill().unwrap();
     redis.process.wait().unwrap();
     let output = waiter.wait_with_output().unwrap();

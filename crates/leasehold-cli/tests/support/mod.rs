@@ -60,6 +60,13 @@ pub fn status(url: &str, name: &str) -> serde_json::Value {
         .unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)))
 }
 
+/// Waits until one process waits for the lock.
+pub fn until_one_waits(url: &str, name: &str) {
+    until("one process waits", || {
+        status(url, name)["waiters"].as_array().map(Vec::len) == Some(1)
+    });
+}
+
 /// Returns the JSON of `leasehold leader`, and the exit code.
 pub fn leader(url: &str, name: &str) -> (serde_json::Value, Option<i32>) {
     let output = ended(leasehold().args(["leader", "--json", "--url", url, name]));
@@ -90,6 +97,12 @@ pub fn started_with_stderr(command: &mut Command) -> (Child, String) {
         );
     }
     (child, line.trim().to_owned())
+}
+
+/// Ends the command by a signal, and its program with it.
+pub fn end(mut command: Child) {
+    signal(command.id(), "TERM");
+    command.wait().unwrap();
 }
 
 pub fn signal(process: u32, signal: &str) {
@@ -186,7 +199,7 @@ fn serve(port: u16, dir: &Path, options: &[&str]) -> Child {
     process
 }
 
-/// Waits for an answer of the server at this port, be it a refusal.
+/// Waits for an answer of the server at this port, which may be a refusal.
 fn answers(port: u16) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
