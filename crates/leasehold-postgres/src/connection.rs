@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::{
     config::{self, PostgresConfig},
-    error::{self, ERRORS, Limit},
+    error::{self, DUPLICATE_OBJECT, ERRORS, INSUFFICIENT_PRIVILEGE, Limit, NO_SUCH_SCHEMA},
     identity::{Answerer, Identity},
     keys::Names,
     server::Server,
@@ -267,6 +267,38 @@ impl Connector {
                 .map_err(|error| self.map_error(error, "connect"))?;
         }
         Ok(written.map(drop))
+    }
+
+    /// Creates a relation by `sql`, or leaves it to another client that does so at the same time.
+    /// Returns the server's error if the role has no right to, or the schema does not exist.
+    pub(crate) async fn create(
+        &self,
+        connection: &mut PgConnection,
+        sql: &str,
+        operation: &'static str,
+    ) -> Result<Result<(), sqlx::Error>> {
+        let is_any = |error: &sqlx::Error, codes: &[&str]| {
+            codes.iter().any(|code| error::has_code(error, code))
+        };
+        match self.write(connection, sql, "COMMIT").await? {
+            Err(error) if is_any(&error, &DUPLICATE_OBJECT) => Ok(Ok(())),
+            Err(error) if !is_any(&error, &[INSUFFICIENT_PRIVILEGE, NO_SUCH_SCHEMA]) => {
+                Err(self.map_error(error, operation))
+            }
+            created => Ok(created),
+        }
+    }
+
+    /// Returns the role of a connection. The credentials provider may have supplied another one
+    /// than the options name.
+    pub(crate) async fn role(
+        &self,
+        connection: &mut PgConnection,
+        operation: &'static str,
+    ) -> Result<String> {
+        let asked = sqlx::query("SELECT session_user::text").fetch_one(connection);
+        let row = self.within(asked).await?;
+        self.read(&row.map_err(|error| self.map_error(error, operation))?, 0)
     }
 
     /// Returns the error of a pooler in transaction or statement mode.

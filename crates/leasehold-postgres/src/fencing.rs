@@ -5,10 +5,7 @@
 use leasehold_core::{Error, ErrorKind, Result};
 use sqlx::PgConnection;
 
-use crate::{
-    connection::Connector,
-    error::{DUPLICATE_OBJECT, ERRORS, INSUFFICIENT_PRIVILEGE, NO_SUCH_SCHEMA, has_code},
-};
+use crate::{connection::Connector, error::ERRORS};
 
 /// Reads the schema `$1` and the sequence `$2`. Returns one row if the schema exists: whether the
 /// role may use the schema; whether the sequence is logged, counts up and is positive, and whether
@@ -62,21 +59,13 @@ pub(crate) async fn ensure(connector: &Connector, connection: &mut PgConnection)
     if found.sequence.is_some() {
         return check(connector, connection, found, &quoted).await;
     }
-    match connector
-        .write(connection, &create(&quoted), "COMMIT")
-        .await?
-    {
-        Ok(()) => {}
-        // Another client created it at the same time.
-        Err(error) if DUPLICATE_OBJECT.iter().any(|code| has_code(&error, code)) => {}
-        Err(error)
-            if has_code(&error, INSUFFICIENT_PRIVILEGE) || has_code(&error, NO_SUCH_SCHEMA) =>
-        {
-            return Err(denied(connector, connection, found, &quoted)
-                .await?
-                .with_source(error));
-        }
-        Err(error) => return Err(connector.map_error(error, "acquire")),
+    let created = connector
+        .create(connection, &create(&quoted), "acquire")
+        .await?;
+    if let Err(error) = created {
+        return Err(denied(connector, connection, found, &quoted)
+            .await?
+            .with_source(error));
     }
     let found = read_sequence(connector, connection).await?;
     check(connector, connection, found, &quoted).await
@@ -182,10 +171,7 @@ async fn denied(
     found: Found,
     quoted: &str,
 ) -> Result<Error> {
-    let failed = |error| connector.map_error(error, "acquire");
-    // The credentials provider may have supplied another role than the options name.
-    let asked = sqlx::query("SELECT session_user::text").fetch_one(connection);
-    let role: String = connector.read(&connector.within(asked).await?.map_err(failed)?, 0)?;
+    let role = connector.role(connection, "acquire").await?;
     let (schema, _) = connector.config.sequence_parts()?;
     let run = missing(found, schema, quoted, &role);
     let message = format!(

@@ -8,8 +8,8 @@ use sqlx::PgConnection;
 use crate::{
     connection::Connector,
     error::{
-        DUPLICATE_OBJECT, ERRORS, INSUFFICIENT_PRIVILEGE, LOCK_NOT_AVAILABLE, NO_SUCH_RELATION,
-        NO_SUCH_SCHEMA, code_of, has_code,
+        ERRORS, INSUFFICIENT_PRIVILEGE, LOCK_NOT_AVAILABLE, NO_SUCH_RELATION, NO_SUCH_SCHEMA,
+        code_of,
     },
 };
 
@@ -67,21 +67,11 @@ async fn ensure_with(connector: &Connector, connection: &mut PgConnection) -> Re
     if found.table.is_some() {
         return check(connector, connection, found).await;
     }
-    match connector
-        .write(connection, &create(quoted), "COMMIT")
-        .await?
-    {
-        Ok(()) => {}
-        // Another client created it at the same time.
-        Err(error) if DUPLICATE_OBJECT.iter().any(|code| has_code(&error, code)) => {}
-        Err(error)
-            if has_code(&error, INSUFFICIENT_PRIVILEGE) || has_code(&error, NO_SUCH_SCHEMA) =>
-        {
-            return Err(denied(connector, connection, found)
-                .await?
-                .with_source(error));
-        }
-        Err(error) => return Err(connector.map_error(error, WRITE)),
+    let created = connector.create(connection, &create(quoted), WRITE).await?;
+    if let Err(error) = created {
+        return Err(denied(connector, connection, found)
+            .await?
+            .with_source(error));
     }
     let found = read_table(connector, connection).await?;
     check(connector, connection, found).await
@@ -151,13 +141,7 @@ async fn denied(
     connection: &mut PgConnection,
     found: Found,
 ) -> Result<Error> {
-    // The credentials provider may have supplied another role than the options name.
-    let asked = sqlx::query("SELECT session_user::text").fetch_one(connection);
-    let row = connector
-        .within(asked)
-        .await?
-        .map_err(|error| connector.map_error(error, WRITE))?;
-    let role: String = connector.read(&row, 0)?;
+    let role = connector.role(connection, WRITE).await?;
     let (schema, _) = connector.config.records_parts()?;
     let run = missing(found, schema, &connector.records, &role);
     let message = format!(

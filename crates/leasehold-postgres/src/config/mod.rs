@@ -175,8 +175,7 @@ impl PostgresConfig {
         if !self.fencing {
             return Ok(None);
         }
-        let (schema, name) = self.sequence_parts()?;
-        Ok(Some(format!("\"{schema}\".\"{name}\"")))
+        self.sequence_parts().map(quoted).map(Some)
     }
 
     /// Returns the schema and the name of the sequence.
@@ -186,8 +185,7 @@ impl PostgresConfig {
 
     /// Returns the quoted name of the table of the records.
     pub(crate) fn quoted_records(&self) -> Result<String> {
-        let (schema, name) = self.records_parts()?;
-        Ok(format!("\"{schema}\".\"{name}\""))
+        self.records_parts().map(quoted)
     }
 
     /// Returns the schema and the name of the table of the records.
@@ -211,6 +209,11 @@ fn parts<'a>(option: &str, value: &'a str) -> Result<(&'a str, &'a str)> {
                 "the option `{option}` is not schema.name, each of letters, digits and underscores"
             ))
         })
+}
+
+/// Returns the quoted name of a relation.
+fn quoted((schema, name): (&str, &str)) -> String {
+    format!("\"{schema}\".\"{name}\"")
 }
 
 fn invalid(message: impl Into<Cow<'static, str>>) -> Error {
