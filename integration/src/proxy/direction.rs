@@ -10,6 +10,9 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// All directions.
+    pub const ALL: [Self; 3] = [Self::ClientToServer, Self::ServerToClient, Self::Both];
+
     /// Returns whether `way` is part of this direction.
     pub(crate) fn covers(self, way: Way) -> bool {
         match self {

@@ -3,13 +3,13 @@
 use leasehold_core::ErrorKind;
 use leasehold_integration::{
     panics::nothing_panicked,
-    server::{PgBouncer, PoolMode, PostgresServer, Psql},
+    server::{PgBouncer, PoolMode, PostgresServer},
     steps::{SOON, renewed},
 };
 use leasehold_postgres::PostgresBackend;
 use tokio::task::block_in_place;
 
-use crate::support::{client_of, holder, nothing_left};
+use crate::support::{client_of, holder, lent, nothing_left};
 
 const TTL: u64 = 10_000;
 
@@ -78,7 +78,7 @@ async fn a_renewal_that_another_backend_answers_is_a_loss() {
     )
     .await;
     let guard = client.mutex("k").lock().await.unwrap();
-    let ours = block_in_place(|| holder(&server, "k")).to_string();
+    let ours = block_in_place(|| holder(&server, "k"));
     block_in_place(|| pooler.set_mode(PoolMode::Transaction).unwrap());
     // At the end of the next statement, the backend is available to every client.
     client
@@ -90,20 +90,7 @@ async fn a_renewal_that_another_backend_answers_is_a_loss() {
         .release()
         .await
         .unwrap();
-    let mut borrowers = Vec::new();
-    block_in_place(|| {
-        loop {
-            let mut borrower = Psql::connect(&pooler.url()).unwrap();
-            let pid = borrower
-                .ask("BEGIN; SELECT pg_backend_pid()", SOON)
-                .unwrap();
-            borrowers.push(borrower);
-            if pid == ours {
-                break;
-            }
-            assert!(borrowers.len() < 10, "backend {ours} is never lent");
-        }
-    });
+    let _borrowers = block_in_place(|| lent(&pooler, ours));
     assert!(guard.is_held());
     let error = guard.renew().await.expect_err("renewed by another backend");
     assert_eq!(error.kind(), ErrorKind::Lost, "{error:?}");

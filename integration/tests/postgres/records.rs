@@ -12,7 +12,7 @@ use leasehold_core::{
 use leasehold_integration::{
     proxy::{Direction, Proxy},
     server::PostgresServer,
-    steps::until,
+    steps::{connected, until},
 };
 use leasehold_postgres::PostgresBackend;
 use tokio::task::block_in_place;
@@ -26,7 +26,7 @@ pub(crate) fn key(name: &str) -> LockKey {
     LockKey::new(name).unwrap()
 }
 
-/// A lock that does not expire during a test.
+/// Returns the request of a lock that does not expire during a test.
 pub(crate) fn long(name: &str) -> Request {
     Request::new(key(name))
         .with_ttl(Ttl::from_millis(HOUR).unwrap())
@@ -41,6 +41,15 @@ pub(crate) async fn backend(url: &str) -> Arc<PostgresBackend> {
 
 pub(crate) async fn held(backend: &Arc<PostgresBackend>) -> Arc<dyn Lease> {
     Arc::clone(backend).acquire(long("k")).await.unwrap()
+}
+
+/// Locks with a short time-out, which a busy machine may exceed.
+async fn held_at_last(backend: &Arc<PostgresBackend>) -> Arc<dyn Lease> {
+    loop {
+        if let Ok(lease) = Arc::clone(backend).acquire(long("k")).await {
+            return lease;
+        }
+    }
 }
 
 pub(crate) async fn write(
@@ -350,18 +359,9 @@ async fn write_whose_answer_was_lost_counts_once() {
         "{}?timeout=1s&connect-timeout=60s",
         server.url_at(proxy.addr())
     );
-    let held_up = loop {
-        // A busy machine may exceed the time-out.
-        if let Ok(backend) = PostgresBackend::connect(&url).await {
-            break backend;
-        }
-    };
+    let held_up = connected(|| PostgresBackend::connect(&url)).await.unwrap();
     let other = backend(&server.url()).await;
-    let lease = loop {
-        if let Ok(lease) = Arc::clone(&held_up).acquire(long("k")).await {
-            break lease;
-        }
-    };
+    let lease = held_at_last(&held_up).await;
     while write(&lease, 1, "first").await.is_err() {}
     proxy.hold(Direction::ServerToClient);
     let lost = write(&lease, 2, "second").await.unwrap_err();
@@ -489,16 +489,8 @@ async fn confirmed_records_survive_a_kill_of_the_server() {
 async fn locked_table_delays_a_write_and_loses_no_lock() {
     let server = PostgresServer::start().unwrap();
     let url = format!("{}?timeout=1s&connect-timeout=60s", server.url());
-    let backend = loop {
-        if let Ok(backend) = PostgresBackend::connect(&url).await {
-            break backend;
-        }
-    };
-    let lease = loop {
-        if let Ok(lease) = Arc::clone(&backend).acquire(long("k")).await {
-            break lease;
-        }
-    };
+    let backend = connected(|| PostgresBackend::connect(&url)).await.unwrap();
+    let lease = held_at_last(&backend).await;
     while write(&lease, 1, "x").await.is_err() {}
     let mut locker = block_in_place(|| server.psql_session()).unwrap();
     block_in_place(|| locker.ask("BEGIN; LOCK TABLE leasehold_records", MINUTE)).unwrap();

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use leasehold_core::{ErrorKind, Released, backend::LockBackend};
 use leasehold_integration::{
-    server::{PgBouncer, PoolMode, PostgresServer, Psql},
-    steps::{SOON, until},
+    server::{PgBouncer, PoolMode, PostgresServer},
+    steps::until,
 };
 use leasehold_postgres::PostgresBackend;
 use tokio::task::block_in_place;
 
 use crate::{
     records::{backend, held, is, long, psql, stored, watched, write},
-    support::{HOUR, MINUTE, client_of, holder},
+    support::{HOUR, MINUTE, client_of, holder, lent},
 };
 
 /// The names are quoted: also words of SQL and capitals are names.
@@ -202,24 +202,11 @@ async fn write_that_another_backend_answers_writes_nothing() {
     .await;
     let guard = client.mutex("k").lock().await.unwrap();
     guard.write_record("first").await.unwrap();
-    let ours = block_in_place(|| holder(&server, "k")).to_string();
+    let ours = block_in_place(|| holder(&server, "k"));
     block_in_place(|| pooler.set_mode(PoolMode::Transaction).unwrap());
     // At the end of the next statement, the backend is available to every client.
     guard.write_record("second").await.unwrap();
-    let mut borrowers = Vec::new();
-    block_in_place(|| {
-        loop {
-            let mut borrower = Psql::connect(&pooler.url()).unwrap();
-            let pid = borrower
-                .ask("BEGIN; SELECT pg_backend_pid()", SOON)
-                .unwrap();
-            borrowers.push(borrower);
-            if pid == ours {
-                break;
-            }
-            assert!(borrowers.len() < 10, "backend {ours} is never lent");
-        }
-    });
+    let _borrowers = block_in_place(|| lent(&pooler, ours));
     assert!(guard.is_held());
     let error = guard.write_record("third").await.expect_err("written");
     // The other backend may not have prepared the statement, and then ends the exchange.

@@ -9,13 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_core::{LockClient, Ttl};
+use leasehold_core::LockClient;
 use leasehold_integration::{
     chosen,
     proxy::{Direction, Proxy},
     server::PostgresServer,
 };
-use leasehold_postgres::PostgresBackend;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::task::block_in_place;
 
@@ -55,7 +54,7 @@ async fn history_of_records_is_that_of_their_holders() {
             "{}?timeout=300ms&connect-timeout=5s",
             server.url_at(proxy.addr())
         );
-        let client = connected(&url).await;
+        let client = client_of(&url, TTL).await;
         let random = StdRng::seed_from_u64(random.random());
         tasks.push(tokio::spawn(write_until_over(
             client,
@@ -77,15 +76,6 @@ async fn history_of_records_is_that_of_their_holders() {
         ended.expect("a writer hangs").unwrap();
     }
     check(&history(&server), &seen);
-}
-
-async fn connected(url: &str) -> LockClient {
-    loop {
-        if let Ok(backend) = PostgresBackend::connect(url).await {
-            let ttl = Ttl::from_millis(TTL).unwrap();
-            return LockClient::builder(backend).with_ttl(ttl).build();
-        }
-    }
 }
 
 /// Lets Leasehold create its table, and adds the trigger that records each write.
@@ -114,11 +104,7 @@ async fn first_write(server: &PostgresServer) {
 /// Injects one fault and ends it.
 async fn strike(server: &mut PostgresServer, proxies: &[Proxy], random: &mut StdRng) {
     let proxy = &proxies[random.random_range(0..proxies.len())];
-    let direction = [
-        Direction::ClientToServer,
-        Direction::ServerToClient,
-        Direction::Both,
-    ][random.random_range(0..3)];
+    let direction = Direction::ALL[random.random_range(0..Direction::ALL.len())];
     let pause = Duration::from_millis(random.random_range(1..2 * TTL));
     match random.random_range(0..20) {
         0..5 => {

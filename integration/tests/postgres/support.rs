@@ -1,14 +1,15 @@
 use std::time::{Duration, Instant};
 
-use leasehold_core::{LockClient, LockGuard, Result, Ttl};
+use leasehold_core::{LockClient, LockGuard, Result};
 use leasehold_integration::{
     leftovers,
-    server::PostgresServer,
+    server::{PgBouncer, PostgresServer, Psql},
     steps::{SOON, until},
-    worker::client,
 };
 use leasehold_postgres::PostgresBackend;
 use tokio::task::{JoinHandle, block_in_place};
+
+pub(crate) use leasehold_integration::steps::client_of;
 
 /// Long enough that no waiter polls during a test: the first poll is after an eighth of it.
 pub(crate) const HOUR: u64 = 3_600_000;
@@ -38,6 +39,21 @@ pub(crate) fn holder(server: &PostgresServer, name: &str) -> u32 {
     match holders(server, name)[..] {
         [pid] => pid,
         ref pids => panic!("{name} is held by {pids:?}"),
+    }
+}
+
+/// Connects through the pooler until it lends this backend. The returned sessions keep their
+/// backends.
+pub(crate) fn lent(pooler: &PgBouncer, pid: u32) -> Vec<Psql> {
+    let mut borrowers = Vec::new();
+    loop {
+        let mut borrower = Psql::connect(&pooler.url()).unwrap();
+        let lent = borrower.ask("BEGIN; SELECT pg_backend_pid()", SOON);
+        borrowers.push(borrower);
+        if lent.unwrap() == pid.to_string() {
+            return borrowers;
+        }
+        assert!(borrowers.len() < 10, "backend {pid} is never lent");
     }
 }
 
@@ -79,18 +95,6 @@ pub(crate) fn only_left(server: &PostgresServer, names: &[&str]) {
 /// Connects a client with default options.
 pub(crate) async fn connect(url: &str) -> Result<LockClient> {
     PostgresBackend::connect(url).await.map(LockClient::new)
-}
-
-/// Connects a client with this TTL, retrying because a busy machine may exceed the default timeout.
-pub(crate) async fn client_of(url: &str, ttl_ms: u64) -> LockClient {
-    let ttl = Ttl::from_millis(ttl_ms).unwrap();
-    let end = Instant::now() + SOON;
-    loop {
-        match client(url, ttl, "test").await {
-            Err(error) if error.is_retryable() && Instant::now() < end => {}
-            connected => return connected.unwrap(),
-        }
-    }
 }
 
 /// Waits for the lock `k` in a task, and returns once its waiter markers are set beside the `held`

@@ -121,11 +121,7 @@ async fn watch_until_the_end(client: LockClient) {
 /// Injects one fault and ends it.
 async fn strike(server: &mut Server, proxies: &[Proxy], random: &mut StdRng) {
     let proxy = &proxies[random.random_range(0..proxies.len())];
-    let direction = [
-        Direction::ClientToServer,
-        Direction::ServerToClient,
-        Direction::Both,
-    ][random.random_range(0..3)];
+    let direction = Direction::ALL[random.random_range(0..Direction::ALL.len())];
     let pause = Duration::from_millis(random.random_range(1..2 * TTL));
     match random.random_range(0..20) {
         0..6 => {
