@@ -17,7 +17,7 @@ use sqlx::{
     Postgres, Row, Type,
     postgres::{PgConnectOptions, PgRow},
 };
-use tokio::time::timeout;
+use tokio::{sync::Mutex, time::timeout};
 
 use crate::{
     config::{self, PostgresConfig},
@@ -42,6 +42,8 @@ pub(crate) struct Connector {
     pub(crate) records: String,
     /// Whether the table of the records exists, keeps them, and is open to the role.
     pub(crate) records_ready: AtomicBool,
+    /// The turn of the next check of the table of the records.
+    pub(crate) records_turn: Mutex<()>,
     /// The number of connections that hold locks, including those that are being opened.
     session_connections: AtomicUsize,
 }
@@ -107,6 +109,7 @@ impl Connector {
             sequence_ready,
             records,
             records_ready: AtomicBool::new(false),
+            records_turn: Mutex::default(),
             session_connections: AtomicUsize::new(0),
         })
     }

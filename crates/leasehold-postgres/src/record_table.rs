@@ -4,6 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use leasehold_core::{Error, ErrorKind, Result};
 use sqlx::PgConnection;
+use tokio::time::timeout;
 
 use crate::{
     connection::Connector,
@@ -44,9 +45,18 @@ struct Table {
 }
 
 /// Creates the table if it is missing, and checks it, before the first write. Uses a connection of
-/// its own, because a session that holds locks opens no transaction.
+/// its own, because a session that holds locks opens no transaction. First writes of many locks
+/// take turns, so that they do not open a connection each.
 pub(crate) async fn ensure(connector: &Arc<Connector>) -> Result<()> {
-    if connector.records_ready.load(Ordering::Acquire) {
+    let is_ready = || connector.records_ready.load(Ordering::Acquire);
+    if is_ready() {
+        return Ok(());
+    }
+    let limit = connector.config.timeout;
+    let _turn = timeout(limit, connector.records_turn.lock())
+        .await
+        .map_err(|_elapsed| connector.timed_out(ErrorKind::Unavailable, WRITE, limit))?;
+    if is_ready() {
         return Ok(());
     }
     connector

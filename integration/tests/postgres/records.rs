@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::{join_all, try_join_all};
 use leasehold_core::{
     Error, ErrorKind, LockKey, Mode, Record, Records, Revocation, Ttl,
     backend::{Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request},
@@ -293,8 +294,22 @@ async fn writers_that_create_the_table_at_once_all_write() {
         let lease = backend.acquire(long(&format!("k{n}"))).await.unwrap();
         write(&lease, 1, "x").await.unwrap()
     });
-    let versions = futures_util::future::join_all(writes).await;
+    let versions = join_all(writes).await;
     assert_eq!(versions, [1; 6]);
+}
+
+/// The table is checked on a connection of its own, and the server has few of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_writes_of_many_locks_share_the_check_of_the_table() {
+    let builder = PostgresServer::builder().setting("max_connections", "12");
+    let server = builder.start().unwrap();
+    let backend = backend(&server.url()).await;
+    let acquired = (0..40).map(|n| Arc::clone(&backend).acquire(long(&format!("k{n}"))));
+    let leases = try_join_all(acquired).await.unwrap();
+    let versions = join_all(leases.iter().map(|lease| write(lease, 1, "x"))).await;
+    for version in versions {
+        assert_eq!(version.unwrap(), 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
