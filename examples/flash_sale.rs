@@ -27,20 +27,17 @@
 
 use std::{
     error::Error,
+    io,
     path::{Path, PathBuf},
-    process::{ExitCode, Stdio},
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use leasehold::{FencingToken, LockClient, Mutex, Ttl};
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
-    sync::mpsc,
-    task::JoinSet,
-};
+use leasehold_examples::{Output, start_self};
+use tokio::{process::Child, sync::mpsc, task::JoinSet};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -292,24 +289,17 @@ mod shop {
     }
 
     /// Starts a seller: this program with the option `--sell`.
-    fn start(place: &Path) -> Result<Child> {
-        Ok(Command::new(std::env::current_exe()?)
-            .args(std::env::args_os().skip(1))
-            .arg("--sell")
-            .arg(place)
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?)
+    fn start(place: &Path) -> io::Result<(Child, Output)> {
+        let arguments = std::env::args_os().skip(1);
+        start_self(arguments.chain(["--sell".into(), place.into()]))
     }
 
     /// Forwards the sales of a seller, and returns an error if the seller fails.
     async fn watch(
         number: usize,
-        mut seller: Child,
+        (mut seller, mut lines): (Child, Output),
         sales: mpsc::UnboundedSender<(usize, u64)>,
     ) -> Result<()> {
-        let output = seller.stdout.take().ok_or("the seller has no output")?;
-        let mut lines = BufReader::new(output).lines();
         while let Some(line) = lines.next_line().await? {
             let token = line
                 .strip_prefix("sold ")

@@ -22,19 +22,20 @@
 use std::{
     collections::BTreeMap,
     error::Error,
+    ffi::OsString,
     fs::{File, OpenOptions},
     io::{Read, Write},
     ops::ControlFlow,
     path::{Path, PathBuf},
-    process::{ExitCode, Stdio},
+    process::ExitCode,
     time::Duration,
 };
 
 use clap::Parser;
 use leasehold::{Election, FencingToken, Leader, Leaders, LockClient, TermInfo, Ttl};
+use leasehold_examples::start_self;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
+    process::Child,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -184,7 +185,7 @@ async fn observe(args: &Args) -> Result<bool> {
     let mut contradictions = JoinSet::new();
     let mut running = BTreeMap::new();
     for candidate in 0..CANDIDATES {
-        let child = start(place.path(), args, candidate, &mut contradictions)?;
+        let child = start(place.path(), candidate, &mut contradictions)?;
         running.insert(name(candidate), (candidate, child));
     }
     let (mut seen, mut resigning, mut killed) = (Vec::new(), Vec::new(), 0);
@@ -275,25 +276,11 @@ fn is_consistent(seen: &[Leader], journal: &[(u64, String)]) -> bool {
 
 /// Starts a candidate: this program with further options. The task reads its output until it ends,
 /// and returns whether it has seen another leader at the same time.
-fn start(
-    place: &Path,
-    args: &Args,
-    candidate: usize,
-    contradictions: &mut JoinSet<bool>,
-) -> Result<Child> {
-    let mut command = Command::new(std::env::current_exe()?);
-    if let Some(url) = &args.url {
-        command.args(["--url", url]);
-    }
-    command.args(["--candidate", &candidate.to_string(), "--place"]);
-    let mut child = command
-        .arg(place)
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let output = child.stdout.take().ok_or("a candidate has no output")?;
+fn start(place: &Path, candidate: usize, contradictions: &mut JoinSet<bool>) -> Result<Child> {
+    let own = ["--candidate", &candidate.to_string(), "--place"].map(OsString::from);
+    let arguments = std::env::args_os().skip(1).chain(own);
+    let (child, mut lines) = start_self(arguments.chain([place.into()]))?;
     contradictions.spawn(async move {
-        let mut lines = BufReader::new(output).lines();
         let mut is_contradicted = false;
         while let Ok(Some(line)) = lines.next_line().await {
             is_contradicted |= line == TWO_LEADERS;

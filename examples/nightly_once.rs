@@ -16,7 +16,7 @@
 
 use std::{
     error::Error,
-    process::{ExitCode, Stdio},
+    process::ExitCode,
     time::{Duration, SystemTime},
 };
 
@@ -25,11 +25,8 @@ use leasehold::{
     LockClient, Ttl,
     once::{Every, Missed, Occurrence, Once, Run, RunState},
 };
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
-    sync::mpsc,
-};
+use leasehold_examples::start_self;
+use tokio::{process::Child, sync::mpsc};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -118,16 +115,11 @@ async fn replicas(url: Option<&str>) -> Result<()> {
     let (lines, mut begun) = mpsc::unbounded_channel();
     let mut running: Vec<Child> = Vec::new();
     for number in 0..CLOCKS.len() {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["--url", &url, "--job", &job])
-            .args(["--replica", &number.to_string()])
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let output = child.stdout.take().ok_or("a replica has no output")?;
+        let replica = number.to_string();
+        let (child, mut output) =
+            start_self(["--url", &url, "--job", &job, "--replica", &replica])?;
         let lines = lines.clone();
         tokio::spawn(async move {
-            let mut output = BufReader::new(output).lines();
             while let Ok(Some(line)) = output.next_line().await {
                 drop(lines.send((number, line)));
             }

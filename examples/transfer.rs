@@ -28,18 +28,14 @@ use std::{
     fmt,
     hash::{BuildHasher, RandomState},
     path::{Path, PathBuf},
-    process::{ExitCode, Stdio},
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
 use clap::Parser;
 use leasehold::{AllGuard, FencingToken, LockClient, Ttl};
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
-    sync::mpsc,
-    task::JoinSet,
-};
+use leasehold_examples::start_self;
+use tokio::{process::Child, sync::mpsc, task::JoinSet};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -343,7 +339,7 @@ mod bank {
         for _ in 0..TELLERS {
             tellers.push(start(place.path(), &sender, &mut listeners)?);
         }
-        // All tellers are at work, so that the kills meet transfers.
+        // A teller is at work, so that the kills meet transfers.
         let first = tokio::time::timeout(LONGEST_START, reports.recv()).await;
         first?.ok_or("no teller works")?;
         let mut sums = Vec::new();
@@ -395,17 +391,10 @@ mod bank {
         sender: &mpsc::UnboundedSender<String>,
         listeners: &mut JoinSet<()>,
     ) -> Result<Child> {
-        let mut teller = Command::new(std::env::current_exe()?)
-            .args(std::env::args_os().skip(1))
-            .arg("--teller")
-            .arg(place)
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let output = teller.stdout.take().ok_or("the teller has no output")?;
+        let arguments = std::env::args_os().skip(1);
+        let (teller, mut lines) = start_self(arguments.chain(["--teller".into(), place.into()]))?;
         let sender = sender.clone();
         listeners.spawn(async move {
-            let mut lines = BufReader::new(output).lines();
             while let Ok(Some(line)) = lines.next_line().await {
                 // The bank has ended if nobody receives.
                 drop(sender.send(line));
