@@ -136,8 +136,6 @@ async fn replicas(url: Option<&str>) -> Result<()> {
         if !line.starts_with(STUCK) {
             begins += 1;
             println!("{line}");
-        } else if killed_at.is_some() {
-            break;
         } else {
             println!("replica {number} is killed in the middle of its work");
             running[number].kill().await?;
