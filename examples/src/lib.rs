@@ -1,4 +1,4 @@
-//! What the examples share: most of them start themselves as further processes.
+//! Helpers of the examples, most of which start themselves as further processes.
 
 use std::{ffi::OsStr, io, process::Stdio};
 

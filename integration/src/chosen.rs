@@ -1,4 +1,4 @@
-//! What the environment chooses for a run: its backends, its seed, and the duration of chaos.
+//! The choices of the environment for a run: its backends, its seed, and the duration of chaos.
 
 use std::{env, time::Duration};
 
