@@ -98,11 +98,11 @@ pub(super) fn read(key: LockKey) -> RecordRead {
 pub struct Leaders {
     watch: RecordWatch,
     /// The answer that was returned last. `None` before the first.
-    reported: Option<Option<Leader>>,
+    pub(super) reported: Option<Option<Leader>>,
     /// The newest leader so far.
     newest: Option<Leader>,
-    /// An older leader that the backend shows, and since when.
-    older: Option<(Leader, Instant)>,
+    /// Since when the backend has shown an older leader.
+    older_since: Option<Instant>,
 }
 
 impl Leaders {
@@ -111,7 +111,7 @@ impl Leaders {
             watch: RecordWatch::new(client, key.map(read)),
             reported: None,
             newest: None,
-            older: None,
+            older_since: None,
         }
     }
 
@@ -138,29 +138,26 @@ impl Leaders {
     /// Safe: a dropped call loses no state. The next call returns it.
     pub async fn next(&mut self) -> Result<Option<Leader>> {
         loop {
-            let next = match &self.older {
+            let next = match self.older_since {
                 None => self.watch.next().await,
-                Some((_, since)) => {
-                    match timeout_at(*since + DATA_IS_LOST, self.watch.next()).await {
-                        Ok(next) => next,
-                        Err(_elapsed) => {
-                            // If nobody has polled since, the last read may be long ago.
-                            self.watch.start_again();
-                            (self.older, self.newest) = (None, None);
-                            continue;
-                        }
+                Some(since) => match timeout_at(since + DATA_IS_LOST, self.watch.next()).await {
+                    Ok(next) => next,
+                    Err(_elapsed) => {
+                        // If nobody has polled since, the last read may be long ago.
+                        self.watch.start_again();
+                        (self.older_since, self.newest) = (None, None);
+                        continue;
                     }
-                }
+                },
             };
             let leader = next?.map(Leader::from);
             if let (Some(leader), Some(newest)) = (&leader, &self.newest)
                 && leader.is_before(newest)
             {
-                let since = self.older.as_ref().map(|(_, since)| *since);
-                self.older = Some((leader.clone(), since.unwrap_or_else(Instant::now)));
+                self.older_since.get_or_insert_with(Instant::now);
                 continue;
             }
-            self.older = None;
+            self.older_since = None;
             if leader.is_some() {
                 self.newest.clone_from(&leader);
             }
