@@ -364,14 +364,12 @@ impl Election {
         client.check(spec)?;
         let begun = Instant::now();
         let mut leaders = self.observe();
-        // The last answer of the observer. `None` before the first.
-        let mut seen = None;
         loop {
-            let vacant = self.until_vacant(&mut leaders, &mut seen, delay);
+            let vacant = self.until_vacant(&mut leaders, delay);
             match wait.less(begun.elapsed()) {
                 Wait::AtMost(left) => match timeout(left, vacant).await {
                     Ok(vacant) => vacant?,
-                    Err(_elapsed) if seen.is_some() => return Ok(None),
+                    Err(_elapsed) if leaders.reported.is_some() => return Ok(None),
                     Err(_elapsed) => {
                         let waited = begun.elapsed();
                         return Err(unanswered(client, &key, waited, None));
@@ -382,40 +380,29 @@ impl Election {
             tokio::select! {
                 biased;
                 lease = acquire_with(client, spec, wait.less(begun.elapsed())) => return lease,
-                taken = until_taken(&mut leaders, &mut seen) => taken?,
+                taken = until_taken(&mut leaders) => taken?,
             }
         }
     }
 
     /// Waits until there has been no leader for `delay`.
-    async fn until_vacant(
-        &self,
-        leaders: &mut Leaders,
-        seen: &mut Option<Option<Leader>>,
-        delay: Duration,
-    ) -> Result<()> {
+    async fn until_vacant(&self, leaders: &mut Leaders, delay: Duration) -> Result<()> {
         let mut patience = delay;
         loop {
-            match seen {
-                None | Some(Some(_)) => {
-                    *seen = Some(leaders.next().await?);
-                    patience = delay;
+            if leaders.reported != Some(None) {
+                leaders.next().await?;
+                patience = delay;
+            } else if let Ok(next) = timeout(patience, leaders.next()).await {
+                next?;
+            } else {
+                // The observer also waits while the backend fails. Only an answer shows a vacancy.
+                match self.leader().await {
+                    Ok(None) => return Ok(()),
+                    Ok(Some(_)) => {}
+                    Err(error) if error.is_retryable() => {}
+                    Err(error) => return Err(error),
                 }
-                Some(None) => {
-                    if let Ok(next) = timeout(patience, leaders.next()).await {
-                        *seen = Some(next?);
-                        continue;
-                    }
-                    // The observer also waits while the backend fails. Only an answer shows a
-                    // vacancy.
-                    match self.leader().await {
-                        Ok(None) => return Ok(()),
-                        Ok(Some(_)) => {}
-                        Err(error) if error.is_retryable() => {}
-                        Err(error) => return Err(error),
-                    }
-                    patience = delay.max(OBSERVER_CATCHES_UP);
-                }
+                patience = delay.max(OBSERVER_CATCHES_UP);
             }
         }
     }
@@ -450,16 +437,10 @@ impl fmt::Debug for Election {
 }
 
 /// Waits until there is a leader, and a little longer.
-async fn until_taken(leaders: &mut Leaders, seen: &mut Option<Option<Leader>>) -> Result<()> {
-    loop {
-        let leader = leaders.next().await?;
-        let is_taken = leader.is_some();
-        *seen = Some(leader);
-        if is_taken {
-            sleep(GRANT_IS_ON_ITS_WAY).await;
-            return Ok(());
-        }
-    }
+async fn until_taken(leaders: &mut Leaders) -> Result<()> {
+    while leaders.next().await?.is_none() {}
+    sleep(GRANT_IS_ON_ITS_WAY).await;
+    Ok(())
 }
 
 /// Writes the value into the record. A transient error is retried for one TTL, at most 30 s, or for
