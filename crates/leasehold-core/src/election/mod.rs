@@ -2,4 +2,5 @@
 
 pub(crate) mod handle;
 pub(crate) mod leader;
+mod standby;
 pub(crate) mod term;
