@@ -1,5 +1,6 @@
 //! Elections, as candidates and observers see them.
 
+#[macro_use]
 mod support;
 
 use std::{
@@ -15,12 +16,11 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt};
 use leasehold_core::{
-    Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, Leader, Leaders,
+    Capabilities, Error, ErrorKind, FencingToken, HolderRef, Inspection, Leader, Leaders,
     LockClient, LockKey, LossReason, Record, Records, Released, Result, Revocation, RevokeOutcome,
     TestClock,
     backend::{
-        Attempt, KeepAlive, Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request,
-        async_trait,
+        Attempt, Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request, async_trait,
     },
 };
 use leasehold_local::MemoryBackend;
@@ -189,17 +189,7 @@ struct ScriptedLease {
 
 #[async_trait]
 impl Lease for ScriptedLease {
-    fn fencing_token(&self) -> Option<FencingToken> {
-        self.inner.fencing_token()
-    }
-
-    fn valid_until(&self) -> Deadline {
-        self.inner.valid_until()
-    }
-
-    fn keep_alive(&self) -> KeepAlive {
-        self.inner.keep_alive()
-    }
+    forward_lease_state!(inner);
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         Arc::clone(&self.inner).renew().await

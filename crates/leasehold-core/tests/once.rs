@@ -1,5 +1,6 @@
 //! Work that runs once per occurrence, as replicas see it.
 
+#[macro_use]
 mod support;
 
 use std::{
@@ -13,11 +14,9 @@ use std::{
 };
 
 use leasehold_core::{
-    Capabilities, Deadline, Error, ErrorKind, FencingToken, LockClient, Records, Released, Result,
-    TestClock,
+    Capabilities, Error, ErrorKind, LockClient, Records, Released, Result, TestClock,
     backend::{
-        Attempt, KeepAlive, Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request,
-        async_trait,
+        Attempt, Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request, async_trait,
     },
     once::{Every, Missed, Occurrence, Retry, Run, RunState, Schedule, Turn},
 };
@@ -102,17 +101,7 @@ struct ScriptedLease {
 
 #[async_trait]
 impl Lease for ScriptedLease {
-    fn fencing_token(&self) -> Option<FencingToken> {
-        self.inner.fencing_token()
-    }
-
-    fn valid_until(&self) -> Deadline {
-        self.inner.valid_until()
-    }
-
-    fn keep_alive(&self) -> KeepAlive {
-        self.inner.keep_alive()
-    }
+    forward_lease_state!(inner);
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         // The lease ends, so that a write is not repeated for ever.

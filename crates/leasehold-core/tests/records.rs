@@ -1,5 +1,6 @@
 //! Records beside locks, as the client writes, reads and watches them.
 
+#[macro_use]
 mod support;
 
 use std::{
@@ -15,11 +16,11 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt};
 use leasehold_core::{
-    Capabilities, Deadline, Error, ErrorKind, FencingToken, LockClient, LossReason, Record,
-    Records, Released, Renewal, Result, TestClock,
+    Capabilities, Error, ErrorKind, LockClient, LossReason, Record, Records, Released, Renewal,
+    Result, TestClock,
     backend::{
-        Attempt, KeepAlive, LazyBackend, Lease, LockBackend, RecordRead, RecordReading,
-        RecordWrite, Request, async_trait,
+        Attempt, LazyBackend, Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request,
+        async_trait,
     },
     quorum::{QuorumBackend, QuorumConfig, QuorumMember},
 };
@@ -116,17 +117,7 @@ struct ScriptedLease(Arc<dyn Lease>, Arc<Script>);
 
 #[async_trait]
 impl Lease for ScriptedLease {
-    fn fencing_token(&self) -> Option<FencingToken> {
-        self.0.fencing_token()
-    }
-
-    fn valid_until(&self) -> Deadline {
-        self.0.valid_until()
-    }
-
-    fn keep_alive(&self) -> KeepAlive {
-        self.0.keep_alive()
-    }
+    forward_lease_state!(0);
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         Arc::clone(&self.0).renew().await
@@ -254,17 +245,7 @@ async fn backend_that_implements_no_records_refuses_them() {
 
     #[async_trait]
     impl Lease for OlderLease {
-        fn fencing_token(&self) -> Option<FencingToken> {
-            self.0.fencing_token()
-        }
-
-        fn valid_until(&self) -> Deadline {
-            self.0.valid_until()
-        }
-
-        fn keep_alive(&self) -> KeepAlive {
-            self.0.keep_alive()
-        }
+        forward_lease_state!(0);
 
         async fn renew(self: Arc<Self>) -> Result<()> {
             Arc::clone(&self.0).renew().await

@@ -11,11 +11,10 @@ use std::{
 };
 
 use leasehold_core::{
-    Capabilities, Deadline, Error, ErrorKind, FencingToken, HolderRef, Inspection, LockKey, Pong,
-    Released, Result, Revocation, RevokeOutcome, TestClock,
+    Capabilities, Error, ErrorKind, FencingToken, HolderRef, Inspection, LockKey, Pong, Released,
+    Result, Revocation, RevokeOutcome, TestClock,
     backend::{
-        Attempt, KeepAlive, Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request,
-        async_trait,
+        Attempt, Lease, LockBackend, RecordRead, RecordReading, RecordWrite, Request, async_trait,
     },
     quorum::{
         EpochRecord, NodeState, QuorumMember, QuorumNode, TokenVote, VoteRequirements, Watched,
@@ -197,17 +196,7 @@ struct FlakyLease {
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl Lease for FlakyLease {
-    fn fencing_token(&self) -> Option<FencingToken> {
-        self.inner.fencing_token()
-    }
-
-    fn valid_until(&self) -> Deadline {
-        self.inner.valid_until()
-    }
-
-    fn keep_alive(&self) -> KeepAlive {
-        self.inner.keep_alive()
-    }
+    forward_lease_state!(inner);
 
     async fn renew(self: Arc<Self>) -> Result<()> {
         self.node.panic_if_told();

@@ -2,6 +2,23 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+/// Implements the methods of a lease that tell its state by those of the lease in a field.
+macro_rules! forward_lease_state {
+    ($inner:tt) => {
+        fn fencing_token(&self) -> Option<leasehold_core::FencingToken> {
+            self.$inner.fencing_token()
+        }
+
+        fn valid_until(&self) -> leasehold_core::Deadline {
+            self.$inner.valid_until()
+        }
+
+        fn keep_alive(&self) -> leasehold_core::backend::KeepAlive {
+            self.$inner.keep_alive()
+        }
+    };
+}
+
 pub(crate) mod flaky;
 pub(crate) mod spy;
 
