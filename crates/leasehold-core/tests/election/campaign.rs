@@ -14,7 +14,7 @@ use crate::{
     SOON, leader,
     scripted::{Script, Scripted},
     some,
-    support::{settle, simulated, two_processes},
+    support::{secs, settle, simulated, two_processes},
 };
 
 #[tokio::test(start_paused = true)]
@@ -288,6 +288,20 @@ async fn write_of_the_value_is_repeated_after_a_transient_fault() {
         ErrorKind::Unavailable,
         "the campaign ends after one TTL"
     );
+    assert!(client.mutex("e").try_lock().await.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn write_of_the_value_ends_soon_whatever_the_ttl() {
+    let script = Script {
+        failing_writes: Mutex::new(Some((usize::MAX, ErrorKind::Unavailable))),
+        ..Script::default()
+    };
+    let (client, _) = Scripted::client(script);
+    let election = client.election("e").with_ttl(secs(24 * 3600));
+    let campaign = timeout(SOON, election.campaign("value")).await;
+    let error = campaign.expect("it ends long before the TTL").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(client.mutex("e").try_lock().await.unwrap().is_some());
 }
 
