@@ -21,8 +21,9 @@ pub(super) struct State<C> {
     pub(super) idle_since: Timestamp,
     pub(super) end: Option<LossReason>,
     pub(super) closing: bool,
-    /// The time of the last operation that ended without an answer. Its request may still arrive,
-    /// so that the server's entries are uncertain.
+    /// The time of an operation that ended without an answer. Its request may still arrive, so that
+    /// the server's entries are uncertain. A later operation replaces it only once a reconciliation
+    /// was tried.
     pub(super) uncertain_since: Option<Timestamp>,
     pub(super) since_reconciled: u32,
     /// The start of the first failed reconciliation since the last successful one.
