@@ -9,9 +9,9 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use leasehold_core::{LockClient, LossReason, Renewal, Revocation, backend::SessionId};
+use leasehold_core::{LockClient, LossReason, Renewal, Revocation, TestClock, backend::SessionId};
 use leasehold_local::MemoryBackend;
-use support::{secs, settle, simulated, spied, two_processes};
+use support::{flaky::Flaky, secs, settle, simulated, spied, two_processes};
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 
 #[derive(Clone, Default)]
@@ -367,6 +367,33 @@ async fn revocation_is_a_warning_and_no_late_renewal() {
             "{text}"
         );
         assert!(neighbour.is_held());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_outage_of_a_watch_is_warned_of_once() {
+    let log = Log::default();
+    let _recording = log.record();
+    let clock = Arc::new(TestClock::new());
+    let backend = Flaky::new("flaky", clock.clone(), false);
+    let client = LockClient::builder(Arc::clone(&backend))
+        .with_clock(clock)
+        .build();
+    let guard = client.mutex("config").lock().await.unwrap();
+    let mut watch = client.watch("config");
+    for outage in 1..=2 {
+        guard.write_record("value").await.unwrap();
+        backend.down.store(true, SeqCst);
+        tokio::time::timeout(Duration::from_secs(10), watch.next())
+            .await
+            .unwrap_err();
+        let log = log.text();
+        let warnings: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();
+        assert_eq!(warnings.len(), outage, "{log}");
+        assert!(warnings[outage - 1].contains("cannot read the record of a watch"));
+        assert!(warnings[outage - 1].contains("key=config"), "{log}");
+        backend.down.store(false, SeqCst);
+        assert!(watch.next().await.unwrap().is_some());
     }
 }
 

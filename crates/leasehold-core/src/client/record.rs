@@ -188,6 +188,7 @@ impl RecordWatch {
         loop {
             self.until_next_read().await?;
             let read = self.read.clone()?;
+            let key = read.key.clone();
             match self.client.read_record(read).await {
                 Ok(reading) => {
                     self.is_failing = false;
@@ -209,7 +210,10 @@ impl RecordWatch {
                     if !std::mem::replace(&mut self.is_failing, true) {
                         contain(|| {
                             tracing::warn!(
-                                target: "leasehold", %error,
+                                target: "leasehold",
+                                backend = self.client.capabilities().backend,
+                                %key,
+                                %error,
                                 "cannot read the record of a watch, which may be out of date; it is read again once a second"
                             );
                         });

@@ -354,10 +354,16 @@ impl Election {
     async fn after_term<T>(&self, led: Result<ControlFlow<T>>) -> Result<ControlFlow<T>> {
         match led {
             Err(error) if error.may_pass() => {
+                let (key, ttl) = (self.spec.key.clone()?, self.client.0.check(&self.spec)?);
                 contain(|| {
-                    tracing::warn!(target: "leasehold", %error, "not the leader; the next campaign follows");
+                    tracing::warn!(
+                        target: "leasehold",
+                        backend = self.client.capabilities().backend,
+                        %key,
+                        %error,
+                        "not the leader; the next campaign follows"
+                    );
                 });
-                let ttl = self.client.0.check(&self.spec)?;
                 sleep(pause(ttl.as_duration() / 3)).await;
                 Ok(ControlFlow::Continue(()))
             }

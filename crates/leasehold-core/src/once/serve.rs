@@ -45,8 +45,15 @@ impl Once {
                 Turn::Busy | Turn::Decided(_) => AFTER_ERROR,
             },
             Err(error) if error.may_pass() => {
+                let key = self.spec.key.clone()?;
                 contain(|| {
-                    tracing::warn!(target: "leasehold", %error, "a run was not completed; the next turn follows");
+                    tracing::warn!(
+                        target: "leasehold",
+                        backend = self.client.capabilities().backend,
+                        %key,
+                        %error,
+                        "a run was not completed; the next turn follows"
+                    );
                 });
                 AFTER_ERROR
             }
