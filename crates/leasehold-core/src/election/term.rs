@@ -101,7 +101,8 @@ impl fmt::Debug for Term {
 ///
 /// It dereferences to the [`LeaseInfo`] of the lock, with the fencing token, the deadline and the
 /// loss. It is cheap to clone, and keeps neither the leadership nor the connection alive. A
-/// [record](LeaseInfo::write_record) that is written through it is the value of the leader.
+/// [record](LeaseInfo::write_record) that is written through it is the value of the leader, which
+/// cannot be cleared.
 ///
 /// ```
 /// # use leasehold_local::MemoryBackend;
