@@ -14,8 +14,8 @@ use crate::{
 ///
 /// [`Every`] is a schedule, and so is `Cron` with the feature `cron`. Implement the trait for
 /// others, such as the opening hours of a shop. The two methods must agree: `next(t)` is the
-/// smallest instant after `t`, and `latest(t)` the largest that is not after `t`. Instants are whole
-/// milliseconds; parts of a millisecond are cut off.
+/// smallest instant after `t`, and `latest(t)` the largest that is not after `t`. Instants are
+/// whole milliseconds; parts of a millisecond are cut off.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
