@@ -1,5 +1,7 @@
 //! [`Bug`]: a classic bug of lock implementations.
 
+use crate::cases;
+
 macro_rules! bugs {
     ($($(#[doc = $doc:literal])+ $bug:ident => $case:ident,)*) => {
         /// A classic bug of lock implementations.
@@ -34,23 +36,20 @@ macro_rules! bugs {
                     $(Self::$bug => stringify!($case),)*
                 }
             }
-
-            /// Returns whether the bug is in how proposals are stored with acquisitions. A model
-            /// with it stores them, and other models show a leader by its record.
-            #[must_use]
-            pub fn is_of_proposals(self) -> bool {
-                matches!(
-                    self,
-                    Self::LeaderOutlivesTerm
-                        | Self::LeaderIsLastCandidate
-                        | Self::ProclaimUnchecked
-                        | Self::LeaderValueTruncated
-                        | Self::ElectionApart
-                        | Self::ProclaimUnreported
-                )
-            }
         }
     };
+}
+
+impl Bug {
+    /// Returns whether the bug is in how proposals are stored with acquisitions, which is what the
+    /// cases of elections find. A model with it stores them, and other models show a leader by its
+    /// record.
+    #[must_use]
+    pub fn is_of_proposals(self) -> bool {
+        cases::all()
+            .iter()
+            .any(|case| case.concept == "election" && case.name == self.case())
+    }
 }
 
 bugs! {
