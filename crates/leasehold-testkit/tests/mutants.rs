@@ -23,12 +23,6 @@ async fn crash_between_two_steps_is_found_in_real_time() {
     assert_eq!(report.failed(), [bug.case()], "\n{report}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn healthy_model_with_proposals_passes_every_case() {
-    let report = run_all(&ModelFixture::with_proposals(), |_| true).await;
-    assert_eq!(report.failed(), Vec::<&str>::new(), "\n{report}");
-}
-
 /// Returns whether a case checks one property of a model with this bug. Those of `once` and of
 /// several locks together need several properties at once, so that many bugs fail them. So do those
 /// of elections, unless the model stores proposals: they then need records.
