@@ -116,23 +116,18 @@ impl Host {
 struct Replicas<'a> {
     stage: &'a Stage,
     ttl_ms: u64,
-    hosts: Vec<Host>,
-    /// The names of the present replicas, and of all.
-    present: Vec<String>,
+    /// The present replicas, with their names.
+    hosts: Vec<(String, Host)>,
+    /// The names of all, also of those that were killed.
     names: Vec<String>,
 }
 
 impl Replicas<'_> {
-    fn hire(&mut self, at: usize) -> Host {
+    fn hire(&mut self, at: usize) -> (String, Host) {
         let name = format!("r{}", self.names.len());
         let host = Host::start(self.stage, at, &name, self.ttl_ms);
-        if at < self.present.len() {
-            self.present[at].clone_from(&name);
-        } else {
-            self.present.push(name.clone());
-        }
-        self.names.push(name);
-        host
+        self.names.push(name.clone());
+        (name, host)
     }
 
     fn add(&mut self) {
@@ -149,7 +144,7 @@ impl Replicas<'_> {
     fn runner(&self) -> Option<usize> {
         let events = self.events();
         let last = events.iter().rev().find(|event| event.op == Op::Acquire)?;
-        self.present.iter().position(|name| *name == last.proc)
+        self.hosts.iter().position(|(name, _)| *name == last.proc)
     }
 
     /// Injects one fault and waits for its end. Returns whether a replica was killed.
@@ -166,14 +161,14 @@ impl Replicas<'_> {
             // All but one.
             1 => (0..self.hosts.len()).filter(|host| *host != at).collect(),
             _ => {
-                self.hosts[at].kill();
+                self.hosts[at].1.kill();
                 self.hosts[at] = self.hire(at);
                 return true;
             }
         };
-        paused.iter().for_each(|host| self.hosts[*host].pause());
+        (paused.iter()).for_each(|host| self.hosts[*host].1.pause());
         thread::sleep(span);
-        paused.iter().for_each(|host| self.hosts[*host].resume());
+        (paused.iter()).for_each(|host| self.hosts[*host].1.resume());
         false
     }
 }
@@ -307,7 +302,6 @@ fn each_is_decided_once(url: &str, ttl_ms: u64) {
         stage: &stage,
         ttl_ms,
         hosts: Vec::new(),
-        present: Vec::new(),
         names: Vec::new(),
     };
     let mut seen = [Seen::default(), Seen::default()];
@@ -327,9 +321,8 @@ fn each_is_decided_once(url: &str, ttl_ms: u64) {
             (progress, before) = (Instant::now(), through);
         }
         assert!(progress.elapsed() < STALLED, "stalled at {through:?}");
-        let begun = seen.iter().filter_map(|seen| seen.before).max();
-        if let (Some(begun), true) = (begun, seen.iter().all(|seen| seen.before.is_some())) {
-            let last = begun + (occurrences() + 1) * PERIOD_MS;
+        if let [Some(one), Some(other)] = [seen[0].before, seen[1].before] {
+            let last = one.max(other) + (occurrences() + 1) * PERIOD_MS;
             let last = last - last % PERIOD_MS;
             if through.iter().all(|through| *through >= last) {
                 break last;
@@ -342,7 +335,7 @@ fn each_is_decided_once(url: &str, ttl_ms: u64) {
         }
         thread::sleep(millis(rng.random_range(20..400)));
     };
-    replicas.hosts.iter_mut().for_each(Host::kill);
+    (replicas.hosts.iter_mut()).for_each(|(_, host)| host.kill());
     look(&mut seen);
     let events = replicas.events();
     println!("{} occurrences, {kills} kills", occurrences());
@@ -387,7 +380,7 @@ fn postgres_decides_each_occurrence_once() {
     each_is_decided_once(&server.url(), 2000);
 }
 
-/// A control: the same replicas, without a common record.
+/// A control: the judge accepts one replica, and objects to two without a common record.
 #[test]
 fn without_a_common_record_the_judge_objects() {
     let stage = Stage::on("memory:control", 500);
@@ -415,13 +408,19 @@ fn without_a_common_record_the_judge_objects() {
                 .filter(|event| event.proc == proc && event.op == Op::Acquire)
                 .count()
         };
-        if begun("one") > 3 && begun("other") > 3 {
-            break seen.through - seen.through % PERIOD_MS;
+        let last = seen.through - seen.through % PERIOD_MS;
+        let judged = seen.before.map_or(0, |before| last.saturating_sub(before));
+        if begun("one") > 3 && begun("other") > 3 && judged > 2 * PERIOD_MS {
+            break last;
         }
         thread::sleep(millis(10));
     };
     drop(hosts);
     let events = EventLog::merge(&["one", "other"].map(|proc| stage.log(proc))).unwrap();
+    let of_one: Vec<_> = (events.iter().filter(|event| event.proc == "one"))
+        .cloned()
+        .collect();
+    judge((key, true), &of_one, &seen, last);
     let judged = std::panic::catch_unwind(|| judge((key, true), &events, &seen, last));
     assert!(
         judged.is_err(),
