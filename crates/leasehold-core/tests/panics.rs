@@ -13,6 +13,7 @@ use std::{
 };
 
 use leasehold_core::{LockClient, LossReason, Released, Renewal};
+use leasehold_testkit::subscribe;
 use support::{secs, settle, two_processes};
 use tracing::{
     Event, Metadata, Subscriber,
@@ -191,7 +192,7 @@ impl Subscriber for Panicking {
 #[tokio::test(start_paused = true)]
 async fn a_panicking_subscriber_leaks_no_lock() {
     at_every_point(|fuse| {
-        tracing::subscriber::set_default(Panicking {
+        subscribe(Panicking {
             fuse,
             spans: AtomicU64::new(0),
         })

@@ -11,6 +11,7 @@ use std::{
 use futures_util::FutureExt;
 use leasehold_core::{LockClient, LossReason, Renewal, Revocation, TestClock, backend::SessionId};
 use leasehold_local::MemoryBackend;
+use leasehold_testkit::subscribe;
 use support::{flaky::Flaky, secs, settle, simulated, spied, two_processes};
 use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 
@@ -42,8 +43,8 @@ impl Log {
     }
 
     /// Records all events of this thread until the guard is dropped.
-    fn record(&self) -> tracing::subscriber::DefaultGuard {
-        tracing::subscriber::set_default(
+    fn record(&self) -> impl Sized + use<> {
+        subscribe(
             tracing_subscriber::fmt()
                 .with_max_level(tracing::Level::DEBUG)
                 .with_span_events(FmtSpan::CLOSE)

@@ -338,7 +338,7 @@ fn warn_if_unverified(options: &PgConnectOptions) {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
-    use leasehold_testkit::PanickingSubscriber;
+    use leasehold_testkit::{PanickingSubscriber, subscribe};
 
     use super::*;
     use crate::config::ParsedUrl;
@@ -356,8 +356,8 @@ mod tests {
         ] {
             let options = ParsedUrl::parse(url).unwrap().options;
             let (subscriber, _) = PanickingSubscriber::new(None);
-            let warn =
-                || tracing::subscriber::with_default(subscriber, || warn_if_unverified(&options));
+            let _subscribed = subscribe(subscriber);
+            let warn = || warn_if_unverified(&options);
             assert_eq!(
                 catch_unwind(AssertUnwindSafe(warn)).is_err(),
                 warned,

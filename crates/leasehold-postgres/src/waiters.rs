@@ -433,7 +433,7 @@ async fn is_alive(listener: &mut PgListener, identity: &Identity, limit: Duratio
 
 #[cfg(test)]
 mod tests {
-    use leasehold_testkit::PanickingSubscriber;
+    use leasehold_testkit::{PanickingSubscriber, subscribe};
     use sqlx::postgres::PgConnectOptions;
 
     use super::*;
@@ -461,7 +461,7 @@ mod tests {
             Connector::new(&options, PostgresConfig::default()).unwrap(),
         ));
         let (panics, events) = PanickingSubscriber::new(None);
-        let _subscribed = tracing::subscriber::set_default(panics);
+        let _subscribed = subscribe(panics);
         let _registration = waiters.register(AdvisoryKey::Int64(1));
         waiters.listen(Duration::from_secs(60)).await.unwrap_err();
         until(&events, 2).await;

@@ -17,6 +17,7 @@ mod port;
 mod process;
 mod report;
 mod skewed_clock;
+mod subscribe;
 mod wrapping;
 
 #[doc(hidden)]
@@ -30,6 +31,7 @@ pub use crate::{
     panicking_subscriber::PanickingSubscriber,
     report::{CaseReport, Outcome, Report, run_all, run_case},
     skewed_clock::SkewedClock,
+    subscribe::subscribe,
     wrapping::{Forwarding, Wrapped, Wrapping},
 };
 

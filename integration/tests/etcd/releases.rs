@@ -8,8 +8,9 @@ use std::{
 
 use leasehold_core::{Restart, backend::LockBackend};
 use leasehold_integration::server::EtcdCluster;
+use leasehold_testkit::subscribe;
 use tokio::time::{Duration, Instant, sleep};
-use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt};
+use tracing_subscriber::fmt::MakeWriter;
 
 use crate::support::backend;
 
@@ -60,7 +61,7 @@ fn logging() -> (Log, impl Sized) {
         .with_ansi(false)
         .with_writer(log.clone())
         .finish();
-    (log, subscriber.set_default())
+    (log, subscribe(subscriber))
 }
 
 /// The warning includes members that the URL does not name. The system's etcd has the fault on

@@ -4,9 +4,8 @@ use std::sync::atomic::Ordering;
 
 use leasehold_core::{ErrorKind, Released};
 use leasehold_integration::{panics::nothing_panicked, server::PostgresServer, steps::SOON};
-use leasehold_testkit::PanickingSubscriber;
+use leasehold_testkit::{PanickingSubscriber, subscribe};
 use tokio::task::block_in_place;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::support::{MINUTE, client_of};
 
@@ -72,7 +71,7 @@ async fn a_panic_in_the_task_of_a_renewal_is_an_error_and_no_loss() {
     )
     .unwrap();
     let (panics, calls) = PanickingSubscriber::new(None);
-    let subscribed = panics.set_default();
+    let subscribed = subscribe(panics);
     let renewing = tokio::time::timeout(MINUTE, guard.renew())
         .await
         .expect("the call hangs");

@@ -9,6 +9,7 @@ use leasehold_core::{
     backend::{Lease, LockBackend},
 };
 use leasehold_redis::{RedisBackend, redis};
+use leasehold_testkit::subscribe;
 use tracing::{
     Event, Metadata, Subscriber,
     span::{Attributes, Id, Record},
@@ -177,7 +178,7 @@ async fn a_pipeline_that_panics_ends_no_later_one() {
             .query_async(&mut server.raw().await)
             .await
             .unwrap();
-        let panics = tracing::subscriber::set_default(PanicsAtEvents);
+        let panics = subscribe(PanicsAtEvents);
         let failed: Vec<_> = release_all(&leases)
             .await
             .into_iter()

@@ -19,6 +19,7 @@ use leasehold_core::{
     quorum::QuorumNode,
 };
 use leasehold_redis::{NotificationMode, RedisBackend, RedisConfig, redis};
+use leasehold_testkit::subscribe;
 use tokio::{task::JoinSet, time::timeout};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -510,7 +511,7 @@ impl tracing::Subscriber for Warnings {
 #[tokio::test]
 async fn permits_of_other_ttls_that_come_and_go_slow_no_waiter_down() {
     let warnings = Warnings::default();
-    let _subscribed = tracing::subscriber::set_default(warnings.clone());
+    let _subscribed = subscribe(warnings.clone());
     let server = Server::start();
     let (a, b) = (server.backend().await, server.backend().await);
     let permit = |millis| {
@@ -534,7 +535,7 @@ async fn permits_of_other_ttls_that_come_and_go_slow_no_waiter_down() {
 #[tokio::test]
 async fn a_waiter_that_asks_often_is_notified_as_soon_as_any_other() {
     let warnings = Warnings::default();
-    let _subscribed = tracing::subscriber::set_default(warnings.clone());
+    let _subscribed = subscribe(warnings.clone());
     let server = Server::start();
     let a = server.backend().await;
     let config = RedisConfig::new().with_fallback_poll_interval(Duration::from_millis(10));

@@ -217,41 +217,13 @@ impl Drop for Registration {
 
 #[cfg(test)]
 mod tests {
-    use std::{panic::resume_unwind, sync::atomic::AtomicUsize};
+    use std::sync::atomic::AtomicUsize;
 
     use leasehold_core::LockKey;
-    use tracing::{
-        Event, Metadata, Subscriber,
-        span::{Attributes, Id, Record},
-    };
+    use leasehold_testkit::{PanickingSubscriber, subscribe};
 
     use super::*;
     use crate::config::{EtcdConfig, ParsedUrl};
-
-    /// Counts the events of this crate, and panics at each.
-    #[derive(Clone, Default)]
-    struct PanicsAtEvents(Arc<AtomicUsize>);
-
-    impl Subscriber for PanicsAtEvents {
-        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-            metadata.target().starts_with("leasehold")
-        }
-
-        fn event(&self, _: &Event<'_>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-            // This prints no message to the output of the test.
-            resume_unwind(Box::new("the subscriber panics"));
-        }
-
-        fn new_span(&self, _: &Attributes<'_>) -> Id {
-            Id::from_u64(1)
-        }
-
-        fn record(&self, _: &Id, _: &Record<'_>) {}
-        fn record_follows_from(&self, _: &Id, _: &Id) {}
-        fn enter(&self, _: &Id) {}
-        fn exit(&self, _: &Id) {}
-    }
 
     /// Waits for this number of events: the task continued after each of them.
     async fn until(events: &AtomicUsize, many: usize) {
@@ -274,14 +246,14 @@ mod tests {
             .layout
             .lock_prefix(&LockKey::new("k").unwrap(), false)
             .unwrap();
-        let panics = PanicsAtEvents::default();
-        let _subscribed = tracing::subscriber::set_default(panics.clone());
+        let (panics, events) = PanickingSubscriber::new(None);
+        let _subscribed = subscribe(panics);
         let registration = WaiterRegistry::new(&cluster).register(Watched::Lock(lock_prefix));
         registration
             .establish(Duration::from_secs(1))
             .await
             .unwrap_err();
-        until(&panics.0, 5).await;
+        until(&events, 5).await;
     }
 
     #[tokio::test(start_paused = true)]
