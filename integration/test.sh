@@ -13,6 +13,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 command -v cargo >/dev/null || PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
 
+# Most tests of servers wait most of the time, so that more of them than there are processors run together.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((3 * $(nproc)))}
+
 # Tests of signals need the default actions, which `nohup` and background jobs change.
 cargo_test() {
     env --default-signal=HUP,INT,QUIT cargo test --locked --no-fail-fast "$@"

@@ -20,7 +20,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use crate::table::Table;
 
 /// Most cases wait most of the time.
-const THREADS: usize = 4;
+const THREADS: usize = 8;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();

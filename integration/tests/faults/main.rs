@@ -32,7 +32,7 @@ use tokio::runtime::Runtime;
 use crate::{cases::Case, fixture::Backend};
 
 /// Most cases wait most of the time.
-const THREADS: usize = 4;
+const THREADS: usize = 8;
 
 /// The limit of a case, which only a hang reaches.
 const LIMIT: Duration = Duration::from_secs(600);
