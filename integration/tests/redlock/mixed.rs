@@ -30,14 +30,15 @@ impl Servers {
 
     /// Opens new connections to all servers, as every process has them.
     async fn members(&self) -> Vec<QuorumMember> {
+        // A busy machine is not mistaken for a failed server.
+        let patient = |url, option| format!("{url}?timeout=10s{option}");
+        let redis = patient(self.redis.url(), "&connect-timeout=10s");
+        let etcd = patient(self.etcd.url(), "");
+        let postgres = patient(self.postgres.url(), "&connect-timeout=10s");
         vec![
-            QuorumMember::Voting(RedisBackend::connect(&self.redis.url()).await.unwrap()),
-            QuorumMember::Plain(EtcdBackend::connect(&self.etcd.url()).await.unwrap()),
-            QuorumMember::Plain(
-                PostgresBackend::connect(&self.postgres.url())
-                    .await
-                    .unwrap(),
-            ),
+            QuorumMember::Voting(RedisBackend::connect(&redis).await.unwrap()),
+            QuorumMember::Plain(EtcdBackend::connect(&etcd).await.unwrap()),
+            QuorumMember::Plain(PostgresBackend::connect(&postgres).await.unwrap()),
         ]
     }
 

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
-/// Implements the methods of a lease that tell its state by those of the lease in a field.
+/// Implements the methods of a lease that report its state by those of the lease in a field.
 macro_rules! forward_lease_state {
     ($inner:tt) => {
         fn fencing_token(&self) -> Option<leasehold_core::FencingToken> {
