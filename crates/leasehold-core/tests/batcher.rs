@@ -253,6 +253,7 @@ fn job_that_is_polled_outside_a_runtime_blocks_no_later_one() {
     let limits = BatchLimits {
         alone: 0,
         calls: 1,
+        undivided: 1,
         batch: 8,
     };
     let (batcher, connection) = (
@@ -312,7 +313,12 @@ proptest! {
     ) {
         // A job that is sent alone panics in the task of its caller.
         let steps = if alone == 0 { panicking } else { steps };
-        let limits = BatchLimits { alone, calls, batch };
+        let limits = BatchLimits {
+            alone,
+            calls,
+            undivided: 1,
+            batch,
+        };
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(check(limits, steps));
     }

@@ -37,6 +37,7 @@ const MAX_ATTEMPTS: usize = 3;
 const LIMITS: BatchLimits = BatchLimits {
     alone: 1,
     calls: 1,
+    undivided: 1,
     batch: MAX_BATCH,
 };
 

@@ -29,6 +29,7 @@ use crate::{
 const LIMITS: BatchLimits = BatchLimits {
     alone: 0,
     calls: 1,
+    undivided: 1,
     batch: 256,
 };
 /// The maximum number of attempts at permits in one batch.

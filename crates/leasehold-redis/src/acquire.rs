@@ -18,6 +18,7 @@ use crate::{
     commands::{self, AcquireReply, Operation, Refusal, TOKEN_LIMIT},
     config::NotificationMode,
     error::{self, ERRORS, SideEffect},
+    job::Job,
     keys::{Keys, Kind, LockValue},
     lease::RedisLease,
     quorum::vote,
@@ -143,7 +144,10 @@ impl RedisBackend {
     ) -> Result<Value> {
         match self
             .manager
-            .operate(Operation::Acquire { registered }, request)
+            .operate(Job::Single(
+                Operation::Acquire { registered },
+                request.clone(),
+            ))
             .await?
         {
             // The refusal came from commands that neither request a notification nor register a

@@ -7,7 +7,7 @@ use leasehold_core::{
     Pong, Records, Restart, Result, Revocation, RevokeOutcome, Ttl, WaiterNotification,
     backend::{
         Attempt, Lease, LockBackend, RecordRead, RecordReading, Request, async_trait,
-        support::check_runtime,
+        support::{BatchLimits, check_runtime},
     },
 };
 use redis::Client;
@@ -16,7 +16,8 @@ use crate::{
     admin,
     cleanup::CleanupQueue,
     config::{NotificationMode, ParsedUrl, RedisConfig},
-    connection_manager::ConnectionManager,
+    connection::is_no_permission,
+    connection_manager::{ConnectionManager, LIMITS, NODE_LIMITS},
     error::{ERRORS, SideEffect},
     handshake, record,
 };
@@ -75,7 +76,7 @@ impl RedisBackend {
     /// Safe. A cancelled call leaves nothing on the server.
     pub async fn from_client(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
         check_runtime()?;
-        let backend = Self::unconnected(client, config)?;
+        let backend = Self::unconnected(client, config, LIMITS)?;
         let conn = backend.manager.connection().await?;
         Ok(Arc::new(Self {
             capabilities: capabilities(backend.manager.endpoint.clone(), conn.pushes, conn.restart),
@@ -95,7 +96,7 @@ impl RedisBackend {
 
     /// Returns a backend that is not connected, with the capabilities of the weakest server.
     pub(crate) fn weakest(client: &Client, config: RedisConfig) -> Result<Self> {
-        let backend = Self::unconnected(client, config)?;
+        let backend = Self::unconnected(client, config, LIMITS)?;
         let capabilities = capabilities(
             backend.manager.endpoint.clone(),
             false,
@@ -107,14 +108,14 @@ impl RedisBackend {
         })
     }
 
-    /// Connects as [`from_client`](Self::from_client), but accepts a server that cannot be used
-    /// now, because it may become usable later.
+    /// Connects to a node of a quorum as [`from_client`](Self::from_client) does, but accepts a
+    /// server that cannot be used now, because it may become usable later.
     pub(crate) async fn from_client_if_usable(
         client: &Client,
         config: RedisConfig,
     ) -> Result<Arc<Self>> {
         check_runtime()?;
-        let backend = Self::unconnected(client, config)?;
+        let backend = Self::unconnected(client, config, NODE_LIMITS)?;
         match backend.manager.connection().await {
             Ok(conn) => Ok(Arc::new(Self {
                 capabilities: capabilities(
@@ -130,12 +131,12 @@ impl RedisBackend {
     }
 
     /// Returns a backend that is not connected, with the capabilities of most servers.
-    fn unconnected(client: &Client, config: RedisConfig) -> Result<Self> {
+    fn unconnected(client: &Client, config: RedisConfig, limits: BatchLimits) -> Result<Self> {
         let client = config.apply_to(&handshake::with_resp3(client)?)?;
         config.name()?;
         let endpoint = endpoint_of(&client);
         let pushes = config.notifications == NotificationMode::Pushed;
-        let manager = ConnectionManager::new(client, config, endpoint);
+        let manager = ConnectionManager::new(client, config, endpoint, limits);
         let capabilities = capabilities(manager.endpoint.clone(), pushes, Restart::AsPersisted);
         Ok(Self {
             manager,
@@ -186,11 +187,7 @@ impl LockBackend for RedisBackend {
         match conn.send(&redis::cmd("PING")).await {
             Ok(_) => Ok(Pong::new()),
             // The server has answered. A user without the right to `PING` may still use locks.
-            Err(error)
-                if error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoPerm) =>
-            {
-                Ok(Pong::new())
-            }
+            Err(error) if is_no_permission(&error) => Ok(Pong::new()),
             Err(error) => Err(self
                 .manager
                 .map_error(&conn, error, "ping", SideEffect::None)),

@@ -7,22 +7,18 @@ use std::{
 
 use leasehold_core::{
     Result,
-    backend::{BoxFuture, Request, support::BatchExecutor},
+    backend::{BoxFuture, support::BatchExecutor},
 };
 use redis::{Cmd, Pipeline, RedisError, Value};
 
 use crate::{
-    commands::{Encoding, Operation},
+    commands::Encoding,
     connection::{Connection, Sent, is_no_script},
     connection_manager::ConnectionManager,
     error::{ERRORS, SideEffect},
+    job::Job,
+    shared_call::SharedCall,
 };
-
-/// An operation on an exclusive lock.
-pub(crate) struct Job {
-    pub(crate) operation: Operation,
-    pub(crate) request: Request,
-}
 
 impl BatchExecutor for ConnectionManager {
     type Job = Job;
@@ -41,7 +37,7 @@ impl BatchExecutor for ConnectionManager {
                 Ok(conn) => Batch::send(&self, &conn, jobs).finish(&self, &conn).await,
                 Err(error) => jobs
                     .iter()
-                    .map(|job| Err(error.clone().with_operation(job.operation.name())))
+                    .map(|job| Err(error.clone().with_operation(job.name())))
                     .collect(),
             }
         })
@@ -51,36 +47,26 @@ impl BatchExecutor for ConnectionManager {
 impl ConnectionManager {
     /// Runs one operation, alone or in a batch. If there is a connection, the first poll queues the
     /// operation ahead of all that start later.
-    pub(crate) async fn operate(
-        self: &Arc<Self>,
-        operation: Operation,
-        request: &Request,
-    ) -> Result<Value> {
-        let name = operation.name();
+    pub(crate) async fn operate(self: &Arc<Self>, job: Job) -> Result<Value> {
+        let name = job.name();
         if self.current_connection().is_none() {
             // All waiting operations share one connection attempt, instead of one for each batch.
             Box::pin(self.connection())
                 .await
                 .map_err(|error| error.with_operation(name))?;
         }
-        let ran = self
-            .batcher
-            .run(
-                self,
-                Job {
-                    operation,
-                    request: request.clone(),
-                },
-            )
-            .await;
+        let ran = self.batcher.run(self, job).await;
         ran.map_err(|error| ERRORS.named(error, name)).flatten()
     }
 }
 
-/// A pipeline that is in the connection's queue. Each job has its own commands: the server may
-/// serve other clients between them, and a job that fails does not affect the rest.
+/// A pipeline that is in the connection's queue. The server may serve other clients between its
+/// commands, and a job that fails does not affect the rest.
 pub(crate) struct Batch {
-    jobs: Vec<(Job, Encoding)>,
+    /// The jobs, with the encodings of those that share no call.
+    jobs: Vec<Job>,
+    encodings: Vec<Option<Encoding>>,
+    calls: Vec<SharedCall>,
     sent: Sent,
     /// The answers, if the first poll returned them.
     ready: Option<Result<Vec<Value>, RedisError>>,
@@ -94,12 +80,25 @@ impl Batch {
         jobs: Vec<Job>,
     ) -> Self {
         let prefix = &manager.config.prefix;
+        let calls = SharedCall::of(&jobs, conn.node_state().is_some());
         let mut pipeline = Pipeline::with_capacity(2 * jobs.len());
-        let mut encoded = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            let encoding = Encoding::of(job.operation, conn, prefix, &job.request);
-            encoding.write(&mut pipeline, job.operation, prefix, &job.request);
-            encoded.push((job, encoding));
+        let mut encodings = Vec::with_capacity(jobs.len());
+        for (at, job) in jobs.iter().enumerate() {
+            let call = calls.iter().find(|call| call.places().contains(&at));
+            encodings.push(match (call, job) {
+                (None, Job::Single(operation, request)) => {
+                    let encoding = Encoding::of(*operation, conn, prefix, request);
+                    encoding.write(&mut pipeline, *operation, prefix, request);
+                    Some(encoding)
+                }
+                (Some(call), _) => {
+                    if call.first() == at {
+                        pipeline.add_command(call.command(prefix, &jobs));
+                    }
+                    None
+                }
+                (None, Job::Vote(_)) => None,
+            });
         }
         let mut sent = conn.send_owned(pipeline);
         // The first poll queues the pipeline. Later ones register the task's waker.
@@ -108,7 +107,9 @@ impl Batch {
             Poll::Pending => None,
         };
         Self {
-            jobs: encoded,
+            jobs,
+            encodings,
+            calls,
             sent,
             ready,
         }
@@ -120,30 +121,46 @@ impl Batch {
         manager: &ConnectionManager,
         conn: &Connection,
     ) -> Vec<Result<Value>> {
-        let Self { jobs, sent, ready } = self;
+        let Self {
+            jobs,
+            encodings,
+            calls,
+            sent,
+            ready,
+        } = self;
         let answers = match ready {
             Some(answers) => answers,
             None => sent.await,
         };
-        let failed =
-            |job: &Job, error, effect| manager.map_error(conn, error, job.operation.name(), effect);
+        let failed = |job: &Job, error, effect| manager.map_error(conn, error, job.name(), effect);
         let mut replies = match answers {
             Ok(answers) => answers.into_iter(),
             Err(error) => {
                 return jobs
                     .iter()
-                    .map(|(job, _)| Err(failed(job, error.clone(), SideEffect::Writes)))
+                    .map(|job| Err(failed(job, error.clone(), SideEffect::Writes)))
                     .collect();
             }
         };
         // All answers are read before anything is sent again.
-        let answers: Vec<_> = jobs
-            .into_iter()
-            .map(|(job, encoding)| (encoding.read(conn, &mut replies), job))
-            .collect();
+        let (mut upcoming, mut called) = (calls.iter().peekable(), Vec::with_capacity(calls.len()));
+        let mut answers = Vec::with_capacity(jobs.len());
+        for (at, encoding) in encodings.iter().enumerate() {
+            if let Some(call) = upcoming.next_if(|call| call.first() == at) {
+                called.push((call, replies.next().unwrap_or(Value::Nil)));
+            }
+            answers.push(encoding.map(|encoding| encoding.read(conn, &mut replies)));
+        }
+        for (call, reply) in called {
+            let prefix = &manager.config.prefix;
+            let results = Box::pin(call.finish(conn, prefix, &jobs, reply)).await;
+            for (at, result) in call.places().iter().zip(results) {
+                answers[*at] = Some(result);
+            }
+        }
         let forgotten = answers
             .iter()
-            .filter(|(answer, _)| answer.as_ref().is_err_and(is_no_script))
+            .filter(|answer| matches!(answer, Some(Err(error)) if is_no_script(error)))
             .count();
         if forgotten > 1 {
             tracing::debug!(
@@ -152,12 +169,11 @@ impl Batch {
             );
         }
         let mut all = Vec::with_capacity(answers.len());
-        for (answer, job) in answers {
-            all.push(match answer {
-                Ok(answer) => Ok(answer),
+        for (answer, job) in answers.into_iter().zip(&jobs) {
+            all.push(match (answer, job) {
+                (Some(Ok(answer)), _) => Ok(answer),
                 // The job did not run, because the server does not know its script.
-                Err(error) if is_no_script(&error) => {
-                    let Job { operation, request } = &job;
+                (Some(Err(error)), Job::Single(operation, request)) if is_no_script(&error) => {
                     let arguments =
                         |cmd: &mut Cmd| operation.arguments(cmd, &manager.config.prefix, request);
                     let (script, name) = (operation.script(), operation.name());
@@ -165,7 +181,8 @@ impl Batch {
                         .await
                 }
                 // An operation that the server answers with an error had no effect.
-                Err(error) => Err(failed(&job, error, SideEffect::None)),
+                (Some(Err(error)), _) => Err(failed(job, error, SideEffect::None)),
+                (None, _) => Err(ERRORS.unexpected(job.name())),
             });
         }
         all

@@ -219,7 +219,7 @@ pub(crate) fn by_hash(script: &Script, arguments: &impl Fn(&mut Cmd)) -> Cmd {
 }
 
 /// Returns the command `EVAL source …`, after which the server knows the script.
-fn in_full(script: &Script, arguments: &impl Fn(&mut Cmd)) -> Cmd {
+pub(crate) fn in_full(script: &Script, arguments: &impl Fn(&mut Cmd)) -> Cmd {
     let mut cmd = redis::cmd("EVAL");
     cmd.arg(script.source);
     arguments(&mut cmd);
@@ -228,4 +228,9 @@ fn in_full(script: &Script, arguments: &impl Fn(&mut Cmd)) -> Cmd {
 
 pub(crate) fn is_no_script(error: &RedisError) -> bool {
     error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
+}
+
+/// Returns whether the user may not run the command or use its keys.
+pub(crate) fn is_no_permission(error: &RedisError) -> bool {
+    error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoPerm)
 }

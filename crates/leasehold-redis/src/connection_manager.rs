@@ -36,9 +36,23 @@ use crate::{
 /// rate was 0.96, 1.5 and 1.24 of the bare driver's at 16, 64 and 256 tasks; with up to 16 alone,
 /// it was 0.90 at 16 tasks. With one pipeline at a time, the server would be idle while the client
 /// reads.
-const LIMITS: BatchLimits = BatchLimits {
+pub(crate) const LIMITS: BatchLimits = BatchLimits {
     alone: 4,
     calls: 2,
+    undivided: 1,
+    batch: 128,
+};
+
+/// The limits of batches for a node of a quorum, where a call costs more than most of its jobs.
+///
+/// Measured: the processor time of client and five servers for 8 locks together is 1.8 ms. With
+/// each job sent alone it is 2.6 ms, and with the first job sent alone 2.2 ms. For one lock it is
+/// 0.8 ms in all cases. Four calls at a time, so that few tasks do not wait for each other's round
+/// trips.
+pub(crate) const NODE_LIMITS: BatchLimits = BatchLimits {
+    alone: 0,
+    calls: 4,
+    undivided: 32,
     batch: 128,
 };
 
@@ -82,14 +96,19 @@ struct StaleConnection {
 }
 
 impl ConnectionManager {
-    pub(crate) fn new(client: Client, config: RedisConfig, endpoint: String) -> Arc<Self> {
+    pub(crate) fn new(
+        client: Client,
+        config: RedisConfig,
+        endpoint: String,
+        limits: BatchLimits,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             client,
             config,
             endpoint,
             waiters: Arc::new(WaiterRegistry::new()),
             notification_backoff: NotificationBackoff::default(),
-            batcher: Arc::new(Batcher::new(LIMITS)),
+            batcher: Arc::new(Batcher::new(limits)),
             state: Mutex::new(State::Down),
             generations: AtomicU64::new(0),
             run: Mutex::default(),
@@ -181,10 +200,15 @@ impl ConnectionManager {
                 .await
                 .map_err(|error| error.with_operation(operation))?,
         };
+        self.flush();
+        Ok(conn)
+    }
+
+    /// Sends all pending batches, so that they come before what is sent next.
+    pub(crate) fn flush(&self) {
         if let Some(this) = self.this.upgrade() {
             self.batcher.flush(&this);
         }
-        Ok(conn)
     }
 
     /// Returns the connection, if it is open.

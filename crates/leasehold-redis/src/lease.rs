@@ -19,6 +19,7 @@ use crate::{
     connection::Connection,
     connection_manager::ConnectionManager,
     error::{self, ERRORS, SideEffect},
+    job::Job,
     record,
 };
 
@@ -59,7 +60,7 @@ impl RedisLease {
         match self.request.mode() {
             Mode::Exclusive => {
                 self.manager
-                    .operate(Operation::Release, &self.request)
+                    .operate(Job::Single(Operation::Release, self.request.clone()))
                     .await
             }
             mode => {
@@ -81,7 +82,11 @@ impl RedisLease {
         let arguments =
             |cmd: &mut Cmd| renew_arguments(cmd, &self.manager.config.prefix, &self.request);
         match self.request.mode() {
-            Mode::Exclusive => self.manager.operate(Operation::Renew, &self.request).await,
+            Mode::Exclusive => {
+                self.manager
+                    .operate(Job::Single(Operation::Renew, self.request.clone()))
+                    .await
+            }
             mode => {
                 let conn = self.manager.connection_flushed("renew").await?;
                 Box::pin(self.manager.run_on(

@@ -15,12 +15,14 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handshake;
+mod job;
 mod keys;
 mod lease;
 mod quorum;
 mod record;
 mod redlock;
 mod scripts;
+mod shared_call;
 mod stream;
 mod waiters;
 

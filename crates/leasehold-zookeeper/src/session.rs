@@ -45,6 +45,7 @@ const DRIVERS_SILENCE: u32 = 4;
 const LIMITS: BatchLimits = BatchLimits {
     alone: 1,
     calls: 1,
+    undivided: 1,
     batch: 64,
 };
 

@@ -145,21 +145,22 @@ impl FloorLock {
             let run = node.mark.split(':').nth(1).unwrap_or_default();
             acquire
                 .arg(&*node.acquire)
-                .arg(1 + others.len() + 2)
+                .arg(2 + 1 + others.len())
+                .arg(MARK)
+                .arg(TOP)
                 .arg(&**key);
             for other in others {
                 acquire.arg(&**other);
             }
             acquire
-                .arg(MARK)
-                .arg(TOP)
-                .arg(value)
-                .arg(TTL_MS)
-                .arg(value)
                 .arg(&*node.mark)
                 .arg(run)
                 .arg(0)
+                .arg(value)
+                .arg(TTL_MS)
+                .arg(value)
                 .arg(floor)
+                .arg(options.len())
                 .arg(options);
             acquire.query_async::<Value>(&mut node.connection).await
         }));
@@ -167,7 +168,7 @@ impl FloorLock {
         for answer in answers.await.map_err(failed)? {
             match answer {
                 Value::BulkString(_) => granted += 1,
-                Value::Array(_) => {}
+                Value::Array(answers) if matches!(answers[..], [Value::Array(_)]) => {}
                 other => {
                     return Err(HarnessError::new(format!(
                         "the acquire script answered {other:?}"

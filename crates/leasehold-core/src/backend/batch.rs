@@ -62,7 +62,7 @@ pub trait BatchExecutor: Send + Sync + 'static {
 /// use leasehold_core::backend::support::BatchLimits;
 ///
 /// // Up to 8 jobs are sent alone. Above that, two batches of up to 64 jobs are under way.
-/// let limits = BatchLimits { alone: 8, calls: 2, batch: 64 };
+/// let limits = BatchLimits { alone: 8, calls: 2, undivided: 1, batch: 64 };
 /// # let _ = limits;
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +73,9 @@ pub struct BatchLimits {
     pub alone: usize,
     /// The number of batches that may be sent at a time.
     pub calls: usize,
+    /// The number of jobs up to which a batch is not divided among the calls, at least 1. Choose a
+    /// larger number if a call itself costs more than most of its jobs.
+    pub undivided: usize,
     /// The maximum number of jobs in one batch.
     pub batch: usize,
 }
@@ -98,7 +101,7 @@ pub struct BatchLimits {
 ///
 /// // `Squares` is the executor in the example of `BatchExecutor`.
 /// let executor = Arc::new(Squares);
-/// let batcher = Arc::new(Batcher::new(BatchLimits { alone: 0, calls: 1, batch: 64 }));
+/// let batcher = Arc::new(Batcher::new(BatchLimits { alone: 0, calls: 1, undivided: 1, batch: 64 }));
 /// let (two, three) = tokio::try_join!(batcher.run(&executor, 2), batcher.run(&executor, 3))?;
 /// assert_eq!((two, three), (4, 9));
 /// # Ok(()) }
@@ -240,12 +243,13 @@ impl<E: BatchExecutor> Batcher<E> {
         batch
     }
 
-    /// Returns the share of one worker in the running jobs, so that all batches have a similar
-    /// size.
+    /// Returns the share of one worker in the running jobs, so that all large batches have a
+    /// similar size.
     fn share(&self) -> usize {
         self.under_way
             .load(Ordering::Relaxed)
             .div_ceil(self.limits.calls)
+            .max(self.limits.undivided)
             .clamp(1, self.limits.batch)
     }
 
@@ -358,6 +362,7 @@ mod tests {
         let limits = BatchLimits {
             alone,
             calls: 1,
+            undivided: 1,
             batch: 8,
         };
         (Arc::new(Batcher::new(limits)), Arc::default())
@@ -435,6 +440,7 @@ mod tests {
         let limits = BatchLimits {
             alone: 1,
             calls: 2,
+            undivided: 1,
             batch: 8,
         };
         let (batcher, connection) = (Arc::new(Batcher::new(limits)), Arc::new(Ordered::default()));
@@ -516,6 +522,7 @@ mod tests {
     const LIMITS: BatchLimits = BatchLimits {
         alone: 2,
         calls: 1,
+        undivided: 1,
         batch: 8,
     };
 
@@ -532,6 +539,20 @@ mod tests {
         );
         let sizes: Vec<_> = trips.0.lock().unwrap().iter().map(Vec::len).collect();
         assert_eq!(sizes, [1, 1, 1, 8, 8, 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_batches_are_not_divided_among_the_calls() {
+        let limits = BatchLimits {
+            alone: 0,
+            calls: 4,
+            undivided: 16,
+            batch: 64,
+        };
+        let (trips, batcher) = (Arc::new(Trips::default()), Arc::new(Batcher::new(limits)));
+        let jobs: Vec<u64> = (0..12).map(|job| job * 10).collect();
+        futures_util::future::join_all(jobs.iter().map(|job| batcher.run(&trips, *job))).await;
+        assert_eq!(*trips.0.lock().unwrap(), [jobs]);
     }
 
     #[tokio::test(start_paused = true)]

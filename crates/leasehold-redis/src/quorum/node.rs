@@ -14,6 +14,7 @@ use crate::{
     cleanup,
     commands::{self, Operation},
     error::{ERRORS, SideEffect},
+    job::Job,
     keys::{self, LockValue},
     quorum::{marker::NodeMarker, read_state, vote},
     scripts,
@@ -48,7 +49,11 @@ impl QuorumNode for RedisBackend {
             return Err(manager.no_connection("withdraw"));
         };
         let answer = match request.mode() {
-            Mode::Exclusive => manager.operate(Operation::Release, &request).await?,
+            Mode::Exclusive => {
+                manager
+                    .operate(Job::Single(Operation::Release, request))
+                    .await?
+            }
             mode => {
                 let arguments = |cmd: &mut Cmd| {
                     commands::release_arguments(cmd, &manager.config.prefix, &request);
@@ -76,6 +81,8 @@ impl QuorumNode for RedisBackend {
         let Some(conn) = manager.current_connection() else {
             return Err(manager.no_connection("stop waiting"));
         };
+        // A vote that is not sent yet would register the waiter again.
+        manager.flush();
         cleanup::stop_waiting(manager, &conn, &request, LockValue::waiting(&request)).await
     }
 

@@ -29,6 +29,23 @@ pub(crate) struct CachedNodeState {
 }
 
 impl CachedNodeState {
+    #[cfg(test)]
+    pub(crate) fn of_run(run: &str) -> Self {
+        Self {
+            run: run.to_owned(),
+            mark: NodeMarker::default(),
+            version: String::new(),
+            eligibility: Eligibility {
+                durability: Durability::Confirmed,
+                watched_for: Duration::ZERO,
+            },
+            highest_token: FencingToken::new(0),
+            wall_clock: Duration::ZERO,
+            durable: false,
+            read_at: Instant::now(),
+        }
+    }
+
     pub(crate) fn votes(&self) -> bool {
         self.eligibility.durability == Durability::Confirmed
     }

@@ -1,13 +1,22 @@
--- Releases an exclusive lock if it still has this value, even if it was revoked.
+-- Releases exclusive locks that still have these values, even if they were revoked.
 --
--- KEYS: lock
--- ARGV: value
--- Returns 1 if it was released, 0 if it had another value.
-local lock, value = KEYS[1], ARGV[1]
-local holder, failure = value_of(lock)
-if failure then
-  return failure
-elseif holder == value or holder == REVOKED .. value then
-  return redis.call('DEL', lock)
+-- KEYS: the locks
+-- ARGV: the value of each
+-- Returns for each lock 1 if it was released, 0 if it had another value, or an error; separated by
+-- spaces, or as a list if there is an error. The answer for a single lock is in no list.
+local answers, failed = {}, false
+for i, lock in ipairs(KEYS) do
+  local value = ARGV[i]
+  local holder, failure = value_of(lock)
+  if failure then
+    answers[i], failed = failure, true
+  elseif holder == value or holder == REVOKED .. value then
+    answers[i] = redis.call('DEL', lock)
+  else
+    answers[i] = 0
+  end
 end
-return 0
+if #KEYS == 1 then
+  return answers[1]
+end
+return failed and answers or table.concat(answers, ' ')

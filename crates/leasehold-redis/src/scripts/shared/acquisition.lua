@@ -7,9 +7,11 @@
 --   registered  an earlier attempt of the request may have registered it
 --   in_order    refuse it while an earlier request waits
 --   draw_token  it holds the lock already, and has no token yet (exclusive only)
-local function options(first)
+--
+-- Returns the options among the arguments from `first` to `last`, or to the end.
+local function options(first, last)
   local given = {}
-  for i = first, #ARGV do
+  for i = first, last or #ARGV do
     given[ARGV[i]] = true
   end
   return given
