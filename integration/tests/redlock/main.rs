@@ -12,4 +12,5 @@ mod opening;
 mod split;
 mod stopped;
 mod support;
+mod together;
 mod write_back;
