@@ -1,4 +1,4 @@
-//! Batches: under load, exclusive operations of many tasks share one pipeline.
+//! Batches: exclusive operations of many tasks share one pipeline.
 
 use std::{
     sync::Arc,
@@ -180,8 +180,8 @@ impl Batch {
                     Box::pin(manager.run_on(conn, script, name, SideEffect::Writes, arguments))
                         .await
                 }
-                // An operation that the server answers with an error had no effect.
-                (Some(Err(error)), _) => Err(failed(job, error, SideEffect::None)),
+                // The server's error, or the answer to a call that was sent again is lost.
+                (Some(Err(error)), _) => Err(failed(job, error, SideEffect::Writes)),
                 (None, _) => Err(ERRORS.unexpected(job.name())),
             });
         }

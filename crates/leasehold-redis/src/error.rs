@@ -192,7 +192,7 @@ fn is_coded(error: &RedisError, code: &str) -> bool {
     }
 }
 
-/// Maps an error that the server answered. A script that fails half-way undoes its own writes.
+/// Maps an error that the server answered.
 fn from_answer(error: &RedisError) -> (ErrorKind, String) {
     let retry = |why: &str| (ErrorKind::Unavailable, why.to_owned());
     if let Some((_, why)) = REFUSALS.iter().find(|(code, _)| is_coded(error, code)) {

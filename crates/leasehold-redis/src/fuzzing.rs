@@ -15,6 +15,7 @@ use crate::{
     keys::{KINDS, Keys, LockValue, ParsedValue, of_node, slot_of},
     quorum::marker::NodeMarker,
     record::{Answer, written},
+    shared_call,
 };
 
 /// Checks the values of holders and waiters, and the markers of nodes.
@@ -127,6 +128,19 @@ pub fn reply(data: &[u8]) {
     let Ok(reply) = redis::parse_redis_value(reply) else {
         return;
     };
+    for count in [1, 2, 32] {
+        let results = shared_call::read(reply.clone(), count);
+        assert_eq!(results.len(), count, "{reply:?}");
+        if let Value::BulkString(text) = &reply
+            && let Ok(tokens) = results.into_iter().collect::<Result<Vec<_>, _>>()
+        {
+            let tokens = tokens.iter().map(|token| match token {
+                Value::Int(token) => token.to_string(),
+                other => panic!("{reply:?} has {other:?}"),
+            });
+            assert_eq!(tokens.collect::<Vec<_>>().join(" ").as_bytes(), text);
+        }
+    }
     let mode = match mode % 3 {
         0 => Mode::Exclusive,
         1 => Mode::Shared,

@@ -11,7 +11,7 @@ use crate::{
     quorum::state::CachedNodeState,
 };
 
-/// An operation on an exclusive lock.
+/// An operation on an exclusive lock, as one task requests it.
 pub(crate) enum Job {
     Single(Operation, Request),
     /// The acquisition at a node of a quorum.

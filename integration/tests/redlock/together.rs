@@ -1,13 +1,16 @@
 //! Locks that are requested together share one call of the script at each server.
 
 use futures_util::{FutureExt, future::join_all};
-use leasehold_core::{LockClient, LockGuard, Result};
+use leasehold_core::{LockClient, LockGuard, Released, Result};
 use leasehold_integration::{
     leftovers,
+    proxy::{Direction, Proxy},
     server::{Persistence, RedisServer, RedlockServers},
 };
 
-use crate::support::{PATIENCE, PATIENT, TTL, client, client_at, eventually, millis, ttl, value};
+use crate::support::{
+    PATIENCE, PATIENT, TTL, client, client_at, eventually, millis, ttl, url_through, value,
+};
 
 const MARK: &str = ":lh4:mark";
 const KEYS: [&str; 3] = ["a", "b", "c"];
@@ -156,7 +159,10 @@ async fn missing_right_to_a_key_fails_no_other_vote_of_its_call() {
     );
     let client = client_at(&format!("redlock://shop:pw@{}/{PATIENT}", server.addr())).await;
     let answers = try_each(&client).await;
-    assert!(answers[1].is_err());
+    let denied = answers[1].as_ref().unwrap_err();
+    assert!(denied.to_string().contains("permission"), "{denied}");
+    // Those that the user may use are sent again alone.
+    assert_eq!(calls(server, "EVAL"), 2);
     granted(answers, &["a", "c"]).await;
     nothing_left(&servers.servers[0]).await;
 }
@@ -172,4 +178,22 @@ async fn votes_that_are_cancelled_before_they_are_sent_are_undone() {
     assert!(client.mutex("a").try_lock().now_or_never().is_none());
     eventually(&client, "a").await.release().await.unwrap();
     nothing_left(&servers.servers[0]).await;
+}
+
+/// The answer to the script's hash is that the server does not know it. The release is sent in full,
+/// takes effect, and its answer is lost.
+#[tokio::test]
+async fn release_sent_again_whose_answer_is_lost_is_one_release() {
+    let (servers, _) = one().await;
+    let server = &servers.servers[0];
+    let proxy = Proxy::start(server.addr()).unwrap();
+    let client = client_at(&url_through(std::slice::from_ref(&proxy), PATIENT)).await;
+    for _ in 0..5 {
+        let guard = eventually(&client, "a").await;
+        command(server, &["SCRIPT", "FLUSH"]);
+        proxy.cut_after_chunks(Direction::ClientToServer, 2);
+        assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    }
+    assert!(proxy.counters().trips > 0, "no answer was lost");
+    nothing_left(server).await;
 }

@@ -144,17 +144,18 @@ async fn with_requirements<F: Future<Output = Result<Value>>>(
     requirements: &VoteRequirements,
     run: impl Fn(Arc<Connection>, Arc<CachedNodeState>) -> F,
 ) -> Result<Value> {
-    let conn = manager.connection().await;
-    let conn = conn.map_err(|error| error.with_operation(operation))?;
-    let mut node_state = read_state::current(manager, &conn).await?;
-    for again in [true, false] {
+    let mut outdated = None;
+    for _ in 0..2 {
+        let conn = manager.connection().await;
+        let conn = conn.map_err(|error| error.with_operation(operation))?;
+        let mut node_state = read_state::current(manager, &conn).await?;
+        // Another task may have read it meanwhile.
+        if outdated.is_some_and(|outdated| Arc::ptr_eq(&outdated, &node_state)) {
+            node_state = Box::pin(read_state::read(manager, &conn, None)).await?;
+        }
         node_state.admit(requirements)?;
-        match run(Arc::clone(&conn), Arc::clone(&node_state)).await {
-            Err(error) if is_marker_changed(&error) => {
-                if again {
-                    node_state = Box::pin(read_state::read(manager, &conn, None)).await?;
-                }
-            }
+        match run(conn, Arc::clone(&node_state)).await {
+            Err(error) if is_marker_changed(&error) => outdated = Some(node_state),
             answer => return answer,
         }
     }
