@@ -1,5 +1,10 @@
+use std::{collections::BTreeSet, fs, thread, time::Duration};
+
 use super::{ZookeeperBuilder, ZookeeperServer, java, links::Links, server::with_free_ports};
 use crate::{HarnessError, Result, server::free_port};
+
+/// The longest time for which a member that serves may lag behind the leader.
+const LAG: Duration = Duration::from_secs(5);
 
 /// Members that serve while they have a majority. Dropping it kills them.
 #[derive(Debug)]
@@ -93,6 +98,52 @@ impl ZookeeperEnsemble {
         self.members
             .iter_mut()
             .try_for_each(ZookeeperServer::wait_until_serving)
+    }
+
+    /// Replaces the data of members that keep ephemeral nodes of ended sessions, and returns them.
+    ///
+    /// A member that was cut off and has joined again may show nodes for good that all other members
+    /// have deleted (ZOOKEEPER-4837). A waiter that is connected to it waits for them. An operator
+    /// deletes the member's data, which it then gets from the leader.
+    ///
+    /// # Errors
+    /// A member does not serve in time.
+    pub fn replace_diverged(&mut self) -> Result<Vec<usize>> {
+        let first = self.shown_by_one_member()?;
+        if first.iter().all(BTreeSet::is_empty) {
+            return Ok(Vec::new());
+        }
+        // All members show a node of a live session by then, or none does.
+        thread::sleep(LAG);
+        let second = self.shown_by_one_member()?;
+        let mut diverged = Vec::new();
+        for (at, (first, second)) in first.iter().zip(&second).enumerate() {
+            if first.is_disjoint(second) {
+                continue;
+            }
+            let member = self.member(at);
+            member.kill();
+            let data = member.folder().join("data/version-2");
+            fs::remove_dir_all(&data)
+                .map_err(|error| HarnessError::new(format!("{}: {error}", data.display())))?;
+            member.restart()?;
+            diverged.push(at);
+        }
+        Ok(diverged)
+    }
+
+    /// Returns for each member the ephemeral nodes that no other member shows.
+    fn shown_by_one_member(&self) -> Result<Vec<BTreeSet<String>>> {
+        let shown = self.members.iter().map(ZookeeperServer::ephemerals);
+        let shown = shown.collect::<Result<Vec<_>>>()?;
+        let alone = |at: usize, path: &String| {
+            let mut others = shown.iter().enumerate().filter(|(other, _)| *other != at);
+            !others.any(|(_, other)| other.contains(path))
+        };
+        let alone = |(at, one): (usize, &BTreeSet<String>)| {
+            one.iter().filter(|path| alone(at, path)).cloned().collect()
+        };
+        Ok(shown.iter().enumerate().map(alone).collect())
     }
 
     fn links(&self) -> Result<&Links> {

@@ -303,9 +303,10 @@ fn survives(mut target: impl Target) {
 
 /// Asserts that after all faults another worker is granted the lock, with a larger token.
 fn grants_a_larger_token(stage: &Stage, url: &str, storm: Storm, events: &[Event]) {
-    let (slot, key) = (0, storm.key);
+    let Storm { key, election, .. } = storm;
+    let (slot, name) = (0, key.clone());
     let mut worker = stage.worker_at("after", url);
-    let command = if storm.election {
+    let command = if election {
         let value = "after".into();
         Command::Campaign { slot, key, value }
     } else {
@@ -317,7 +318,14 @@ fn grants_a_larger_token(stage: &Stage, url: &str, storm: Storm, events: &[Event
         }
     };
     let ticket = worker.send(command).unwrap();
-    let (token, _) = granted(worker.answer(ticket, LONE_WAITER).unwrap());
+    let answer = worker.answer(ticket, LONE_WAITER).unwrap_or_else(|error| {
+        let seen = runtime().block_on(async {
+            let client = client_of(url, 10_000).await;
+            client.inspect(name.as_str()).await
+        });
+        panic!("nothing was granted after all faults: {error}; the server shows {seen:?}");
+    });
+    let (token, _) = granted(answer);
     let largest = events.iter().filter_map(|event| event.token).max();
     assert!(Some(token) > largest, "{token} after {largest:?}");
 }
