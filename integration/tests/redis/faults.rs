@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Server, granted, refused, request, ttl, until, until_within};
+use crate::support::{PATIENCE, Server, granted, refused, request, ttl, until, until_within};
 use leasehold_core::{
     ErrorKind, LockClient, Mode, Released, Revocation, RevokeOutcome,
     backend::{LockBackend, Request},
@@ -21,10 +21,6 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
-
-/// A limit that is longer than any step here on a busy machine, and shorter than the TTLs of locks
-/// that must not expire meanwhile.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A proxy that can drop the server's answers, close connections, and switch to another server.
 struct Proxy {

@@ -22,6 +22,10 @@ use tempfile::TempDir;
 
 use self::monitor::{Monitor, Scripts};
 
+/// A limit that is longer than any step here on a busy machine, and shorter than the TTLs of locks
+/// that must not expire meanwhile.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
 /// If this variable is set, every test also checks that scripts touch no other keys than they
 /// declare. A few tests count connections or commands, and fail under it.
 const CHECK_KEYS: &str = "LEASEHOLD_CHECK_KEYS";
@@ -173,8 +177,13 @@ impl Server {
 
     /// Opens a plain connection, as another program does.
     pub(crate) async fn raw(&self) -> redis::aio::MultiplexedConnection {
+        // The driver's own limits are a second and half of one.
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
         let client = redis::Client::open(self.url()).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        let connected = client.get_multiplexed_async_connection_with_config(&patient);
+        connected.await.unwrap()
     }
 
     /// Returns all keys except token counters.
