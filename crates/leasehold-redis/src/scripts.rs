@@ -38,7 +38,7 @@ macro_rules! scripts {
 
 // Each script comes after the fragments of `scripts/shared` that it uses.
 scripts! {
-    ACQUIRE = time + tokens + acquisition + waiters + ["acquire"];
+    ACQUIRE = time + tokens + acquisition + waiters + writers + ["acquire"];
     ACQUIRE_YIELDING = ["acquire_yielding"];
     ACQUIRE_SHARED = time + values + members + tokens + acquisition + waiters + readers + ["acquire_shared"];
     ACQUIRE_PERMIT = time + values + members + acquisition + waiters + ["acquire_permit"];
@@ -53,7 +53,7 @@ scripts! {
     INSPECT = time + tokens + ["inspect"];
     READ_RECORD = time + values + ["read_record"];
     WRITE_RECORD = time + values + tokens + ["write_record"];
-    QUORUM_ACQUIRE = time + values + tokens + acquisition + waiters + node + ["quorum_acquire"];
+    QUORUM_ACQUIRE = time + values + tokens + acquisition + waiters + writers + node + ["quorum_acquire"];
     QUORUM_ACQUIRE_SHARED = time + values + members + tokens + acquisition + waiters + readers + node
         + ["quorum_acquire_shared"];
     QUORUM_RAISE = time + values + members + tokens + node + ["quorum_raise"];

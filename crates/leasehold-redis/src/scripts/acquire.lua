@@ -24,14 +24,7 @@ elseif not earlier then
   taken = redis.call('SET', lock, value, 'NX', 'PX', ttl)
 end
 if not taken then
-  local reason, left = HELD, redis.call('PTTL', lock)
-  if earlier and left == NO_KEY then
-    reason, left = OFFERED, offer(lists, value, earlier)
-  end
-  if option.wait or place then
-    enqueue(lists, lists.writers, value, place)
-  end
-  return refusal(reason, left, lock)
+  return refuse_writer(lock, lists, value, earlier, place, option.wait)
 end
 
 -- The token is above the last exclusive one, and never below the clock. A counter that cannot be

@@ -29,18 +29,10 @@ local function acquire(key, arg, option)
   end
 
   if earlier or not redis.call('SET', lock, value, 'NX', 'PX', ttl) then
-    if value_of(lock) == value then
-      redis.call('PEXPIRE', lock, ttl)
-    else
-      local reason, left = HELD, redis.call('PTTL', lock)
-      if earlier and left == NO_KEY then
-        reason, left = OFFERED, offer(lists, waiter, earlier)
-      end
-      if option.wait or place then
-        enqueue(lists, lists.writers, waiter, place)
-      end
-      return refusal(reason, left, lock)
+    if value_of(lock) ~= value then
+      return refuse_writer(lock, lists, waiter, earlier, place, option.wait)
     end
+    redis.call('PEXPIRE', lock, ttl)
   end
 
   local token = draw_token(fence, top, value, above, floor)
