@@ -7,7 +7,7 @@ use leasehold_core::{
     Pong, Records, Restart, Result, Revocation, RevokeOutcome, Ttl, WaiterNotification,
     backend::{
         Attempt, Lease, LockBackend, RecordRead, RecordReading, Request, async_trait,
-        support::{BatchLimits, check_runtime},
+        support::check_runtime,
     },
 };
 use redis::Client;
@@ -17,7 +17,7 @@ use crate::{
     cleanup::CleanupQueue,
     config::{NotificationMode, ParsedUrl, RedisConfig},
     connection::is_no_permission,
-    connection_manager::{ConnectionManager, LIMITS, NODE_LIMITS},
+    connection_manager::ConnectionManager,
     error::{ERRORS, SideEffect},
     handshake, record,
 };
@@ -76,7 +76,7 @@ impl RedisBackend {
     /// Safe. A cancelled call leaves nothing on the server.
     pub async fn from_client(client: &Client, config: RedisConfig) -> Result<Arc<Self>> {
         check_runtime()?;
-        let backend = Self::unconnected(client, config, LIMITS)?;
+        let backend = Self::unconnected(client, config, false)?;
         let conn = backend.manager.connection().await?;
         Ok(Arc::new(Self {
             capabilities: capabilities(backend.manager.endpoint.clone(), conn.pushes, conn.restart),
@@ -96,7 +96,7 @@ impl RedisBackend {
 
     /// Returns a backend that is not connected, with the capabilities of the weakest server.
     pub(crate) fn weakest(client: &Client, config: RedisConfig) -> Result<Self> {
-        let backend = Self::unconnected(client, config, LIMITS)?;
+        let backend = Self::unconnected(client, config, false)?;
         let capabilities = capabilities(
             backend.manager.endpoint.clone(),
             false,
@@ -115,7 +115,7 @@ impl RedisBackend {
         config: RedisConfig,
     ) -> Result<Arc<Self>> {
         check_runtime()?;
-        let backend = Self::unconnected(client, config, NODE_LIMITS)?;
+        let backend = Self::unconnected(client, config, true)?;
         match backend.manager.connection().await {
             Ok(conn) => Ok(Arc::new(Self {
                 capabilities: capabilities(
@@ -131,12 +131,12 @@ impl RedisBackend {
     }
 
     /// Returns a backend that is not connected, with the capabilities of most servers.
-    fn unconnected(client: &Client, config: RedisConfig, limits: BatchLimits) -> Result<Self> {
+    fn unconnected(client: &Client, config: RedisConfig, is_node: bool) -> Result<Self> {
         let client = config.apply_to(&handshake::with_resp3(client)?)?;
         config.name()?;
         let endpoint = endpoint_of(&client);
         let pushes = config.notifications == NotificationMode::Pushed;
-        let manager = ConnectionManager::new(client, config, endpoint, limits);
+        let manager = ConnectionManager::new(client, config, endpoint, is_node);
         let capabilities = capabilities(manager.endpoint.clone(), pushes, Restart::AsPersisted);
         Ok(Self {
             manager,

@@ -17,7 +17,7 @@ use crate::{
     connection_manager::ConnectionManager,
     error::{ERRORS, SideEffect},
     job::Job,
-    shared_call::SharedCall,
+    shared_call::{Group, SharedCall, groups},
 };
 
 impl BatchExecutor for ConnectionManager {
@@ -63,13 +63,18 @@ impl ConnectionManager {
 /// A pipeline that is in the connection's queue. The server may serve other clients between its
 /// commands, and a job that fails does not affect the rest.
 pub(crate) struct Batch {
-    /// The jobs, with the encodings of those that share no call.
     jobs: Vec<Job>,
-    encodings: Vec<Option<Encoding>>,
-    calls: Vec<SharedCall>,
+    parts: Vec<Part>,
     sent: Sent,
     /// The answers, if the first poll returned them.
     ready: Option<Result<Vec<Value>, RedisError>>,
+}
+
+/// A part of the pipeline.
+enum Part {
+    /// The commands of the job at this place.
+    Alone(usize, Encoding),
+    Shared(SharedCall),
 }
 
 impl Batch {
@@ -80,24 +85,20 @@ impl Batch {
         jobs: Vec<Job>,
     ) -> Self {
         let prefix = &manager.config.prefix;
-        let calls = SharedCall::of(&jobs, conn.node_state().is_some());
         let mut pipeline = Pipeline::with_capacity(2 * jobs.len());
-        let mut encodings = Vec::with_capacity(jobs.len());
-        for (at, job) in jobs.iter().enumerate() {
-            let call = calls.iter().find(|call| call.places().contains(&at));
-            encodings.push(match (call, job) {
-                (None, Job::Single(operation, request)) => {
-                    let encoding = Encoding::of(*operation, conn, prefix, request);
-                    encoding.write(&mut pipeline, *operation, prefix, request);
-                    Some(encoding)
+        let mut parts = Vec::with_capacity(jobs.len());
+        for group in groups(&jobs, manager.is_node) {
+            parts.push(match group {
+                Group::Alone(at, operation) => {
+                    let request = jobs[at].request();
+                    let encoding = Encoding::of(operation, conn, prefix, request);
+                    encoding.write(&mut pipeline, operation, prefix, request);
+                    Part::Alone(at, encoding)
                 }
-                (Some(call), _) => {
-                    if call.first() == at {
-                        pipeline.add_command(call.command(prefix, &jobs));
-                    }
-                    None
+                Group::Shared(call) => {
+                    pipeline.add_command(call.command(prefix, &jobs));
+                    Part::Shared(call)
                 }
-                (None, Job::Vote(_)) => None,
             });
         }
         let mut sent = conn.send_owned(pipeline);
@@ -108,8 +109,7 @@ impl Batch {
         };
         Self {
             jobs,
-            encodings,
-            calls,
+            parts,
             sent,
             ready,
         }
@@ -123,8 +123,7 @@ impl Batch {
     ) -> Vec<Result<Value>> {
         let Self {
             jobs,
-            encodings,
-            calls,
+            parts,
             sent,
             ready,
         } = self;
@@ -143,24 +142,24 @@ impl Batch {
             }
         };
         // All answers are read before anything is sent again.
-        let (mut upcoming, mut called) = (calls.iter().peekable(), Vec::with_capacity(calls.len()));
-        let mut answers = Vec::with_capacity(jobs.len());
-        for (at, encoding) in encodings.iter().enumerate() {
-            if let Some(call) = upcoming.next_if(|call| call.first() == at) {
-                called.push((call, replies.next().unwrap_or(Value::Nil)));
+        let (mut answers, mut called) = (Vec::with_capacity(jobs.len()), Vec::new());
+        for part in parts {
+            match part {
+                Part::Alone(at, encoding) => {
+                    answers.push((at, encoding.read(conn, &mut replies)));
+                }
+                Part::Shared(call) => called.push((call, replies.next().unwrap_or(Value::Nil))),
             }
-            answers.push(encoding.map(|encoding| encoding.read(conn, &mut replies)));
         }
         for (call, reply) in called {
             let prefix = &manager.config.prefix;
             let results = Box::pin(call.finish(conn, prefix, &jobs, reply)).await;
-            for (at, result) in call.places().iter().zip(results) {
-                answers[*at] = Some(result);
-            }
+            answers.extend(call.places().iter().copied().zip(results));
         }
+        answers.sort_unstable_by_key(|(at, _)| *at);
         let forgotten = answers
             .iter()
-            .filter(|answer| matches!(answer, Some(Err(error)) if is_no_script(error)))
+            .filter(|(_, answer)| answer.as_ref().is_err_and(is_no_script))
             .count();
         if forgotten > 1 {
             tracing::debug!(
@@ -169,11 +168,11 @@ impl Batch {
             );
         }
         let mut all = Vec::with_capacity(answers.len());
-        for (answer, job) in answers.into_iter().zip(&jobs) {
+        for ((_, answer), job) in answers.into_iter().zip(&jobs) {
             all.push(match (answer, job) {
-                (Some(Ok(answer)), _) => Ok(answer),
+                (Ok(answer), _) => Ok(answer),
                 // The job did not run, because the server does not know its script.
-                (Some(Err(error)), Job::Single(operation, request)) if is_no_script(&error) => {
+                (Err(error), Job::Single(operation, request)) if is_no_script(&error) => {
                     let arguments =
                         |cmd: &mut Cmd| operation.arguments(cmd, &manager.config.prefix, request);
                     let (script, name) = (operation.script(), operation.name());
@@ -181,8 +180,7 @@ impl Batch {
                         .await
                 }
                 // The server's error, or the answer to a call that was sent again is lost.
-                (Some(Err(error)), _) => Err(failed(job, error, SideEffect::Writes)),
-                (None, _) => Err(ERRORS.unexpected(job.name())),
+                (Err(error), _) => Err(failed(job, error, SideEffect::Writes)),
             });
         }
         all

@@ -195,7 +195,7 @@ mod tests {
     use redis::Client;
 
     use super::*;
-    use crate::{config::RedisConfig, connection_manager::LIMITS};
+    use crate::config::RedisConfig;
 
     /// Returns a server that does not exist: a connection is refused at once.
     fn nowhere() -> Arc<ConnectionManager> {
@@ -203,7 +203,7 @@ mod tests {
             Client::open("redis+unix:///nowhere").unwrap(),
             RedisConfig::new(),
             String::from("nowhere"),
-            LIMITS,
+            false,
         )
     }
 
@@ -226,7 +226,7 @@ mod tests {
         let client = Client::open("redis://127.0.0.1:1").unwrap();
         (
             runtime,
-            ConnectionManager::new(client, RedisConfig::new(), String::from("nowhere"), LIMITS),
+            ConnectionManager::new(client, RedisConfig::new(), String::from("nowhere"), false),
         )
     }
 

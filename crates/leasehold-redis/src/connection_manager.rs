@@ -36,7 +36,7 @@ use crate::{
 /// rate was 0.96, 1.5 and 1.24 of the bare driver's at 16, 64 and 256 tasks; with up to 16 alone,
 /// it was 0.90 at 16 tasks. With one pipeline at a time, the server would be idle while the client
 /// reads.
-pub(crate) const LIMITS: BatchLimits = BatchLimits {
+const LIMITS: BatchLimits = BatchLimits {
     alone: 4,
     calls: 2,
     undivided: 1,
@@ -49,7 +49,7 @@ pub(crate) const LIMITS: BatchLimits = BatchLimits {
 /// three times as long with each job sent alone. 64 tasks acquire twice as many locks of their own
 /// per second. A single task takes 5 to 10 % longer. Four calls at a time, so that few tasks do not
 /// wait for each other's round trips.
-pub(crate) const NODE_LIMITS: BatchLimits = BatchLimits {
+const NODE_LIMITS: BatchLimits = BatchLimits {
     alone: 0,
     calls: 4,
     undivided: 32,
@@ -65,6 +65,8 @@ pub(crate) struct ConnectionManager {
     client: Client,
     pub(crate) config: RedisConfig,
     pub(crate) endpoint: String,
+    /// Whether the server is a node of a quorum.
+    pub(crate) is_node: bool,
     pub(crate) waiters: Arc<WaiterRegistry>,
     pub(crate) notification_backoff: NotificationBackoff,
     pub(crate) batcher: Arc<Batcher<Self>>,
@@ -100,12 +102,14 @@ impl ConnectionManager {
         client: Client,
         config: RedisConfig,
         endpoint: String,
-        limits: BatchLimits,
+        is_node: bool,
     ) -> Arc<Self> {
+        let limits = if is_node { NODE_LIMITS } else { LIMITS };
         Arc::new_cyclic(|this| Self {
             client,
             config,
             endpoint,
+            is_node,
             waiters: Arc::new(WaiterRegistry::new()),
             notification_backoff: NotificationBackoff::default(),
             batcher: Arc::new(Batcher::new(limits)),
