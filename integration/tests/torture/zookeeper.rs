@@ -172,7 +172,7 @@ fn zookeepers_keep_promises_with_64_tasks_of_4_processes() {
     );
     let mut crew = Crew::new(&stage);
     strike(&mut rng, &mut ensemble, &mut crew, Duration::from_secs(25));
-    ensemble.wait_until_serving().unwrap();
+    ensemble.recover().unwrap();
     wait_until_committing(&ensemble);
     let (grants, errors) = crew.calm();
     println!("{grants} grants by surviving workers, errors: {errors:?}");

@@ -100,23 +100,24 @@ impl ZookeeperEnsemble {
             .try_for_each(ZookeeperServer::wait_until_serving)
     }
 
-    /// Replaces the data of members that keep ephemeral nodes of ended sessions, and returns them.
+    /// Waits until all members serve after faults, and replaces the data of those that keep
+    /// ephemeral nodes of ended sessions. Prints their numbers.
     ///
-    /// A member that was cut off and has joined again may show nodes for good that all other members
-    /// have deleted (ZOOKEEPER-4837). A waiter that is connected to it waits for them. An operator
-    /// deletes the member's data, which it then gets from the leader.
+    /// A member that was cut off and has joined again may show nodes for good that the leader has
+    /// deleted (ZOOKEEPER-4837). A waiter that is connected to this member waits for them. An
+    /// operator deletes the member's data, which it then gets from the leader.
     ///
     /// # Errors
     /// A member does not serve in time.
-    pub fn replace_diverged(&mut self) -> Result<Vec<usize>> {
+    pub fn recover(&mut self) -> Result<()> {
+        self.wait_until_serving()?;
         let first = self.shown_by_one_member()?;
         if first.iter().all(BTreeSet::is_empty) {
-            return Ok(Vec::new());
+            return Ok(());
         }
         // All members show a node of a live session by then, or none does.
         thread::sleep(LAG);
         let second = self.shown_by_one_member()?;
-        let mut diverged = Vec::new();
         for (at, (first, second)) in first.iter().zip(&second).enumerate() {
             if first.is_disjoint(second) {
                 continue;
@@ -127,9 +128,9 @@ impl ZookeeperEnsemble {
             fs::remove_dir_all(&data)
                 .map_err(|error| HarnessError::new(format!("{}: {error}", data.display())))?;
             member.restart()?;
-            diverged.push(at);
+            println!("member {at} kept nodes of ended sessions");
         }
-        Ok(diverged)
+        Ok(())
     }
 
     /// Returns for each member the ephemeral nodes that no other member shows.

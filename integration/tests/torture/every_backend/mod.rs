@@ -304,8 +304,8 @@ fn survives(mut target: impl Target) {
 /// Asserts that after all faults another worker is granted the lock, with a larger token.
 fn grants_a_larger_token(stage: &Stage, url: &str, storm: Storm, events: &[Event]) {
     let Storm { key, election, .. } = storm;
-    let (slot, name) = (0, key.clone());
     let mut worker = stage.worker_at("after", url);
+    let (slot, wanted) = (0, key.clone());
     let command = if election {
         let value = "after".into();
         Command::Campaign { slot, key, value }
@@ -321,7 +321,7 @@ fn grants_a_larger_token(stage: &Stage, url: &str, storm: Storm, events: &[Event
     let answer = worker.answer(ticket, LONE_WAITER).unwrap_or_else(|error| {
         let seen = runtime().block_on(async {
             let client = client_of(url, 10_000).await;
-            client.inspect(name.as_str()).await
+            client.inspect(wanted.as_str()).await
         });
         panic!("nothing was granted after all faults: {error}; the server shows {seen:?}");
     });

@@ -94,11 +94,7 @@ impl Target for Zookeeper {
     }
 
     fn settle(&mut self) {
-        self.ensemble.wait_until_serving().unwrap();
-        let diverged = self.ensemble.replace_diverged().unwrap();
-        if !diverged.is_empty() {
-            println!("the members {diverged:?} kept nodes of ended sessions");
-        }
+        self.ensemble.recover().unwrap();
     }
 }
 
