@@ -8,7 +8,6 @@ use std::{
     },
 };
 
-use futures_util::future::join_all;
 use leasehold_core::{
     ErrorKind, FencingToken, Leader, Leaders, LockClient, Released, Term, TermInfo,
 };
@@ -20,7 +19,7 @@ use leasehold_integration::{
 
 use crate::{
     fixture::Fixture,
-    support::{granted, locked, nothing_left, soon, until_waiting},
+    support::{cut_at_each, granted, locked, nothing_left, soon, until_waiting},
 };
 
 /// Returns the value of the leader as text.
@@ -378,15 +377,6 @@ async fn cut_within(fixture: &dyn Fixture, near: &LockClient, cut: Cut) -> bool 
 }
 
 pub(crate) async fn cut_anywhere_in_a_campaign_leaves_no_leader(fixture: &mut dyn Fixture) {
-    let near = fixture.client().await;
-    let both = [Direction::ClientToServer, Direction::ServerToClient];
-    let points = both
-        .into_iter()
-        .flat_map(|direction| (0..8).map(move |chunks| (direction, chunks)));
-    let fixture: &dyn Fixture = fixture;
-    let cutting = points.map(|cut| cut_within(fixture, &near, cut));
-    let cuts = join_all(cutting).await;
-    let cuts = cuts.into_iter().filter(|cut| *cut).count();
-    assert!(cuts >= 4, "only {cuts} connections were cut");
-    nothing_left(fixture);
+    let (near, fixture) = (fixture.client().await, &*fixture);
+    cut_at_each(fixture, (8, 4), |cut| cut_within(fixture, &near, cut)).await;
 }

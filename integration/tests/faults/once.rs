@@ -8,7 +8,6 @@ use std::{
     },
 };
 
-use futures_util::future::join_all;
 use leasehold_core::{
     ErrorKind, LockClient,
     once::{Once, Retry, RunState, Turn},
@@ -21,7 +20,7 @@ use tokio::sync::Notify;
 
 use crate::{
     fixture::Fixture,
-    support::{locked, nothing_left, soon},
+    support::{cut_at_each, locked, nothing_left, soon},
 };
 
 const OCCURRENCE: &str = "2031-04";
@@ -118,17 +117,8 @@ async fn cut_within(fixture: &dyn Fixture, near: &LockClient, cut: (Direction, u
 }
 
 pub(crate) async fn run_that_is_cut_off_anywhere_is_completed_once(fixture: &mut dyn Fixture) {
-    let near = fixture.client().await;
-    let both = [Direction::ClientToServer, Direction::ServerToClient];
-    let points = both
-        .into_iter()
-        .flat_map(|direction| (0..12).map(move |chunks| (direction, chunks)));
-    let fixture: &dyn Fixture = fixture;
-    let cutting = points.map(|cut| cut_within(fixture, &near, cut));
-    let cuts = join_all(cutting).await;
-    let cuts = cuts.into_iter().filter(|cut| *cut).count();
-    assert!(cuts >= 8, "only {cuts} connections were cut");
-    nothing_left(fixture);
+    let (near, fixture) = (fixture.client().await, &*fixture);
+    cut_at_each(fixture, (12, 8), |cut| cut_within(fixture, &near, cut)).await;
 }
 
 /// Verifies that the work of a runner that is cut off is cancelled before another one runs, and

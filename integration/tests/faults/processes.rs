@@ -3,6 +3,7 @@
 use std::thread;
 
 use leasehold_integration::{
+    chosen::seed,
     held::HeldMode,
     stage::{Stage, is_held},
     steps::{millis, token},
@@ -12,7 +13,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     fixture::Fixture,
-    support::{SOON, granted, nothing_left, seed, soon, until_waiting},
+    support::{SOON, granted, nothing_left, soon, until_waiting},
 };
 
 pub(crate) async fn the_lock_of_a_killed_holder_is_free_at_once(fixture: &mut dyn Fixture) {

@@ -1,21 +1,19 @@
 //! Steps that several cases share.
 
-use std::{
-    env,
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
+use futures_util::future::join_all;
 use leasehold_core::{LockClient, LockGuard};
 use leasehold_integration::{
     leftovers,
+    proxy::Direction,
     steps::{is_a_fault, millis},
     worker::Answer,
 };
 
-use crate::fixture::Fixture;
+pub(crate) use leasehold_integration::steps::SOON;
 
-/// The timeout of operations that must succeed, long enough for a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+use crate::fixture::Fixture;
 
 /// Returns token and deadline of a grant. A permit has the token 0.
 #[track_caller]
@@ -76,11 +74,20 @@ pub(crate) fn until(what: &str, mut reached: impl FnMut() -> bool) {
     }
 }
 
-/// Returns the seed of a randomized case, and prints it.
-pub(crate) fn seed() -> u64 {
-    let seed = env::var("LEASEHOLD_SEED").ok();
-    let seed = seed.map(|seed| seed.parse().expect("LEASEHOLD_SEED must be a number"));
-    let seed = seed.unwrap_or_else(rand::random);
-    println!("LEASEHOLD_SEED={seed}");
-    seed
+/// Cuts connections after each of the first chunks in each direction, all at the same time, by
+/// `cut_within`, which returns whether a connection was cut. Verifies that `least` of them were,
+/// and that nothing is left.
+pub(crate) async fn cut_at_each<F: Future<Output = bool>>(
+    fixture: &dyn Fixture,
+    (chunks, least): (u64, usize),
+    cut_within: impl Fn((Direction, u64)) -> F,
+) {
+    let both = [Direction::ClientToServer, Direction::ServerToClient];
+    let points = both
+        .into_iter()
+        .flat_map(|direction| (0..chunks).map(move |chunks| (direction, chunks)));
+    let cuts = join_all(points.map(cut_within)).await;
+    let cuts = cuts.into_iter().filter(|cut| *cut).count();
+    assert!(cuts >= least, "only {cuts} connections were cut");
+    nothing_left(fixture);
 }
