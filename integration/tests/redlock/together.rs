@@ -180,8 +180,8 @@ async fn votes_that_are_cancelled_before_they_are_sent_are_undone() {
     nothing_left(&servers.servers[0]).await;
 }
 
-/// The answer to the script's hash is that the server does not know it. The release is sent in full,
-/// takes effect, and its answer is lost.
+/// The server does not know the script by its hash. The release is sent in full and takes effect,
+/// and its answer is lost.
 #[tokio::test]
 async fn release_sent_again_whose_answer_is_lost_is_one_release() {
     let (servers, _) = one().await;

@@ -101,7 +101,8 @@ pub struct BatchLimits {
 ///
 /// // `Squares` is the executor in the example of `BatchExecutor`.
 /// let executor = Arc::new(Squares);
-/// let batcher = Arc::new(Batcher::new(BatchLimits { alone: 0, calls: 1, undivided: 1, batch: 64 }));
+/// let limits = BatchLimits { alone: 0, calls: 1, undivided: 1, batch: 64 };
+/// let batcher = Arc::new(Batcher::new(limits));
 /// let (two, three) = tokio::try_join!(batcher.run(&executor, 2), batcher.run(&executor, 3))?;
 /// assert_eq!((two, three), (4, 9));
 /// # Ok(()) }

@@ -30,6 +30,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 /// The least time from a loss or a fault to the next campaign of [`Election::lead`].
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+
 /// An election: one of several candidates leads, and anyone can see who. Created by
 /// [`LockClient::election`](crate::LockClient::election).
 ///
