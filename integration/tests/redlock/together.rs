@@ -13,6 +13,7 @@ use crate::support::{
 };
 
 const MARK: &str = ":lh4:mark";
+const TOP: &str = ":lh4:top";
 const KEYS: [&str; 3] = ["a", "b", "c"];
 
 /// Starts one server, whose calls are counted, and returns a client that has used it.
@@ -117,6 +118,20 @@ async fn damaged_key_fails_alone_in_its_call() {
     command(server, &["DEL", "{b}:lh2:fence"]);
     nothing_left(&servers.servers[0]).await;
     granted(try_each(&client).await, &KEYS).await;
+}
+
+#[tokio::test]
+async fn node_remembers_the_highest_token_of_a_call() {
+    let (servers, client) = one().await;
+    let server = &servers.servers[0];
+    let last = 2_000_000_000_000_000;
+    let fence = format!("{last}:{}", "0".repeat(32));
+    command(server, &["SET", "{b}:lh2:fence", &fence]);
+    let answers = try_each(&client).await;
+    assert_eq!(calls(server, "EVALSHA"), 1);
+    let top: u64 = value(server, TOP).unwrap().parse().unwrap();
+    assert!(top > last, "{top}");
+    granted(answers, &KEYS).await;
 }
 
 #[tokio::test]

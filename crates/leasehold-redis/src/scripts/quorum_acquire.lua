@@ -17,6 +17,9 @@ if not is_unchanged(mark, marker, run) then
   return redis.error_reply(MARK_CHANGED)
 end
 
+-- The highest token that was drawn.
+local highest = 0
+
 -- Acquires the lock whose keys and arguments begin there.
 local function acquire(key, arg, option)
   local lock, fence = KEYS[key], KEYS[key + 1]
@@ -35,15 +38,16 @@ local function acquire(key, arg, option)
     redis.call('PEXPIRE', lock, ttl)
   end
 
-  local token = draw_token(fence, top, value, above, floor)
+  local text, token = draw_token(fence, value, above, floor)
   if not token then
     redis.call('DEL', lock)
     return redis.error_reply(NO_TOKEN_LEFT)
   end
+  highest = math.max(highest, token)
   if option.registered then
     dequeue(lists, lists.writers, waiter, place)
   end
-  return token
+  return text
 end
 
 local answers, all_granted, arg = {}, true, 4
@@ -59,6 +63,9 @@ for key = 3, #KEYS, 5 do
   answers[#answers + 1] = answer
   all_granted = all_granted and type(answer) == 'string'
   arg = next_arg
+end
+if highest > 0 then
+  raise_top(top, highest)
 end
 -- For a list, the server allocates a block of 16 KiB.
 return all_granted and table.concat(answers, ' ') or answers

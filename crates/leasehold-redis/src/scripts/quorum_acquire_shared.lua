@@ -25,13 +25,14 @@ if ends then
   return refuse_reader(holder and BEHIND_WRITER or OFFERED, lock, lists, waiter, ends, option.wait)
 end
 
-local token = draw_token(fence, top, value, above, floor)
+local text, token = draw_token(fence, value, above, floor)
 if not token then
   return redis.error_reply(NO_TOKEN_LEFT)
 end
+raise_top(top, token)
 local new_value = not holder and SHARED .. string.sub(value, 1, 32) or nil
 add_reader(lock, readers, not holder, new_value, value, ttl)
 if option.registered then
   dequeue(lists, lists.readers, waiter)
 end
-return token
+return text

@@ -29,7 +29,7 @@ end
 if above >= token then
   return digits(above)
 end
-local stored, ours = redis.call('GETEX', fence), fence_value(token, value)
+local stored, ours = redis.call('GETEX', fence), fence_value(digits(token), value)
 if stored == ours then
   return 1
 end

@@ -34,7 +34,7 @@ end
 
 -- Returns what the fence of a lock has after this acquisition has drawn or received this token.
 local function fence_value(token, value)
-  return digits(token) .. ':' .. string.sub(value, 1, 32)
+  return token .. ':' .. string.sub(value, 1, 32)
 end
 
 -- Keeps `top` above all tokens of the node.
@@ -46,15 +46,16 @@ local function raise_top(top, token)
 end
 
 -- Draws a token above the last one of the lock, above `above`, and above `floor` as far as that is
--- not too far beyond the clock. Returns nil if no token is left.
-local function draw_token(fence, top, value, above, floor)
+-- not too far beyond the clock. Returns the token as text and as a number, or nil if none is left.
+-- The caller raises `top`.
+local function draw_token(fence, value, above, floor)
   local last = token_of(redis.pcall('GETEX', fence))
   local token = math.max(last, above + 0, math.min(floor + 0, NOW_MICROS + MAX_AHEAD)) + 1
   if token >= TOKEN_LIMIT then
     return nil
   end
-  redis.call('SET', fence, fence_value(token, value))
-  raise_top(top, token)
-  return digits(token)
+  local text = digits(token)
+  redis.call('SET', fence, fence_value(text, value))
+  return text, token
 end
 
