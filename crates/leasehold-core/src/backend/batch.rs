@@ -74,7 +74,9 @@ pub struct BatchLimits {
     /// The number of batches that may be sent at a time.
     pub calls: usize,
     /// The number of jobs up to which a batch is not divided among the calls, at least 1. Choose a
-    /// larger number if a call itself costs more than most of its jobs.
+    /// larger number if a call itself costs more than most of its jobs. With more than 1, a batch is
+    /// sent only after the task that begins it was suspended, so that it includes the other jobs of
+    /// that task.
     pub undivided: usize,
     /// The maximum number of jobs in one batch.
     pub batch: usize,
@@ -178,9 +180,12 @@ impl<E: BatchExecutor> Batcher<E> {
             start
         };
         if start {
-            // The worker ends when the queue is empty. It is spawned, so that tasks that are about
-            // to run can add their jobs.
-            drop(runtime.spawn(work(Arc::clone(self), Arc::clone(executor))));
+            let starts = StartsWorker(self, executor, runtime);
+            if self.limits.undivided > 1 {
+                // Another thread could take the queue before this task has queued its other jobs.
+                tokio::task::yield_now().await;
+            }
+            drop(starts);
         }
         answered.await.map_err(|_| unanswered())
     }
@@ -268,6 +273,17 @@ type Executing<E> = (
     Vec<oneshot::Sender<<E as BatchExecutor>::Answer>>,
     BoxFuture<'static, Vec<<E as BatchExecutor>::Answer>>,
 );
+
+/// Spawns a worker when it is dropped. The worker ends when the queue is empty. It is spawned, so
+/// that tasks that are about to run can add their jobs.
+struct StartsWorker<'a, E: BatchExecutor>(&'a Arc<Batcher<E>>, &'a Arc<E>, Handle);
+
+impl<E: BatchExecutor> Drop for StartsWorker<'_, E> {
+    fn drop(&mut self) {
+        let Self(batcher, executor, runtime) = self;
+        drop(runtime.spawn(work(Arc::clone(batcher), Arc::clone(executor))));
+    }
+}
 
 async fn work<E: BatchExecutor>(batcher: Arc<Batcher<E>>, executor: Arc<E>) {
     loop {
@@ -542,15 +558,51 @@ mod tests {
         assert_eq!(sizes, [1, 1, 1, 8, 8, 2]);
     }
 
+    const UNDIVIDED: BatchLimits = BatchLimits {
+        alone: 0,
+        calls: 4,
+        undivided: 16,
+        batch: 64,
+    };
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn jobs_of_one_task_go_together_on_several_threads() {
+        let (trips, batcher) = (
+            Arc::new(Trips::default()),
+            Arc::new(Batcher::new(UNDIVIDED)),
+        );
+        let requests = (0..8).map(|job| {
+            let (batcher, trips) = (&batcher, &trips);
+            async move {
+                // Another thread has the time to run the worker.
+                std::thread::sleep(Duration::from_millis(5));
+                batcher.run(trips, job * 10).await
+            }
+        });
+        let requesting = async { futures_util::future::join_all(requests).await.len() };
+        assert_eq!(requesting.await, 8);
+        let sizes: Vec<_> = trips.0.lock().unwrap().iter().map(Vec::len).collect();
+        assert_eq!(sizes, [8]);
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn small_batches_are_not_divided_among_the_calls() {
+    async fn dropped_job_does_not_keep_the_others_from_being_sent() {
         let limits = BatchLimits {
-            alone: 0,
-            calls: 4,
-            undivided: 16,
-            batch: 64,
+            calls: 1,
+            ..UNDIVIDED
         };
         let (trips, batcher) = (Arc::new(Trips::default()), Arc::new(Batcher::new(limits)));
+        assert!(batcher.run(&trips, 10).now_or_never().is_none());
+        assert_eq!(batcher.run(&trips, 20).await.unwrap(), 20);
+        assert_eq!(*trips.0.lock().unwrap(), [[10, 20]]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_batches_are_not_divided_among_the_calls() {
+        let (trips, batcher) = (
+            Arc::new(Trips::default()),
+            Arc::new(Batcher::new(UNDIVIDED)),
+        );
         let jobs: Vec<u64> = (0..12).map(|job| job * 10).collect();
         futures_util::future::join_all(jobs.iter().map(|job| batcher.run(&trips, *job))).await;
         assert_eq!(*trips.0.lock().unwrap(), [jobs]);
