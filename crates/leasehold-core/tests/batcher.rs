@@ -307,6 +307,7 @@ proptest! {
     fn no_caller_waits_for_one_that_is_not_polled(
         alone in 0_usize..3,
         calls in 1_usize..3,
+        undivided in 1_usize..4,
         batch in 1_usize..5,
         steps in vec(step(false), 1..16),
         panicking in vec(step(true), 1..16),
@@ -316,7 +317,7 @@ proptest! {
         let limits = BatchLimits {
             alone,
             calls,
-            undivided: 1,
+            undivided,
             batch,
         };
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();

@@ -45,10 +45,10 @@ const LIMITS: BatchLimits = BatchLimits {
 
 /// The limits of batches for a node of a quorum, where a call costs more than most of its jobs.
 ///
-/// Measured with five servers on two processors: 8 locks together take 1.9 to 2 times as long as
-/// one, and three times as long with each job sent alone. 64 tasks acquire twice as many locks of their own
-/// per second. A single task takes 5 to 10 % longer. Four calls at a time, so that few tasks do not
-/// wait for each other's round trips.
+/// Measured with five servers on two processors: 8 locks together take 1.8 to 1.95 times as long
+/// as one, and three times as long with each job sent alone. 64 tasks acquire twice as many locks
+/// of their own per second. A single task takes 5 to 10 % longer. Four calls at a time, so that few
+/// tasks do not wait for each other's round trips.
 const NODE_LIMITS: BatchLimits = BatchLimits {
     alone: 0,
     calls: 4,
