@@ -379,7 +379,25 @@ fn read_holder() -> String {
     )
 }
 
-/// How often to check whether the holder has noted the revocation.
+/// Runs [`read_holder`].
+async fn current_holder(
+    connector: &Connector,
+    connection: &mut PgConnection,
+    id: HolderId,
+) -> Result<Option<PgRow>> {
+    let query = sqlx::query(AssertSqlSafe(read_holder()))
+        .bind(id.pid)
+        .bind(id.started)
+        .bind(id.key.bits())
+        .bind(id.key.is_pair())
+        .bind(id.key.revocation_marker(id.pid));
+    connector
+        .within(query.fetch_optional(connection))
+        .await?
+        .map_err(|error| connector.map_error(error, "revoke"))
+}
+
+/// How often to check whether the holder has noted the revocation, or its session has ended.
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Holds the revocation marker until a renewal of the holder has noted it. From then on the
@@ -408,17 +426,7 @@ async fn revoke_gracefully(
         .map_err(failed)?;
     let begun = Instant::now();
     loop {
-        let query = sqlx::query(AssertSqlSafe(read_holder()))
-            .bind(id.pid)
-            .bind(id.started)
-            .bind(id.key.bits())
-            .bind(id.key.is_pair())
-            .bind(mark);
-        let row = connector
-            .within(query.fetch_optional(&mut *connection))
-            .await?
-            .map_err(failed)?;
-        let Some(row) = row else {
+        let Some(row) = current_holder(connector, connection, id).await? else {
             return Ok(RevokeOutcome::AlreadyGone);
         };
         let (name, noted): (String, bool) = (connector.read(&row, 0)?, connector.read(&row, 1)?);
@@ -442,6 +450,18 @@ async fn revoke_gracefully(
         }
         tokio::time::sleep(CHECK_INTERVAL).await;
     }
+}
+
+/// Waits until a session that the server ends is gone, and its locks with it.
+async fn wait_for_end(
+    connector: &Connector,
+    connection: &mut PgConnection,
+    id: HolderId,
+) -> Result<()> {
+    while current_holder(connector, connection, id).await?.is_some() {
+        tokio::time::sleep(CHECK_INTERVAL).await;
+    }
+    Ok(())
 }
 
 /// Revokes the lock of `holder`. A newer holder is never affected.
@@ -519,6 +539,11 @@ pub(crate) async fn revoke(
         .within(query.execute(&mut connection))
         .await?
         .map_err(failed)?;
+    let ends = wait_for_end(connector, &mut connection, id);
+    let outcome = match tokio::time::timeout(connector.config.timeout, ends).await {
+        Ok(ended) => ended.map(|()| RevokeOutcome::Freed)?,
+        Err(_elapsed) => RevokeOutcome::FreeWithin(None),
+    };
     drop(connection.close().await);
-    Ok(RevokeOutcome::Freed)
+    Ok(outcome)
 }

@@ -119,3 +119,36 @@ async fn immediate_revocation_follows_a_graceful_one() {
     next.release().await.unwrap();
     nothing_panicked();
 }
+
+/// The server frees the locks of a session that it ends only when the session has seen the signal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn immediate_revocation_returns_when_the_lock_is_free() {
+    let server = block_in_place(server);
+    let (holder, operator) = (
+        client_of(&server.url(), HOUR).await,
+        client_of(&server.url(), HOUR).await,
+    );
+    let _guard = holder.mutex("k").lock().await.unwrap();
+    let seen = operator.inspect("k").await.unwrap().holders;
+    let session = block_in_place(|| {
+        server.psql("SELECT pid FROM pg_locks WHERE locktype = 'advisory' LIMIT 1")
+    });
+    let session = session.unwrap().trim().to_owned();
+    signal("STOP", &session);
+    let continues = std::thread::spawn(move || {
+        std::thread::sleep(millis(500));
+        signal("CONT", &session);
+    });
+    let revoked = operator.revoke(&seen[0], Revocation::Immediate).await;
+    assert_eq!(revoked.unwrap(), RevokeOutcome::Freed);
+    let next = operator.mutex("k").try_lock().await.unwrap();
+    next.expect("the lock is free").release().await.unwrap();
+    continues.join().unwrap();
+}
+
+fn signal(signal: &str, pid: &str) {
+    let sent = std::process::Command::new("kill")
+        .args(["-s", signal, pid])
+        .status();
+    assert!(sent.unwrap().success());
+}
