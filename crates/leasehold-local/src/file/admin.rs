@@ -61,7 +61,7 @@ impl Table {
         let table = read_in_pieces("/proc/locks")?;
         Ok(Self {
             is_whole: table.len() < PIECE,
-            locks: table.lines().filter_map(parse).collect(),
+            locks: locks_in(&table),
             device: device_of(dir),
             shows_all: fs::read_link("/proc/self/ns/pid")
                 .is_ok_and(|namespace| namespace == Path::new(FIRST_NAMESPACE)),
@@ -208,6 +208,23 @@ fn read_in_pieces(path: &str) -> io::Result<String> {
             len => text.extend_from_slice(&piece[..len]),
         }
     }
+}
+
+/// Returns the locks of a table. A file has one exclusive lock at most: between two pieces, a new lock
+/// moves those behind it, so that the next piece repeats one, or a lock changes hands.
+fn locks_in(table: &str) -> Vec<Flock> {
+    let mut locks: Vec<Flock> = Vec::new();
+    for lock in table.lines().filter_map(parse) {
+        let is_exclusive = |lock: &Flock| lock.exclusive && !lock.blocked;
+        if is_exclusive(&lock) {
+            let file = (lock.device, lock.inode);
+            locks.retain(|earlier| {
+                !is_exclusive(earlier) || (earlier.device, earlier.inode) != file
+            });
+        }
+        locks.push(lock);
+    }
+    locks
 }
 
 /// Tries a lock for an instant. Returns `None` if it is free, and otherwise whether it is held
@@ -357,6 +374,20 @@ mod tests {
         assert_eq!(parse("2: POSIX  ADVISORY  WRITE 1 08:01:3 0 EOF"), None);
         assert_eq!(parse(""), None);
     }
+
+    #[test]
+    fn exclusive_lock_in_two_pieces_of_the_table_is_one() {
+        let pids =
+            |table: &str| -> Vec<_> { locks_in(table).iter().map(|lock| lock.pid).collect() };
+        let first = "1: FLOCK  ADVISORY  WRITE 11 fe:00:7 0 EOF\n2: FLOCK  ADVISORY  READ 12 fe:00:8 0 EOF\n";
+        let (repeated, handed_on) = (
+            "3: FLOCK  ADVISORY  WRITE 11 fe:00:7 0 EOF\n3: -> FLOCK  ADVISORY  WRITE 13 fe:00:7 0 EOF\n",
+            "3: FLOCK  ADVISORY  WRITE 14 fe:00:7 0 EOF\n4: FLOCK  ADVISORY  READ 12 fe:00:8 0 EOF\n",
+        );
+        assert_eq!(pids(&format!("{first}{repeated}")), [12, 11, 13].map(Some));
+        assert_eq!(pids(&format!("{first}{handed_on}")), [12, 14, 12].map(Some));
+    }
+
     #[test]
     fn the_device_of_a_mount_is_found() {
         let mounts = "36 35 98:0 / /mnt rw,noatime - ext3 /dev/root rw\n361 36 0:42 /a\\040b /b rw - tmpfs none rw\n";
