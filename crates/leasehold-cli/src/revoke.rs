@@ -117,7 +117,7 @@ impl RevokedJson<'_> {
             }
             Outcome::FreeWithin {
                 free_within_ms: None,
-            } => String::from("no longer renewed, free at its deadline"),
+            } => String::from("no longer renewed, but not free yet"),
             Outcome::AlreadyGone => String::from("was already gone"),
         };
         format!("{}: {what}", output::label(&self.holder.label))

@@ -1,13 +1,14 @@
 //! Permissions for revoking a lock.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use leasehold_core::{ErrorKind, Revocation, RevokeOutcome};
+use leasehold_core::{ErrorKind, LockClient, Revocation, RevokeOutcome};
 use leasehold_integration::{
     panics::nothing_panicked,
     server::{PostgresServer, Psql},
     steps::millis,
 };
+use leasehold_postgres::{PostgresBackend, PostgresConfig};
 use tokio::{task::block_in_place, time::timeout};
 
 use crate::support::{HOUR, MINUTE, client_of, holder};
@@ -120,35 +121,59 @@ async fn immediate_revocation_follows_a_graceful_one() {
     nothing_panicked();
 }
 
+/// Connects an operator with this time-out.
+async fn operator(server: &PostgresServer, timeout: Duration) -> LockClient {
+    let config = PostgresConfig::default().with_timeout(timeout);
+    let options = server.url().parse().unwrap();
+    let backend = PostgresBackend::from_options(&options, config).await;
+    LockClient::new(Arc::new(backend.unwrap()))
+}
+
 /// The server frees the locks of a session that it ends only when the session has seen the signal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn immediate_revocation_returns_when_the_lock_is_free() {
-    let server = block_in_place(server);
-    let (holder, operator) = (
-        client_of(&server.url(), HOUR).await,
-        client_of(&server.url(), HOUR).await,
-    );
-    let _guard = holder.mutex("k").lock().await.unwrap();
+    let mut server = block_in_place(server);
+    let operator = operator(&server, MINUTE).await;
+    let client = client_of(&server.url(), HOUR).await;
+    let _guard = client.mutex("k").lock().await.unwrap();
     let seen = operator.inspect("k").await.unwrap().holders;
-    let session = block_in_place(|| {
-        server.psql("SELECT pid FROM pg_locks WHERE locktype = 'advisory' LIMIT 1")
-    });
-    let session = session.unwrap().trim().to_owned();
-    signal("STOP", &session);
-    let continues = std::thread::spawn(move || {
-        std::thread::sleep(millis(500));
-        signal("CONT", &session);
-    });
-    let revoked = operator.revoke(&seen[0], Revocation::Immediate).await;
+    let session = block_in_place(|| holder(&server, "k"));
+    server.pause_backend(session).unwrap();
+    let resuming = async {
+        tokio::time::sleep(millis(500)).await;
+        server.resume_backend(session).unwrap();
+    };
+    let revoking = operator.revoke(&seen[0], Revocation::Immediate);
+    let (revoked, ()) = tokio::join!(
+        async {
+            let revoked = revoking.await;
+            let next = operator.mutex("k").try_lock().await.unwrap();
+            next.expect("the lock is free").release().await.unwrap();
+            revoked
+        },
+        resuming
+    );
     assert_eq!(revoked.unwrap(), RevokeOutcome::Freed);
-    let next = operator.mutex("k").try_lock().await.unwrap();
-    next.expect("the lock is free").release().await.unwrap();
-    continues.join().unwrap();
 }
 
-fn signal(signal: &str, pid: &str) {
-    let sent = std::process::Command::new("kill")
-        .args(["-s", signal, pid])
-        .status();
-    assert!(sent.unwrap().success());
+/// The lock is not free before the process of its session runs again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn immediate_revocation_does_not_wait_for_a_stopped_session() {
+    let mut server = block_in_place(server);
+    let operator = operator(&server, millis(TTL)).await;
+    let client = client_of(&server.url(), HOUR).await;
+    let _guard = client.mutex("k").lock().await.unwrap();
+    let seen = operator.inspect("k").await.unwrap().holders;
+    let session = block_in_place(|| holder(&server, "k"));
+    server.pause_backend(session).unwrap();
+    let revoked = operator.revoke(&seen[0], Revocation::Immediate).await;
+    assert_eq!(revoked.unwrap(), RevokeOutcome::FreeWithin(None));
+    assert!(operator.mutex("k").try_lock().await.unwrap().is_none());
+    server.resume_backend(session).unwrap();
+    let next = timeout(MINUTE, operator.mutex("k").lock()).await;
+    next.expect("the lock is free")
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
 }
