@@ -210,8 +210,8 @@ fn read_in_pieces(path: &str) -> io::Result<String> {
     }
 }
 
-/// Returns the locks of a table. A file has one exclusive lock at most: between two pieces, a new lock
-/// moves those behind it, so that the next piece repeats one, or a lock changes hands.
+/// Returns the locks of a table. A file has one exclusive lock at most: between two pieces, a new
+/// lock moves those behind it, so that the next piece repeats one, or a lock changes hands.
 fn locks_in(table: &str) -> Vec<Flock> {
     let mut locks: Vec<Flock> = Vec::new();
     for lock in table.lines().filter_map(parse) {
