@@ -466,7 +466,8 @@ async fn wait_for_end(
     Ok(())
 }
 
-/// Revokes the lock of `holder`. A newer holder is never affected.
+/// Revokes the lock of `holder`. A newer holder is never affected. An immediate revocation ends the
+/// session, and waits until it is gone.
 pub(crate) async fn revoke(
     connector: &Connector,
     holder: &HolderRef,
@@ -544,7 +545,7 @@ pub(crate) async fn revoke(
     let ends = wait_for_end(connector, &mut connection, id);
     let outcome = match tokio::time::timeout(connector.config.timeout, ends).await {
         Ok(Ok(())) => RevokeOutcome::Freed,
-        // The session ends as soon as its process runs.
+        // The session has the signal, but nothing says when it ends.
         Ok(Err(_)) | Err(_) => RevokeOutcome::FreeWithin(None),
     };
     drop(connection.close().await);

@@ -19,8 +19,8 @@ use crate::{
 };
 
 /// The longest time that a worker waits until the task that started it has queued its jobs. It
-/// passes only if the task is not polled again, or has much to do. In the tests, a busy machine does
-/// not reach it.
+/// passes only if the task is not polled again, or has much to do. The unit tests have a limit that
+/// a busy machine does not reach.
 const QUEUING: Duration = Duration::from_millis(if cfg!(test) { 60_000 } else { 5 });
 
 /// Sends jobs to the server in one round trip, whatever their number.
@@ -291,8 +291,8 @@ async fn work<E: BatchExecutor>(
     all_queued: oneshot::Receiver<()>,
 ) {
     if batcher.limits.undivided > 1 {
-        let waits = async { Ok(tokio::time::timeout(QUEUING, all_queued).await.is_ok()) };
-        // Without timers it panics, and the worker begins at once.
+        // On a runtime without timers, this panics, and the worker begins at once.
+        let waits = async { Ok(tokio::time::timeout(QUEUING, all_queued).await) };
         drop(contained(waits).await);
     }
     loop {

@@ -32,7 +32,8 @@ local function token_of(stored)
   return type(stored) == 'string' and tonumber(string.match(stored, '^(%d+):')) or TOKEN_LIMIT
 end
 
--- Returns what the fence of a lock has after this acquisition has drawn or received this token.
+-- Returns what the fence of a lock has after this acquisition has drawn or received this token,
+-- which is given as text.
 local function fence_value(token, value)
   return token .. ':' .. string.sub(value, 1, 32)
 end
